@@ -1,0 +1,597 @@
+"""An aggregator process: prepares the store or stands by, then acts until the job ends.
+
+Carries events and actions between sockets, shared memory and the protocol, one action at a time
+and in order: a crash between any two is what the protocol is made for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import select
+import selectors
+import socket
+import statistics
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from actors.channel import Channel, accept, listen
+from actors.injector import AggregatorInjector
+from actors.setup import JobSetup
+from elastic.core import checkpoint
+from elastic.core.compute import deterministic, make_sizes, model_tensors
+from elastic.core.errors import ChannelClosed, CheckpointError
+from elastic.core.faults import Fault
+from elastic.core.fingerprint import differences, fingerprint, parameters_sha256
+from elastic.core.model import ModelSpec, prepare, raw_bytes
+from elastic.core.protocol import aggregator as protocol
+from elastic.core.protocol.messages import (
+    Hello,
+    Manifest,
+    Membership,
+    Message,
+    Scale,
+    State,
+    manifest_from_bytes,
+    manifest_to_bytes,
+    pack_outcome,
+    unpack_outcome,
+)
+from elastic.core.store import (
+    Control,
+    MappedFile,
+    Record,
+    Slot,
+    Version,
+    check_space,
+    kill_and_wait,
+)
+from elastic.core.task import Task
+from elastic.core.update import Plan, Snapshot, Updater, snapshot_state
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_HUNG_S = 3.0  # an acting aggregator beats at least every _TICK_S
+
+
+class AggregatorShell:
+    """One aggregator: waits until it may act, then acts. `run` returns when the job has ended."""
+
+    def __init__(self, setup: JobSetup) -> None:
+        self._setup = setup
+        self._job = setup.job
+        self._run = setup.run
+        self._store = setup.open_store()
+        self._task: Task = setup.load_task()
+
+    def run(self) -> str:
+        """Stand by, act, end."""
+        deterministic(threads=1)  # cores work on different chunks
+        self._store.create()
+        acting = self._store.try_act()
+        if not acting or self._store.spec_path.exists():
+            acting = acting or self._await_spec()
+        if not self._store.spec_path.exists():
+            if not acting:
+                return "the job has ended"
+            self._prepare()
+        self._open()
+        took_over = not acting
+        if not acting and not self._stand_by():
+            return "the job has ended"
+        return self._act(took_over=took_over)
+
+    # ----------------------------------------------------------- preparing
+
+    def _await_spec(self) -> bool:
+        """Wait until the acting aggregator has prepared the store, or is dead. True: act now."""
+        while self._store.path.exists() and not self._store.spec_path.exists():
+            if self._store.try_act():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _prepare(self) -> None:
+        """Make the store: from the task, or from a checkpoint. The spec, written last, seals it."""
+        job = self._job
+        prepared = prepare(self._task, job, self._task.dataset())
+        spec = prepared.spec
+        sizes = make_sizes(spec, job)
+        check_space(sizes.total_bytes(max_workers=job.workers.max + job.workers.spare))
+        versions = tuple(
+            Version(self._store.path, index, sizes, writable=True, optimizer=True)
+            for index in range(2)
+        )
+        for field in spec.layout.fields:
+            for version in versions:
+                view = version.values[field.start : field.stop].view(field.shape)
+                view.copy_(prepared.values[field.name])
+        for counter in spec.layout.counters:
+            (data,) = raw_bytes([prepared.values[counter.name]])
+            stop = counter.start_byte + counter.size_bytes
+            for version in versions:
+                version.counters[counter.start_byte : stop] = torch.frombuffer(
+                    bytearray(data), dtype=torch.uint8
+                )
+        if spec.constants:
+            file = MappedFile(self._store.path / "constants", sizes.constants_bytes, writable=True)
+            for one in spec.constants:
+                num = one.size_bytes // one.dtype.itemsize
+                view = file.tensor(one.dtype, one.start_byte, num).view(one.shape)
+                view.copy_(prepared.values[one.name])
+        control = Control(self._store.path, sizes, writable=True)
+        state = State(step=0, attempt=0, exponents=None)
+        if self._setup.resume_from is not None:
+            state = self._restore(spec, versions)
+        control.state.write(state.to_bytes())
+        partial = self._store.path / "spec.partial"
+        partial.write_bytes(pickle.dumps(spec))
+        partial.rename(self._store.spec_path)
+
+    def _restore(self, spec: ModelSpec, versions: tuple[Version, ...]) -> State:
+        """Fill the version of the checkpoint's step; return the state it was written in."""
+        assert self._setup.resume_from is not None
+        found = checkpoint.read_checkpoint(self._setup.resume_from)
+        state = State.from_bytes(found.meta["state"].encode())
+        version = versions[state.step % 2]
+        targets = {"values": version.values, "counters": version.counters}
+        targets |= {f"state.{key}": tensor for key, tensor in version.states.items()}
+        targets |= {f"scalar.{key}": tensor for key, tensor in version.scalars.items()}
+        for name, target in targets.items():
+            if name not in found.state or found.state[name].shape != target.shape:
+                raise CheckpointError(
+                    f"{found.path}: {name} does not fit this job's model and optimizer; resume"
+                    " with the job file of the run, or start a new run"
+                )
+            target.copy_(found.state[name])
+        changed = differences(found.meta["fingerprint"], fingerprint(self._job.workers.threads))
+        if changed:
+            self._event("fingerprint", "; ".join(changed))
+            state = State(**{**asdict(state), "exact": False})
+        return state
+
+    # ------------------------------------------------------------ standing by
+
+    def _open(self) -> None:
+        """Map the store and make everything that acting needs, before it is needed."""
+        job = self._job
+        self._spec: ModelSpec = pickle.loads(self._store.spec_path.read_bytes())
+        self._sizes = make_sizes(self._spec, job)
+        self._control = Control(self._store.path, self._sizes, writable=True)
+        self._versions = (
+            Version(self._store.path, 0, self._sizes, writable=True, optimizer=True),
+            Version(self._store.path, 1, self._sizes, writable=True, optimizer=True),
+        )
+        self._constants = None
+        if self._spec.constants:
+            path = self._store.path / "constants"
+            self._constants = MappedFile(path, self._sizes.constants_bytes, writable=False)
+        self._updater = Updater(
+            self._spec,
+            self._versions,
+            num_micro_batches=job.batch.micro_batches,
+            clip_norm=job.clip_norm,
+            num_threads=len(os.sched_getaffinity(0)),
+        )
+        self._schedule = getattr(self._task, "schedule", None)
+        self._injector = AggregatorInjector(self._setup.faults, self._store.path)
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def _stand_by(self) -> bool:
+        """Wait until the acting aggregator is dead; kill it if it hangs. False: the job ended.
+
+        Acting needs the lock, which the kernel gives once the old process is gone: generations
+        cannot fence stores to memory.
+        """
+        beat, beat_s = -1, time.monotonic()
+        while self._store.path.exists():
+            if self._store.try_act():
+                return True
+            pid = self._control.active_pid[0]
+            if self._control.heartbeat[0] != beat:
+                beat, beat_s = self._control.heartbeat[0], time.monotonic()
+            elif pid and time.monotonic() - beat_s > _HUNG_S:
+                self._event("aggregator_lost", f"pid {pid} hangs for {_HUNG_S:.0f} s; killed")
+                kill_and_wait(pid, _HUNG_S)
+                continue
+            _wait_for_death(pid, _TICK_S)
+        return False
+
+    # ----------------------------------------------------------------- acting
+
+    def _act(self, *, took_over: bool) -> str:
+        job = self._job
+        self._control.active_pid[0] = os.getpid()
+        recovered = self._recover()
+        self._slots: dict[int, Slot] = {}
+        self._manifests: dict[int, Record] = {}
+        for worker in recovered.manifests:
+            self._open_slot(worker)
+        self._protocol = protocol.Aggregator(
+            protocol.Rules(
+                num_steps=job.steps,
+                num_micro_batches=job.batch.micro_batches,
+                num_chunks=len(self._spec.layout.chunks),
+                skip_nonfinite=job.nonfinite.action == "skip",
+                max_skipped=job.nonfinite.max_skipped,
+            ),
+            recovered,
+        )
+        self._selector = selectors.DefaultSelector()
+        self._channels: dict[int | None, Channel] = {}
+        self._strangers: set[Channel] = set()
+        self._later: list[Any] = []
+        self._commit_s = time.monotonic()
+        self._update_s = 0.0
+        self._durable_step = self._newest_checkpoint()
+        self._writing: Future[None] | None = None
+        self._finishing: Future[None] | None = None
+        listener = listen(self._store.path / "socket")
+        self._selector.register(listener, selectors.EVENT_READ, None)
+        if took_over:
+            key = recovered.state.key
+            reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
+            self._event("aggregator_took_over", reason)
+        self._handle(protocol.Started())
+        while self._protocol.phase is not protocol.Phase.ENDED:
+            self._turn(listener)
+        self._handle(protocol.Tick())  # tell the coordinator
+        self._linger()
+        return "the job has ended"
+
+    def _recover(self) -> protocol.Recovered:
+        """Read what counts from shared memory."""
+        data = self._control.state.read()
+        assert data is not None, "the spec is written after the state"
+        state = State.from_bytes(data)
+        manifests = {}
+        for worker in self._store.worker_ids():
+            raw = self._store.manifest(worker, self._sizes).read()
+            manifests[worker] = manifest_from_bytes(raw) or Manifest(state.key)
+        counted = {
+            one
+            for manifest in manifests.values()
+            if manifest.key == state.key
+            for one in manifest.micro_batches
+        }
+        rows = {one: unpack_outcome(self._control.read_row(one))[0] for one in counted}
+        raw = self._control.membership.read()
+        membership = Membership.from_bytes(raw) if raw else Membership()
+        return protocol.Recovered(state, membership, manifests, rows)
+
+    def _turn(self, listener: socket.socket) -> None:
+        """Wait for something and handle it."""
+        self._beat()
+        timeout_s = min(max(0.0, self._protocol.next_tick_s - time.monotonic()), _TICK_S)
+        ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            if key.fileobj is listener:
+                self._register(accept(listener))
+            else:
+                assert isinstance(key.fileobj, Channel)
+                self._read(key.fileobj, key.data)
+        if not ready or time.monotonic() >= self._protocol.next_tick_s:
+            self._tick()
+        for action in self._later:
+            self._write_down(action)
+        self._later.clear()
+        if self._finishing is not None and self._finishing.done():
+            self._finishing.result()
+            self._finishing = None
+            self._handle(protocol.Finished())
+
+    def _tick(self) -> None:
+        self._injector.wake()
+        progress = {worker: slot.progress[0] for worker, slot in self._slots.items()}
+        self._handle(protocol.Tick(progress))
+        self._checkpoint_if_due()
+
+    def _beat(self, _: int = 0) -> None:
+        self._control.heartbeat[0] += 1
+
+    def _linger(self) -> None:
+        """Stay until the coordinator ends this process: workers are still connected."""
+        while self._store.path.exists():
+            self._beat()
+            time.sleep(0.05)
+
+    # --------------------------------------------------------------- channels
+
+    def _register(self, channel: Channel) -> None:
+        self._strangers.add(channel)
+        self._selector.register(channel, selectors.EVENT_READ, channel)
+
+    def _read(self, channel: Channel, sender: Any) -> None:
+        """Handle what one channel has. Its first message says who it is."""
+        try:
+            while (message := channel.receive()) is not None:
+                if channel in self._strangers:
+                    self._strangers.discard(channel)
+                    sender = message.worker if isinstance(message, Hello) else None
+                    self._channels[sender] = channel
+                    self._selector.modify(channel, selectors.EVENT_READ, sender)
+                self._receive(sender, message)
+        except ChannelClosed:
+            self._close(channel, sender)
+
+    def _receive(self, sender: int | None, message: Message) -> None:
+        step = self._protocol.state.step
+        if self._setup.faults:
+            self._at("step_start", step)
+            self._at("before_grant", step)
+        self._handle(protocol.Received(sender, message))
+
+    def _close(self, channel: Channel, sender: Any) -> None:
+        if channel.fileno() >= 0:
+            self._selector.unregister(channel)
+            channel.close()
+        known = channel not in self._strangers
+        self._strangers.discard(channel)
+        if known and self._channels.get(sender) is channel:
+            del self._channels[sender]
+            self._handle(protocol.Disconnected(sender))
+
+    def _send(self, receiver: int | None, message: Message) -> None:
+        channel = self._channels.get(receiver)
+        if channel is None:
+            return
+        with contextlib.suppress(ChannelClosed):  # its end of file is read in the next turn
+            channel.send(message)
+
+    # ---------------------------------------------------------------- actions
+
+    def _handle(self, event: protocol.Event) -> None:
+        for action in self._protocol.handle(event, time.monotonic()):
+            self._carry_out(action)
+
+    def _carry_out(self, action: protocol.Action) -> None:
+        match action:
+            case protocol.Send(worker, message):
+                self._send(worker, message)
+            case protocol.Tell(report):
+                self._send(None, report)
+            case protocol.OpenSlot(worker):
+                self._open_slot(worker)
+            case protocol.DropSlot(worker):
+                self._slots.pop(worker, None)
+                self._manifests.pop(worker, None)
+                self._store.drop_slot(worker)
+            case protocol.HangUp(worker):
+                if worker in self._channels:
+                    channel = self._channels.pop(worker)
+                    self._selector.unregister(channel)
+                    channel.close()
+            case protocol.SaveRow(outcome):
+                self._control.write_row(outcome.micro_batch, pack_outcome(outcome))
+                self._at("after_row", self._protocol.state.step)
+            case protocol.SaveManifest(worker, manifest):
+                self._manifests[worker].write(manifest_to_bytes(manifest))
+                self._at("after_grant", manifest.key.step)
+            case protocol.MarkDone(micro_batches, key):
+                for micro_batch in micro_batches:
+                    self._control.done[micro_batch] = key.word
+            case protocol.SaveMembership(membership):
+                self._control.membership.write(membership.to_bytes())
+            case protocol.Update():
+                self._handle(protocol.Updated(self._update(action)))
+            case protocol.SaveState(state):
+                self._save_state(state)
+            case protocol.Note() | protocol.Committed():
+                self._later.append(action)
+            case protocol.Finish(failure):
+                self._finishing = self._background.submit(self._finish, failure)
+
+    def _open_slot(self, worker: int) -> None:
+        if worker not in self._slots:
+            self._manifests[worker] = self._store.manifest(worker, self._sizes)
+            self._slots[worker] = Slot(self._store.path, worker, self._sizes, writable=True)
+
+    def _update(self, action: protocol.Update) -> float:
+        self._at("before_update", action.step)
+        begin_s = time.monotonic()
+        factor = 1.0 if self._schedule is None else float(self._schedule(action.step))
+        plan = Plan(
+            source=action.step % 2,
+            slots=() if action.skip else [(self._slots[w], half) for w, half in action.slots],
+            exponents=action.exponents,
+            weight=action.weight,
+            factor=factor,
+            fresh=action.num_updates == 0,
+        )
+        middle = len(self._spec.layout.chunks) // 2
+
+        def beat(chunk: int) -> None:
+            self._beat()
+            if chunk == middle and self._setup.faults:
+                self._at("mid_update", action.step)
+
+        norm = self._updater.run(plan, beat)
+        self._update_s = time.monotonic() - begin_s
+        self._at("before_flip", action.step)
+        return norm
+
+    def _save_state(self, state: State) -> None:
+        self._control.state.write(state.to_bytes())
+        self._control.key[0] = state.key.word
+        if state.attempt == 0 and state.step > 0:
+            self._at("after_flip", state.step - 1)
+            self._checkpoint_if_due()
+        self._at("step_start", state.step)
+
+    def _at(self, point: str, step: int) -> None:
+        if not self._setup.faults:
+            return
+        coordinator = self._channels.get(None)
+        self._injector.at(
+            point,
+            step,
+            {worker: one.peer_pid for worker, one in self._channels.items() if worker is not None},
+            coordinator_pid=coordinator.peer_pid if coordinator is not None else None,
+            scale=self._scale,
+            note=self._note_fault,
+        )
+
+    def _scale(self, delta: int, worker: int | None) -> bool:
+        self._send(None, Scale(delta, worker))
+        return True
+
+    def _note_fault(self, fault: Fault) -> None:
+        worker = fault.target if isinstance(fault.target, int) else None
+        self._event("fault", str(fault), worker)
+
+    # ---------------------------------------------------------- run folder
+
+    def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
+        acting = hasattr(self, "_protocol")
+        event = {
+            "time_s": time.time(),
+            "kind": kind,
+            "step": self._protocol.state.step if acting else 0,
+            "generation": self._protocol.membership.generation if acting else 0,
+            "worker": worker,
+            "reason": reason,
+        }
+        self._run.append_event(event)
+
+    def _write_down(self, action: protocol.Note | protocol.Committed) -> None:
+        if isinstance(action, protocol.Note):
+            self._event(action.kind, action.reason, action.worker)
+            return
+        now_s, unix_s = time.monotonic(), time.time()
+        batch = self._job.batch
+        groups = self._spec.optimizer.groups
+        factor = 1.0 if self._schedule is None else float(self._schedule(action.step))
+        self._run.append_metrics(
+            {
+                "step": action.step,
+                "time_s": unix_s,
+                "step_s": now_s - self._commit_s,
+                "loss": action.loss,
+                "grad_norm": action.grad_norm,
+                "lr": groups[0].options["lr"] * factor,
+                "samples": batch.micro_batches * batch.micro_batch_size,
+                "num_workers": action.num_workers,
+                "attempt": action.attempt,
+                "update_s": self._update_s,
+                "work": [
+                    [worker, one, start_s + unix_s - now_s, end_s + unix_s - now_s, outcome]
+                    for worker, one, start_s, end_s, outcome in action.work
+                ],
+            }
+        )
+        self._commit_s = now_s
+
+    # --------------------------------------------------------- checkpoints
+
+    def _newest_checkpoint(self) -> int:
+        newest = checkpoint.latest_checkpoint(self._run.checkpoints)
+        return int(newest.name.split("-")[1]) if newest is not None else 0
+
+    def _checkpoint_if_due(self) -> None:
+        """Start to write one behind training, if it is time and none is being written."""
+        every, state = self._job.checkpoint.every, self._protocol.state
+        if not every or state.step >= self._job.steps or state.attempt:
+            return
+        if state.step // every <= self._durable_step // every:
+            return
+        if self._writing is not None and not self._writing.done():
+            return
+        self._durable_step = state.step
+        snapshot = self._begin_snapshot(state)
+        self._writing = self._background.submit(self._write_checkpoint, snapshot, state)
+
+    def _begin_snapshot(self, state: State) -> Snapshot:
+        snapshot = Snapshot(self._sizes, state.step % 2, self._versions[state.step % 2])
+        self._updater.snapshot = snapshot
+        return snapshot
+
+    def _write_checkpoint(self, snapshot: Snapshot, state: State) -> None:
+        """Copy, then write. On the background thread; a failure is reported, training goes on."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            path = self._write(snapshot, state)
+            self._event("checkpoint_written", str(path))
+        except OSError as error:
+            self._event("checkpoint_failed", f"step {state.step}: {error}")
+
+    def _write(self, snapshot: Snapshot, state: State) -> Any:
+        snapshot.copy()
+        if self._updater.snapshot is snapshot:
+            self._updater.snapshot = None
+        tensors = snapshot_state(snapshot)
+        chunked = [name for name in tensors if name == "values" or name.startswith("state.")]
+        return checkpoint.write_checkpoint(
+            self._run.checkpoints,
+            step=state.step,
+            weights=model_tensors(self._spec, snapshot, self._constants),
+            state=tensors,
+            meta={
+                "state": state.to_bytes().decode(),
+                "job": self._job.model_dump(mode="json"),
+                "fingerprint": fingerprint(self._job.workers.threads),
+            },
+            chunks=self._spec.layout.chunks,
+            chunked=chunked,
+            keep_last=self._job.checkpoint.keep_last,
+        )
+
+    def _finish(self, failure: str) -> None:
+        """The last checkpoint and the result. Doing it twice does no harm."""
+        state = self._protocol.state
+        version = self._versions[state.step % 2]
+        if state.step > 0:
+            self._write(self._begin_snapshot(state), state)
+            self._event("checkpoint_written", f"the last one, step {state.step}")
+        metrics = self._run.read_metrics()
+        events = self._run.read_events()
+        started = min((one["time_s"] for one in events), default=time.time())
+        steps_s = [one["step_s"] for one in metrics[1:]]
+        kind = "job_failed" if failure else "job_finished"
+        if not failure and state.step < self._job.steps:
+            kind = "job_stopped"
+        self._run.write_json(
+            self._run.result_json,
+            {
+                "name": self._job.name,
+                "outcome": kind.removeprefix("job_"),
+                "failure": failure,
+                "steps": state.step,
+                "loss": state.loss,
+                "first_loss": state.first_loss,
+                "params_sha256": parameters_sha256(self._spec.layout, version.values),
+                "samples_sha256": state.samples,
+                "exact": state.exact,
+                "wall_s": time.time() - started,
+                "step_s_median": statistics.median(steps_s) if steps_s else None,
+                "num_generations": self._protocol.membership.generation,
+                "overflows": state.overflows,
+                "skipped_steps": list(state.skipped),
+                "faults_fired": sorted(self._injector.fired()),
+                "versions": fingerprint(self._job.workers.threads),
+            },
+        )
+        self._event(kind, failure or f"step {state.step} of {self._job.steps}")
+
+
+def _wait_for_death(pid: int, timeout_s: float) -> None:
+    """Wait until the process is gone, at most that long."""
+    if not pid:
+        time.sleep(0.02)
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        time.sleep(0.001)  # the kernel is about to give its lock back
+        return
+    try:
+        select.select([descriptor], [], [], timeout_s)
+    finally:
+        os.close(descriptor)

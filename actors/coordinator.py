@@ -1,0 +1,306 @@
+"""The coordinator process: looks at the world, lets the protocol decide, acts. Over and over.
+
+Steps go on while it is gone. It remembers nothing that it cannot ask for again: members from the
+aggregator, processes from Ray, progress from the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.channel import Channel, connect
+from actors.setup import JobSetup
+from elastic.core.errors import ChannelClosed, ElasticError, FatalError
+from elastic.core.protocol.coordinator import (
+    Coordinator,
+    KillWorker,
+    Life,
+    Limits,
+    Note,
+    SetMembership,
+    StartAggregator,
+    StartWorker,
+    View,
+)
+from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Stop
+from elastic.core.status import PhaseName, Status
+
+log = logging.getLogger(__name__)
+
+_TURN_S = 0.05
+_NUM_EVENTS = 50
+_MAX_AGGREGATOR_DEATHS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process is over. `error` is what its own code raised; `text` says it in words."""
+
+    text: str
+    error: BaseException | None = None
+
+
+class Processes(Protocol):
+    """Where workers and aggregators live. Roles are 'worker' and 'aggregator'."""
+
+    def known(self, role: str) -> Mapping[int, Ended | None]:
+        """Every process started so far, by number, and how it ended if it did."""
+        ...
+
+    def start(self, role: str, number: int) -> None: ...
+
+    def kill(self, role: str, number: int) -> None: ...
+
+
+class CoordinatorShell:
+    """Runs the coordinator of one job on a thread; the methods may be called from others."""
+
+    def __init__(self, setup: JobSetup, processes: Processes) -> None:
+        job = setup.job
+        self._setup = setup
+        self._processes = processes
+        self._store = setup.open_store()
+        self._lock = threading.Lock()
+        limits = Limits(job.workers.min, job.workers.max, job.workers.spare, job.standby)
+        self._protocol = Coordinator(limits, job.workers.start)
+        self._channel: Channel | None = None
+        self._report: Report | None = None
+        self._connected: set[int] = set()
+        self._stop = ""
+        self._failure: BaseException | None = None
+        self._phase: PhaseName = "starting"
+        self._metrics = _Tail(setup.run.metrics_jsonl, 64)
+        self._events = _Tail(setup.run.events_jsonl, _NUM_EVENTS)
+        self._thread = threading.Thread(target=self._loop, name="coordinator", daemon=True)
+
+    def start(self) -> None:
+        """Begin; on what is there already if an earlier coordinator died."""
+        self._store.create()
+        if self._processes.known("aggregator"):
+            self._event("coordinator_restarted", f"pid {os.getpid()} takes up where it died")
+        self._thread.start()
+
+    # ------------------------------------------------------- for other threads
+
+    def status(self) -> Status:
+        """One snapshot, from the run folder and the last report."""
+        with self._lock:
+            self._metrics.read()
+            self._events.read()
+            report = self._report
+            members = set(self._protocol.membership.members)
+            metrics = list(self._metrics.lines)
+            steps_s = [one["step_s"] for one in metrics]
+            median_s = statistics.median(steps_s) if steps_s else None
+            connected = set(report.connected) if report is not None else set()
+            aggregators = sum(
+                ended is None for ended in self._processes.known("aggregator").values()
+            )
+            return Status(
+                phase=self._phase,
+                num_steps=self._setup.job.steps,
+                run_dir=str(self._setup.run.path),
+                step=metrics[-1]["step"] + 1 if metrics else 0,
+                loss=metrics[-1]["loss"] if metrics else None,
+                first_loss=self._metrics.first["loss"] if self._metrics.first else None,
+                samples_per_s=metrics[-1]["samples"] / median_s if median_s else None,
+                step_s_median=median_s,
+                num_workers=len(members & connected),
+                num_spare=len(connected - members),
+                target_workers=self._protocol.target,
+                generation=self._protocol.membership.generation,
+                aggregator="acting + standby" if aggregators > 1 else "acting, no standby",
+                events=tuple(self._events.lines),
+            )
+
+    def failure(self) -> BaseException | None:
+        """Why the job failed before it had a result."""
+        return self._failure
+
+    def scale(self, num_workers: int) -> str:
+        """Want that many workers. Returns the reason of a refusal, or nothing."""
+        with self._lock:
+            refusal = self._protocol.scale(num_workers)
+        if not refusal:
+            self._event("scaled", f"{num_workers} workers wanted")
+        return refusal
+
+    def stop(self, reason: str) -> None:
+        """Finish the step, write a checkpoint, end."""
+        self._stop = reason
+
+    # ------------------------------------------------------------------- loop
+
+    def _loop(self) -> None:
+        try:
+            while self._phase not in ("done", "failed"):
+                self._turn()
+        except Exception as error:  # kept: the driver raises it
+            log.exception("the coordinator failed")
+            self._fail(error)
+
+    def _turn(self) -> None:
+        """Observe, decide, act once."""
+        self._listen()
+        lives = self._observe()
+        if self._phase == "failed":
+            return
+        with self._lock:
+            report = self._report if self._channel is not None else None
+            aggregators = self._processes.known("aggregator").values()
+            view = View(
+                now_s=time.monotonic(),
+                report=report,
+                processes=lives,
+                num_aggregators=sum(ended is None for ended in aggregators),
+            )
+            actions = self._protocol.decide(view)
+        for action in actions:
+            self._act(action)
+        if report is not None and report.finished:
+            self._finish(report)
+        elif report is not None and self._phase == "starting" and report.step > 0:
+            self._phase = "training"
+
+    def _listen(self) -> None:
+        """Take what the aggregator says; greet a new one."""
+        if self._channel is None:
+            self._channel = connect(self._store.path / "socket")
+            if self._channel is None:
+                time.sleep(_TURN_S)
+                return
+            self._channel.send(Report(step=0, membership=Membership(), connected=()))
+        select.select([self._channel], [], [], _TURN_S)
+        try:
+            while (message := self._channel.receive()) is not None:
+                if isinstance(message, Report):
+                    self._report = message
+                    self._connected |= set(message.connected)
+                elif isinstance(message, Scale):
+                    self._scale_by(message)
+            if self._stop:
+                self._channel.send(Stop(self._stop))
+        except ChannelClosed:
+            self._channel.close()
+            self._channel, self._report = None, None
+
+    def _scale_by(self, request: Scale) -> None:
+        with self._lock:
+            if request.delta < 0 and request.worker is not None:
+                self._protocol.remove(request.worker)
+                return
+            limits = self._protocol.limits
+            target = self._protocol.target + request.delta
+            self._protocol.scale(min(limits.max_workers, max(limits.min_workers, target)))
+
+    def _observe(self) -> dict[int, Life]:
+        """What the processes do. A refusal by the task or the machine ends the job."""
+        for role in ("aggregator", "worker"):
+            for ended in self._processes.known(role).values():
+                if ended is not None and isinstance(ended.error, FatalError):
+                    self._fail(ended.error)
+        deaths = [
+            ended for ended in self._processes.known("aggregator").values() if ended is not None
+        ]
+        if len(deaths) > _MAX_AGGREGATOR_DEATHS:
+            self._fail(FatalError(f"{len(deaths)} aggregators died; the last: {deaths[-1].text}"))
+        return {
+            number: (
+                Life.DEAD
+                if ended is not None
+                else Life.ALIVE
+                if number in self._connected
+                else Life.STARTING
+            )
+            for number, ended in self._processes.known("worker").items()
+        }
+
+    def _act(self, action: Any) -> None:
+        match action:
+            case SetMembership(membership):
+                if self._channel is not None:
+                    try:
+                        self._channel.send(Admit(membership))
+                    except ChannelClosed:
+                        return  # said again once there is an aggregator
+            case StartWorker(worker):
+                self._event("worker_started", "its process is starting", worker)
+                self._processes.start("worker", worker)
+            case KillWorker(worker):
+                self._processes.kill("worker", worker)
+            case StartAggregator():
+                number = max(self._processes.known("aggregator"), default=-1) + 1
+                self._processes.start("aggregator", number)
+            case Note(kind, reason, worker):
+                self._event(kind, reason, worker)
+
+    def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
+        report = self._report
+        self._setup.run.append_event(
+            {
+                "time_s": time.time(),
+                "kind": kind,
+                "step": report.step if report is not None else 0,
+                "generation": self._protocol.membership.generation,
+                "worker": worker,
+                "reason": reason,
+            }
+        )
+
+    def _finish(self, report: Report) -> None:
+        """The result is written: end every process, free the memory."""
+        self._phase = "finishing"
+        self._clean_up()
+        self._phase = "failed" if report.failure else "done"
+
+    def _fail(self, error: BaseException) -> None:
+        if self._phase == "failed":
+            return
+        known = isinstance(error, ElasticError)
+        self._failure = error if known else FatalError(f"{type(error).__name__}: {error}")
+        self._event("job_failed", str(error))
+        self._clean_up()
+        self._phase = "failed"
+
+    def _clean_up(self) -> None:
+        self._store.remove()  # first: nobody may connect to a standby, nobody may stand by
+        for role in ("worker", "aggregator"):
+            for number in self._processes.known(role):
+                self._processes.kill(role, number)
+        self._store.close()
+        self._store.remove()
+
+
+class _Tail:
+    """The last lines of a file of JSON objects that others append to."""
+
+    def __init__(self, path: Path, num_lines: int) -> None:
+        self.lines: deque[dict[str, Any]] = deque(maxlen=num_lines)
+        self.first: dict[str, Any] | None = None
+        self._path = path
+        self._at = 0
+
+    def read(self) -> None:
+        """Take in what was appended; a line that is not complete yet waits."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._at += len(complete)
+        for line in complete.splitlines():
+            if line:
+                self.lines.append(json.loads(line))
+                self.first = self.first or self.lines[-1]

@@ -1,0 +1,156 @@
+"""Ray: the only module that makes actors. Everything else is plain classes.
+
+Workers and aggregators are detached, so that they outlive the coordinator's process; the
+coordinator, restarted by Ray, finds them again by their names.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from actors.coordinator import CoordinatorShell, Ended
+from actors.setup import NAMESPACE, JobSetup, compute_environment
+from elastic.core.status import Status
+
+
+class Host:
+    """A process that runs one worker or aggregator on a thread of its own."""
+
+    def __init__(self, setup: JobSetup, role: str, number: int) -> None:
+        self._result = ""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._run, args=(setup, role, number), name=role, daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, setup: JobSetup, role: str, number: int) -> None:
+        try:
+            if role == "worker":
+                from actors.worker import WorkerShell
+
+                self._result = WorkerShell(setup, number).run()
+            else:
+                from actors.aggregator import AggregatorShell
+
+                self._result = AggregatorShell(setup).run()
+        except BaseException as error:  # handed to whoever joins
+            self._error = error
+
+    def join(self) -> str:
+        """Wait for the end; return its reason or raise its error."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class RayProcesses:
+    """Workers and aggregators as detached Ray actors."""
+
+    def __init__(self, setup: JobSetup) -> None:
+        self._setup = setup
+        self._actors: dict[str, dict[int, Any]] = {"worker": {}, "aggregator": {}}
+        self._joins: dict[str, dict[int, Any]] = {"worker": {}, "aggregator": {}}
+        self._ended: dict[str, dict[int, Ended | None]] = {"worker": {}, "aggregator": {}}
+        prefix = f"{setup.job.name}/{setup.run_id}/"
+        for named in ray.util.list_named_actors(all_namespaces=True):
+            if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
+                role, number = named["name"].removeprefix(prefix).split("-")
+                self._adopt(role, int(number), ray.get_actor(named["name"], NAMESPACE))
+
+    def known(self, role: str) -> Mapping[int, Ended | None]:
+        """Every process started so far, by number, and how it ended if it did."""
+        waiting = {
+            join: number
+            for number, join in self._joins[role].items()
+            if self._ended[role][number] is None
+        }
+        if waiting:
+            done, _ = ray.wait(
+                list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False
+            )
+            for join in done:
+                self._ended[role][waiting[join]] = _how_it_ended(join)
+        return self._ended[role]
+
+    def start(self, role: str, number: int) -> None:
+        threads = self._setup.job.workers.threads if role == "worker" else 1
+        actor = (
+            ray.remote(Host)
+            .options(
+                name=self._setup.actor_name(role, number),
+                namespace=NAMESPACE,
+                lifetime="detached",
+                num_cpus=0,
+                max_concurrency=4,
+                runtime_env={"env_vars": compute_environment(threads)},
+            )
+            .remote(self._setup, role, number)
+        )
+        self._adopt(role, number, actor)
+
+    def kill(self, role: str, number: int) -> None:
+        ray.kill(self._actors[role][number], no_restart=True)
+
+    def _adopt(self, role: str, number: int, actor: Any) -> None:
+        self._actors[role][number] = actor
+        self._joins[role][number] = actor.join.remote()
+        self._ended[role][number] = None
+
+
+def _how_it_ended(join: Any) -> Ended:
+    try:
+        return Ended(ray.get(join))
+    except RayTaskError as error:
+        return Ended(str(error.cause), error.cause)
+    except RayActorError as error:
+        return Ended(str(error))
+
+
+class CoordinatorActor:
+    """The coordinator as an actor: Ray restarts it where it dies."""
+
+    def __init__(self, setup: JobSetup) -> None:
+        self._shell = CoordinatorShell(setup, RayProcesses(setup))
+        self._shell.start()
+
+    def status(self) -> Status:
+        return self._shell.status()
+
+    def failure(self) -> BaseException | None:
+        return self._shell.failure()
+
+    def scale(self, num_workers: int) -> str:
+        return self._shell.scale(num_workers)
+
+    def stop(self, reason: str) -> None:
+        self._shell.stop(reason)
+
+
+def launch_coordinator(setup: JobSetup) -> Any:
+    """Start the job's coordinator; it starts the rest. Returns the actor."""
+    return (
+        ray.remote(CoordinatorActor)
+        .options(
+            name=setup.coordinator_name,
+            namespace=NAMESPACE,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=8,
+        )
+        .remote(setup)
+    )
+
+
+def find_coordinator(name: str) -> Any | None:
+    """The coordinator of a running job, by the job's name."""
+    try:
+        return ray.get_actor(f"{name}/coordinator", NAMESPACE)
+    except (ValueError, RayError):
+        return None

@@ -1,0 +1,75 @@
+"""What every process of a job is told at its start. Light to import: no torch, no Ray."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic.core.runs import RunFolder
+
+if TYPE_CHECKING:
+    from elastic.core.config import JobConfig
+    from elastic.core.faults import Fault
+    from elastic.core.store import Store
+    from elastic.core.task import Task
+
+NAMESPACE = "elastic"
+
+
+@dataclass(frozen=True, slots=True)
+class JobSetup:
+    """One job on one node. `task` is a pickled task object; None: the job file names it."""
+
+    job: JobConfig
+    run: RunFolder
+    run_id: str
+    node: str
+    import_paths: tuple[str, ...] = ()
+    task: bytes | None = None
+    faults: tuple[Fault, ...] = ()
+    resume_from: Path | None = None
+
+    @property
+    def coordinator_name(self) -> str:
+        return f"{self.job.name}/coordinator"
+
+    def actor_name(self, role: str, number: int) -> str:
+        """The name of a worker's or aggregator's actor, unique among all runs."""
+        return f"{self.job.name}/{self.run_id}/{role}-{number}"
+
+    def open_store(self) -> Store:
+        from elastic.core.store import Store
+
+        return Store.named(self.job.name, self.run_id, self.node)
+
+    def load_task(self) -> Task:
+        """The user's code, importable from where the job was started."""
+        import cloudpickle
+
+        from elastic.core.task import check_task, load_task
+
+        for path in reversed(self.import_paths):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        if self.task is None:
+            return load_task(self.job.task, self.job.task_args)
+        task: Task = cloudpickle.loads(self.task)
+        check_task(task)
+        return task
+
+
+def compute_environment(threads: int) -> dict[str, str]:
+    """Environment that must be set before torch loads, so that all processes round alike."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "MKL_CBWR": os.environ.get("MKL_CBWR", "AVX2"),
+        "ATEN_CPU_CAPABILITY": os.environ.get("ATEN_CPU_CAPABILITY", "avx2"),
+        "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        # temporaries stay mapped: giving them back costs a page fault for every 4 KiB
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    }

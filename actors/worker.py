@@ -1,0 +1,205 @@
+"""A worker process: carries events and actions between its socket, its slot and its protocol.
+
+Importing this module loads neither torch nor the task: that happens on a thread of low priority,
+so that a worker that starts does not slow down those that compute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from actors.setup import JobSetup
+
+if TYPE_CHECKING:
+    from actors.channel import Channel
+    from elastic.core.compute import MicroBatches
+    from elastic.core.protocol import worker as protocol
+    from elastic.core.protocol.messages import Message, Outcome
+    from elastic.core.store import Slot
+
+log = logging.getLogger(__name__)
+
+_LOWEST_PRIORITY = 19
+_RETRY_S = 0.003
+_IDLE_S = 0.5
+
+
+class WorkerShell:
+    """Runs one worker until it is dismissed or its job is gone."""
+
+    def __init__(self, setup: JobSetup, worker: int) -> None:
+        self._setup = setup
+        self._worker = worker
+        self._slot: Slot | None = None
+        self._channel: Channel | None = None
+        self._pending: protocol.Compute | protocol.Encode | None = None
+        self._outcome: Outcome | None = None
+        self._exit = ""
+
+    def run(self) -> str:
+        """Work until dismissed; return the reason. Errors of the user's code escape."""
+        loader = _Loader(self._load)
+        loader.start()
+        loader.join()
+        if loader.error is not None:
+            raise loader.error
+        while not self._exit:
+            if self._channel is None and not self._reconnect():
+                break
+            self._drain(wait=self._pending is None)
+            if self._pending is not None:
+                self._work()
+        return self._exit or "the job is gone"
+
+    def _load(self) -> None:
+        """Everything slow: imports, data, model."""
+        import pickle
+
+        import torch
+
+        from actors.injector import WorkerInjector
+        from elastic.core.compute import MicroBatches, deterministic
+        from elastic.core.protocol.worker import Worker
+
+        self._store = self._setup.open_store()
+        self._store.hold_alive()
+        task = self._setup.load_task()
+        while not self._store.spec_path.exists():  # the first aggregator is still preparing
+            time.sleep(0.02)
+        job = self._setup.job
+        deterministic(job.workers.threads)
+        spec = pickle.loads(self._store.spec_path.read_bytes())
+        self._compute: MicroBatches = MicroBatches(job, task, spec, self._store)
+        self._injector = WorkerInjector(
+            self._setup.faults, self._store.path, self._worker, job.seed
+        )
+        self._protocol = Worker(self._worker, os.getpid())
+        torch.set_num_threads(job.workers.threads)
+
+    # ------------------------------------------------------------------ socket
+
+    def _reconnect(self) -> bool:
+        """Wait for an acting aggregator. False if the job has ended."""
+        from actors.channel import connect
+        from elastic.core.protocol.worker import Connected
+
+        path = self._store.path / "socket"
+        while self._store.path.exists():
+            self._channel = connect(path)
+            if self._channel is not None:
+                self._handle(Connected())
+                return True
+            time.sleep(_RETRY_S)
+        return False
+
+    def _drain(self, *, wait: bool) -> None:
+        """Handle what has arrived; with `wait`, wait for something to arrive first."""
+        from elastic.core.errors import ChannelClosed
+        from elastic.core.protocol.worker import Disconnected
+
+        if self._channel is None:
+            return
+        if wait:
+            select.select([self._channel], [], [], _IDLE_S)
+        try:
+            while self._channel is not None and (message := self._channel.receive()) is not None:
+                self._receive(message)
+        except ChannelClosed:
+            self._channel.close()
+            self._channel = None
+            self._handle(Disconnected())
+
+    def _receive(self, message: Message) -> None:
+        from elastic.core.protocol.messages import Welcome
+        from elastic.core.store import Slot
+
+        if isinstance(message, Welcome) and self._slot is None:
+            self._slot = Slot(self._store.path, self._worker, self._compute.sizes, writable=True)
+            self._compute.progress = self._slot.progress
+        self._handle(message)  # type: ignore[arg-type]
+
+    def _handle(self, event: protocol.Event) -> None:
+        from elastic.core.errors import ChannelClosed
+        from elastic.core.protocol.worker import Exit, Send
+
+        for action in self._protocol.handle(event, self._compute.key_word()):
+            if isinstance(action, Send):
+                try:
+                    if self._channel is not None:
+                        self._channel.send(action.message)
+                except ChannelClosed:
+                    pass  # the end of file is read next; Hello repeats what matters
+            elif isinstance(action, Exit):
+                self._exit = action.reason
+            else:
+                assert self._pending is None, "one computation at a time"
+                self._pending = action
+
+    # -------------------------------------------------------------------- work
+
+    def _work(self) -> None:
+        """Do the pending computation, then tell the protocol, news first."""
+        from elastic.core.protocol.worker import Compute, Encode
+
+        action, self._pending = self._pending, None
+        match action:
+            case Compute():
+                event = self._run_compute(action)
+            case Encode():
+                event = self._run_encode(action)
+            case _:
+                return
+        self._drain(wait=False)
+        if not self._exit:
+            self._handle(event)
+
+    def _run_compute(self, action: protocol.Compute) -> protocol.Event:
+        from elastic.core.compute import AbandonedError
+        from elastic.core.protocol.worker import Abandoned, Computed
+
+        lease = action.lease
+        step = lease.key.step
+        try:
+            self._injector.sleep(step, self._compute.members)
+            self._injector.at("before_compute", step)
+            outcome = self._compute.compute(lease)
+            self._injector.stretch(step, outcome.end_s - outcome.start_s)
+            if self._injector.poisons(step):
+                outcome = self._compute.poisoned(outcome)
+            self._injector.at("after_compute", step)
+        except AbandonedError:
+            return Abandoned(lease)
+        return Computed(lease, (outcome,))
+
+    def _run_encode(self, action: protocol.Encode) -> protocol.Event:
+        from elastic.core.compute import AbandonedError
+        from elastic.core.protocol.worker import Abandoned, Encoded
+
+        assert self._slot is not None
+        try:
+            self._compute.encode(action.lease, self._slot, half=action.half, base=action.base)
+        except AbandonedError:
+            return Abandoned(action.lease)
+        self._injector.at("after_encode", action.lease.key.step)
+        return Encoded()
+
+
+class _Loader(threading.Thread):
+    """Runs a function at the lowest priority. Nice values belong to threads on Linux."""
+
+    def __init__(self, load: object) -> None:
+        super().__init__(name="loader")
+        self._load = load
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        try:
+            self._load()  # type: ignore[operator]
+        except BaseException as error:  # handed to the thread that waits
+            self.error = error

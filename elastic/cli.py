@@ -1,0 +1,321 @@
+"""The command line. Reads what the user typed, calls the face below, prints what came of it.
+
+Never computes anything itself. Ray, torch and matplotlib are imported inside the commands that need
+them, so that `elastic --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from elastic.core.errors import ConfigError, ElasticError
+
+if TYPE_CHECKING:
+    from elastic.core.config import JobConfig
+    from elastic.core.faults import Fault
+
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that win over the job file: steps=500 workers.start=2 clip_norm=null",
+        show_default=False,
+    ),
+]
+_Running = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the job, or its run folder.")
+]
+_Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, or a job's name for its newest run.")
+]
+
+app = typer.Typer(
+    name="elastic",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Train PyTorch models on workers that come and go.
+
+Faults, slow workers, joins and leaves change *when* a step finishes, never *what* it computes: two
+runs of one job file end with the same parameters, bit for bit.
+
+**Try it** (in two terminals)
+
+    elastic train examples/stdlib_lm/job.yaml        # about a minute, 4 workers
+    elastic status stdlib-lm                         # from the other terminal
+    elastic scale stdlib-lm --workers 2              # the result stays the same
+    elastic report stdlib-lm                         # draw what happened
+""",
+)
+simulate_app = typer.Typer(no_args_is_help=True, help="Run the real protocol in virtual time.")
+
+
+@simulate_app.callback()
+def _simulate() -> None:
+    """Keep `protocol` a command of its own: typer drops the name of an only one."""
+
+
+app.add_typer(simulate_app, name="simulate")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 0, 1 for an error of a job, 2 for a command that makes no sense."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a task such as examples.x.task:Y lies where the user is
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except ElasticError as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        message = Text("error: ", style="bold red")
+        message.append("\n  ".join(["", *lines] if len(lines) > 1 else lines), style="not bold red")
+        Console(stderr=True, soft_wrap=True).print(message)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print(Text("interrupted", style="bold red"))
+        raise SystemExit(130) from None
+
+
+@app.command()
+def train(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")],
+    overrides: _Overrides = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(metavar="FAULTS.yaml", help="Faults to inject, to see that nothing changes."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder. [default: runs/NAME-YYYYmmdd-HHMMSS]"),
+    ] = None,
+) -> None:
+    """Train a job, and show its progress.
+
+    Everything it writes goes into the run folder: the resolved job, events, metrics, checkpoints,
+    the result. A wrong job file gives all its errors at once, before anything starts.
+
+    **Examples**
+
+        elastic train job.yaml
+        elastic train job.yaml steps=500 workers.start=2 task_args.size=10m
+        elastic train job.yaml --faults faults.yaml --run-dir runs/with-faults
+
+    **A job file**
+
+        name: stdlib-lm
+        task: examples.stdlib_lm.task:StdlibLM
+        steps: 200
+        batch: {micro_batches: 16, micro_batch_size: 2}
+        workers: {start: 4, min: 1, max: 8, threads: 1}
+
+    **A fault file**
+
+        - {do: kill, at: {step: 5, point: after_grant}, target: worker-1}
+        - {do: stop, at: {step: 9}, target: worker-2, for_s: 30}
+    """
+    from elastic.core.config import load_job
+    from elastic.core.faults import load_faults
+    from elastic.core.runs import RunFolder, new_run_dir
+
+    config = load_job(job, overrides or ())
+    _needs_task(config, job)
+    schedule = load_faults(faults, num_steps=config.steps) if faults else ()
+    if run_dir is None:
+        run_dir = new_run_dir(config.name)
+    elif RunFolder(run_dir).job_json.exists():
+        raise ConfigError(
+            f"--run-dir {run_dir}: holds a run already; go on with it by: elastic resume {run_dir}"
+        )
+    _run(config, run_dir, faults=schedule, resume=False)
+
+
+@app.command()
+def resume(run: _Run, overrides: _Overrides = None) -> None:
+    """Go on with a run from its newest checkpoint, to the bit as if it had never ended.
+
+    The number of workers may change; what the model computes may not.
+
+    **Examples**
+
+        elastic resume runs/stdlib-lm-20250131-120000
+        elastic resume stdlib-lm workers.start=2 steps=400
+    """
+    from elastic.core.config import load_job
+    from elastic.core.runs import find_run
+
+    folder = find_run(run, running=False)
+    if folder.is_running():
+        raise ConfigError(f"{folder.path}: this job is still running; elastic stop {run} ends it")
+    config = load_job(folder.job_json, overrides or ())
+    _needs_task(config, folder.job_json)
+    _run(config, folder.path, faults=(), resume=True)
+
+
+@app.command()
+def status(name: _Running) -> None:
+    """Say how a running job is doing.
+
+    **Example**
+
+        elastic status stdlib-lm
+    """
+    from elastic.progress import event_line, numbers_line
+    from elastic.trainer import connect
+
+    now = connect(name).status()
+    console = Console()
+    console.print(Text(f"{now.phase}, step {now.step} of {now.num_steps}", style="bold"))
+    console.print(numbers_line(now))
+    console.print(Text(f"   aggregator {now.aggregator}"))
+    console.print(Text(f"   run folder {now.run_dir}"), soft_wrap=True)
+    for event in now.events[-8:]:
+        console.print(event_line(event, float(now.events[0]["time_s"])))
+
+
+@app.command()
+def scale(
+    name: _Running,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, metavar="N", help="Workers wanted.")
+    ],
+) -> None:
+    """Change the number of workers of a running job, between workers.min and workers.max.
+
+    New workers join as soon as they have started; those that leave finish what they hold. The
+    result of the job does not change.
+
+    **Example**
+
+        elastic scale stdlib-lm --workers 6
+    """
+    from elastic.trainer import connect
+
+    handle = connect(name)
+    before = handle.status().target_workers
+    handle.scale(workers)
+    Console().print(f"{name}: {before} → {workers} workers")
+
+
+@app.command()
+def stop(name: _Running) -> None:
+    """Stop a running job: it finishes the step and writes a checkpoint.
+
+    `elastic resume` goes on from there.
+
+    **Example**
+
+        elastic stop stdlib-lm
+    """
+    from elastic.trainer import connect
+
+    handle = connect(name)
+    run_dir = handle.status().run_dir
+    handle.stop()
+    Console().print(
+        f"{name}: stops after this step; go on by: elastic resume {run_dir}", soft_wrap=True
+    )
+
+
+@app.command()
+def report(
+    run: _Run,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PNG", help="[default: RUN/report.png]"),
+    ] = None,
+) -> None:
+    """Draw a run: its loss, its step times, and what each worker did when, faults and all.
+
+    Works on finished and on running jobs.
+
+    **Examples**
+
+        elastic report stdlib-lm
+        elastic report runs/with-faults --output faults.png
+    """
+    from elastic.core.runs import find_run
+    from elastic.report import report as draw
+
+    folder = find_run(run, running=False)
+    path = draw(folder.path, output or folder.report_png)
+    Console().print(str(path), soft_wrap=True)
+
+
+@simulate_app.command()
+def protocol(
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Try seeds 0 to N-1.")] = 1000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Try this seed alone.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Go on through the seeds for so long, whatever --seeds says."),
+    ] = None,
+) -> None:
+    """Try random schedules of faults on the step protocol, and check its invariants.
+
+    The same worker, aggregator and coordinator code as in a real job, in virtual time: messages
+    delayed and repeated, processes killed, stopped and resumed at any point. A seed decides
+    everything; the first schedule that breaks an invariant is shrunk, printed, and gives exit
+    code 1.
+
+    **Examples**
+
+        elastic simulate protocol --seeds 10000
+        elastic simulate protocol --minutes 5
+        elastic simulate protocol --seed 4711        # again, to look at it
+    """
+    from elastic.core.simulator import check_seed
+
+    console, start_s = Console(), time.monotonic()
+    numbers: Iterable[int] = range(seeds)
+    if seed is not None:
+        numbers = (seed,)
+    elif minutes is not None:
+        numbers = itertools.count()
+    num_tried = 0
+    with console.status("") as spinner:
+        for number in numbers:
+            if minutes is not None and time.monotonic() - start_s > 60 * minutes:
+                break
+            violation = check_seed(number)
+            if violation is not None:
+                console.print(Text(f"seed {number} breaks the protocol", style="bold red"))
+                console.print(Text(violation), soft_wrap=True)
+                raise typer.Exit(1)
+            num_tried += 1
+            spinner.update(f"{num_tried} schedules, no violation")
+    took_s = time.monotonic() - start_s
+    console.print(
+        f"{num_tried} schedules in {took_s:.1f} s ({60 * num_tried / took_s:,.0f} a minute), "
+        "no violation"
+    )
+
+
+def _needs_task(config: JobConfig, path: Path) -> None:
+    if not config.task:
+        raise ConfigError(f"{path}: task: missing; needs package.module:Class")
+
+
+def _run(config: JobConfig, run_dir: Path, *, faults: tuple[Fault, ...], resume: bool) -> None:
+    """Run a job to its end behind a live display."""
+    from elastic.progress import make_progress, print_summary
+    from elastic.trainer import run_job
+
+    console = Console()
+    with make_progress(console, config.name) as progress:
+        result = run_job(
+            config, run_dir=run_dir, faults=faults, resume=resume, on_status=progress.show
+        )
+    print_summary(console, run_dir, result.metrics, result.events)

@@ -1,0 +1,1 @@
+"""Pure core: exact sums, store, data, protocols without I/O. Never imports Ray."""

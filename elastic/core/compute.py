@@ -1,0 +1,243 @@
+"""The computing half of a worker: one micro-batch at a time, on parameters it may only read.
+
+Every result is a function of (job, step, micro-batch) alone. Never decides what to compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from elastic.core.config import JobConfig
+from elastic.core.data import SampleStream, digest
+from elastic.core.errors import TaskError
+from elastic.core.fixed_point import Encoder, Exponents
+from elastic.core.model import ModelSpec, forward, polled, raw_bytes, seed_generators
+from elastic.core.permutation import derive_key
+from elastic.core.protocol.messages import Key, Lease, Membership, Outcome, State
+from elastic.core.store import Control, MappedFile, Sizes, Slot, Store, Version
+from elastic.core.task import Task
+
+
+class AbandonedError(BaseException):
+    """What is being computed is not wanted any more. Not an Exception: models must not catch it."""
+
+
+def make_sizes(spec: ModelSpec, job: JobConfig) -> Sizes:
+    """What the files of a job's store hold."""
+    return Sizes(
+        layout=spec.layout,
+        num_micro_batches=job.batch.micro_batches,
+        optimizer_keys=spec.optimizer.tensor_keys,
+        scalar_keys=spec.optimizer.scalar_keys,
+        constants_bytes=spec.constants_bytes,
+    )
+
+
+def deterministic(threads: int) -> None:
+    """Settle what could make two processes round differently."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    # filling every empty tensor would make allocation 200 times slower
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class MicroBatches:
+    """Computes micro-batches of one job in one process."""
+
+    def __init__(self, job: JobConfig, task: Task, spec: ModelSpec, store: Store) -> None:
+        self.sizes = make_sizes(spec, job)
+        self._job = job
+        self._task = task
+        self._spec = spec
+        self._dataset = task.dataset()
+        self._stream = SampleStream(
+            num_samples=len(self._dataset),
+            held_out=job.held_out,
+            seed=job.seed,
+            split_seed=job.split_seed,
+        )
+        self._control = Control(store.path, self.sizes, writable=False)
+        self._versions = tuple(
+            Version(store.path, index, self.sizes, writable=False, optimizer=False)
+            for index in range(2)
+        )
+        self._encoder = Encoder(spec.layout)
+        self._model = spec.build(self._first_tensors(store))
+        self._parameters = dict(self._model.named_parameters())
+        self._trained = [self._parameters[field.name] for field in spec.layout.parameters]
+        self._views = [
+            [
+                version.values[field.start : field.stop].view(field.shape)
+                for field in spec.layout.parameters
+            ]
+            for version in self._versions
+        ]
+        self._constant_buffers = {
+            constant.name: self._tensor(constant.name)
+            for constant in spec.constants
+            if constant.name not in self._parameters
+        }
+        polled(self._model, self._poll)
+        self.progress = memoryview(bytearray(8)).cast("Q")
+        self._wanted: tuple[int, int] = (0, 0)
+
+    def _first_tensors(self, store: Store) -> dict[str, torch.Tensor]:
+        layout = self._spec.layout
+        tensors = {
+            field.name: self._versions[0].values[field.start : field.stop].view(field.shape)
+            for field in layout.parameters
+        }
+        for field in layout.buffers:
+            tensors[field.name] = torch.zeros(field.shape)
+        for counter in layout.counters:
+            tensors[counter.name] = torch.zeros(counter.shape, dtype=getattr(torch, counter.dtype))
+        if self._spec.constants:
+            size = self._spec.constants_bytes
+            file = MappedFile(store.path / "constants", size, writable=False)
+            for one in self._spec.constants:
+                num = one.size_bytes // one.dtype.itemsize
+                tensors[one.name] = file.tensor(one.dtype, one.start_byte, num).view(one.shape)
+        return tensors
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        """A buffer as it is now: forward may have put another tensor in its place."""
+        return self._model.get_buffer(name)
+
+    def key_word(self) -> int:
+        """The word of the step and attempt that run now."""
+        return self._control.key[0]
+
+    def _poll(self) -> None:
+        self.progress[0] += 1
+        word, micro_batch = self._wanted
+        if self._control.key[0] != word or self._control.done[micro_batch] == word:
+            raise AbandonedError
+
+    def compute(self, lease: Lease) -> Outcome:
+        """Forward and backward; the gradients stay in the parameters until `encode`.
+
+        Raises:
+            AbandonedError: the step moved on, or another worker was first.
+        """
+        (micro_batch,) = lease.micro_batches
+        start_s = time.monotonic()
+        step = lease.key.step
+        self._wanted = (lease.key.word, micro_batch)
+        self._poll()
+        batch = self._job.batch
+        indices = self._stream.micro_batch(
+            step, micro_batch, batch.micro_batches, batch.micro_batch_size
+        )
+        data = self._dataset.fetch(indices)
+        self._load(step % 2)
+        seed_generators(derive_key("micro-batch", self._job.seed, step, micro_batch))
+        loss_sum, weight = forward(self._task, self._model, data, self._job.precision)
+        loss_sum.backward()
+        self._poll()
+        self._check_constants()
+        return Outcome(
+            micro_batch=micro_batch,
+            loss_sum=float(loss_sum.detach()),
+            weight=weight,
+            samples=digest(indices),
+            counters=self._counters_digest(),
+            maxima_C=self._encoder.maxima(self._values()),
+            start_s=start_s,
+            end_s=time.monotonic(),
+        )
+
+    def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> None:
+        """Add what `compute` left in the gradients to `base`, into `half` of the slot."""
+        exponents = self._exponents(lease.key)
+        self._encoder.add(
+            self._values(),
+            exponents,
+            base=None if base is None else slot.halves[base],
+            out=slot.halves[half],
+        )
+        for counter in self._spec.layout.counters:
+            (data,) = raw_bytes([self._tensor(counter.name)])
+            stop = counter.start_byte + counter.size_bytes
+            slot.counters[half][counter.start_byte : stop] = torch.frombuffer(
+                bytearray(data), dtype=torch.uint8
+            )
+
+    def poisoned(self, outcome: Outcome) -> Outcome:
+        """The outcome after failing hardware made the gradient NaN. For fault schedules."""
+        for parameter in self._trained:
+            if parameter.grad is not None:
+                parameter.grad.fill_(torch.nan)
+        return replace(outcome, maxima_C=self._encoder.maxima(self._values()))
+
+    def members(self) -> tuple[int, ...]:
+        """Who is a member now."""
+        data = self._control.membership.read()
+        return Membership.from_bytes(data).members if data else ()
+
+    def _exponents(self, key: Key) -> Exponents:
+        data = self._control.state.read()
+        state = State.from_bytes(data) if data else None
+        if state is None or state.key != key or state.exponents is None:
+            raise AbandonedError
+        return np.array(state.exponents, np.int64)
+
+    def _load(self, version: int) -> None:
+        """Point the parameters at a version, copy the buffers in, forget old gradients."""
+        for parameter, view in zip(self._trained, self._views[version], strict=True):
+            parameter.data = view
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        source = self._versions[version]
+        with torch.no_grad():
+            for field in self._spec.layout.buffers:
+                self._tensor(field.name).copy_(
+                    source.values[field.start : field.stop].view(field.shape)
+                )
+            for counter in self._spec.layout.counters:
+                stop = counter.start_byte + counter.size_bytes
+                data = source.counters[counter.start_byte : stop].clone()
+                buffer = self._tensor(counter.name)
+                buffer.copy_(data.view(buffer.dtype).view(counter.shape))
+
+    def _values(self) -> list[torch.Tensor | None]:
+        gradients = [parameter.grad for parameter in self._trained]
+        buffers = [self._tensor(field.name) for field in self._spec.layout.buffers]
+        return [None if one is None else one.contiguous() for one in (*gradients, *buffers)]
+
+    def _counters_digest(self) -> bytes:
+        counters = self._spec.layout.counters
+        data = raw_bytes([self._tensor(counter.name) for counter in counters])
+        return hashlib.blake2b(b"".join(data), digest_size=8).digest()
+
+    def _check_constants(self) -> None:
+        """A buffer that the first try left alone must stay alone: nobody would share its change."""
+        for name, tensor in self._constant_buffers.items():
+            now = self._tensor(name)
+            if now is not tensor or now._version:
+                raise TaskError(
+                    f"forward changed the buffer {name}, which it left alone in the first try:"
+                    " change it in every forward, or never"
+                )
+
+
+def model_tensors(
+    spec: ModelSpec, version: Version | Snapshot, constants: MappedFile | None
+) -> dict[str, torch.Tensor]:
+    """Every tensor of the model's state_dict, by its key, as views of a version."""
+    named: dict[str, torch.Tensor] = {}
+    for field in spec.layout.fields:
+        named[field.name] = version.values[field.start : field.stop].view(field.shape)
+    for counter in spec.layout.counters:
+        stop = counter.start_byte + counter.size_bytes
+        data = version.counters[counter.start_byte : stop]
+        named[counter.name] = data.view(getattr(torch, counter.dtype)).view(counter.shape)
+    for one in spec.constants:
+        assert constants is not None
+        num = one.size_bytes // one.dtype.itemsize
+        named[one.name] = constants.tensor(one.dtype, one.start_byte, num).view(one.shape)
+    return {key: named[name] for key, name in spec.state_dict.items()}

@@ -1,0 +1,168 @@
+"""The job file: one frozen tree that describes a job, and nothing about the machines it runs on.
+
+Defaults < YAML < command line. Everything is checked before anything starts, all errors at once.
+Never reads the environment, never imports the user's task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from elastic.core.yaml_file import (
+    Document,
+    read_yaml,
+    validate,
+    with_overrides,
+)
+
+MAX_SEED = 2**63 - 1
+MAX_MICRO_BATCHES = 4096
+MAX_WORKERS = 1024
+
+
+class _Section(BaseModel):
+    """What every section of the tree has in common."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class Batch(_Section):
+    """The global batch: micro_batches x micro_batch_size samples in every step."""
+
+    micro_batches: int = Field(ge=1, le=MAX_MICRO_BATCHES)
+    """Parts that a step is cut into; each is computed by whichever worker is free. More parts
+    even out slow workers better and cost a little efficiency."""
+    micro_batch_size: int = Field(ge=1)
+    """Samples in one micro-batch. Memory of a worker grows with it."""
+
+
+class Workers(_Section):
+    """How many workers compute. The number changes the speed, never the result."""
+
+    start: int = Field(default=4, ge=1, le=MAX_WORKERS)
+    """Workers at the beginning."""
+    min: int = Field(default=1, ge=1, le=MAX_WORKERS)
+    """Scaling down stops here."""
+    max: int = Field(default=8, ge=1, le=MAX_WORKERS)
+    """Scaling up stops here; shared memory is set aside for this many."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Threads of one worker. Part of the job: another number may round differently."""
+    spare: int = Field(default=1, ge=0, le=MAX_WORKERS)
+    """Warm workers kept ready, so that a replacement computes at once."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Workers:
+        if not self.min <= self.start <= self.max:
+            raise ValueError(
+                f"got min {self.min}, start {self.start}, max {self.max}; needs min <= start <= max"
+            )
+        return self
+
+
+class Nonfinite(_Section):
+    """What to do when the model itself produces NaN or Inf (two workers agreed on it)."""
+
+    action: Literal["skip", "stop"] = "stop"
+    """skip: leave the parameters as they are and go on; stop: write a checkpoint and fail."""
+    max_skipped: int = Field(default=100, ge=1)
+    """With skip: the job fails after this many skipped steps."""
+
+
+class CheckpointConfig(_Section):
+    """When checkpoints are written. They are written behind training."""
+
+    every: int = Field(default=50, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep_last: int = Field(default=3, ge=1)
+    """Older checkpoints are removed."""
+
+
+class JobConfig(_Section):
+    """A job: one model being trained."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+            json_schema_extra={
+                "allowed": "1 to 64 letters, digits, - _ . and a letter or digit first"
+            },
+        ),
+    ]
+    """Names the run folder, the actors and the shared memory."""
+    task: Annotated[
+        str,
+        Field(
+            pattern=r"^$|^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+            json_schema_extra={"allowed": "package.module:Class"},
+        ),
+    ] = ""
+    """The user's code as package.module:Class. Needed unless a task object is given in Python."""
+    task_args: dict[str, JsonValue] = {}
+    """Keyword arguments of the task."""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Decides initial parameters, order of samples and every random number of the model."""
+    steps: int = Field(ge=1)
+    """Optimizer updates in all."""
+    batch: Batch
+    """The global batch."""
+    held_out: int = Field(default=0, ge=0)
+    """Samples kept away from training."""
+    split_seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Decides which samples are held out, independent of `seed`."""
+    workers: Workers = Workers()
+    """How many workers compute."""
+    standby: bool = True
+    """Keep a warm second aggregator that takes over when the first dies."""
+    device: Literal["cpu"] = "cpu"
+    """Where workers compute."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: forward and backward under autocast; parameters stay float32."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest global norm of the gradient; null: no clipping."""
+    nonfinite: Nonfinite = Nonfinite()
+    """What to do about NaN and Inf."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written."""
+    chunk_elements: int = Field(default=262_144, ge=1024, le=2**24, multiple_of=16)
+    """Parameters in one chunk, the unit of summing, updating and checksums."""
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _no_cuda_yet(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("cuda"):
+            raise ValueError(f"got {value!r}; cuda comes with a later version; needs cpu")
+        return value
+
+
+def load_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a job from a YAML (or JSON) file or a mapping, with overrides such as 'batch.x=4'.
+
+    Raises:
+        ConfigError: one line for every mistake: file and line, key, value seen, what is allowed.
+    """
+    if isinstance(source, Mapping):
+        document = Document(dict(source), "job")
+    else:
+        document = read_yaml(Path(source))
+    return validate(JobConfig, with_overrides(document, overrides))
+
+
+__all__ = [
+    "Batch",
+    "CheckpointConfig",
+    "JobConfig",
+    "Nonfinite",
+    "Workers",
+    "load_job",
+]

@@ -1,0 +1,58 @@
+"""The one tree of errors. Messages give the value seen, the limit, and the setting that changes it.
+
+ElasticError
+├── RetryableError          the job goes on, or the same call may succeed later
+│   └── ChannelClosed       the peer's socket reached end-of-file
+└── FatalError              the job stops; a checkpoint is written first where there is a state
+    ├── ConfigError         the job file, the task, the data or the machine cannot do what is asked
+    │   ├── DataError       a data file is missing, damaged or too small
+    │   ├── TaskError       the model, optimizer or loss is refused, by name
+    │   └── StoreError      shared memory is too small, or the store is held by another job
+    ├── CheckpointError     a checkpoint is damaged or belongs to another model
+    ├── NonFiniteError      the model's own gradient or loss is NaN or infinite
+    └── ProtocolError       a rule of the step was broken: a bug of ours
+"""
+
+
+class ElasticError(Exception):
+    """Root of every error raised on purpose by this project."""
+
+
+class RetryableError(ElasticError):
+    """The job goes on, or the same call may succeed later."""
+
+
+class ChannelClosed(RetryableError):
+    """The peer of a socket is gone."""
+
+
+class FatalError(ElasticError):
+    """The job stops."""
+
+
+class ConfigError(FatalError):
+    """What is asked cannot be done; nothing has been started."""
+
+
+class DataError(ConfigError):
+    """A data file is missing, damaged or too small."""
+
+
+class TaskError(ConfigError):
+    """The model, optimizer or loss is refused, by name."""
+
+
+class StoreError(ConfigError):
+    """Shared memory is too small, or the store is held by another job."""
+
+
+class CheckpointError(FatalError):
+    """A checkpoint is damaged or belongs to another model."""
+
+
+class NonFiniteError(FatalError):
+    """The model's own gradient or loss is NaN or infinite."""
+
+
+class ProtocolError(FatalError):
+    """A rule of the step was broken: a bug of ours."""

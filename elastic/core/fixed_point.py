@@ -1,0 +1,142 @@
+"""Exact sums: a gradient is rounded once, to fixed point, and integers add in any order.
+
+`q = round(g * 2**k)` as int32, one exponent k per chunk. Every micro-batch reports per chunk
+`max|g|`, from which `a = round(max|g| * 2**k)` bounds its q: rounding is monotone and scaling by
+a power of two is exact. The step overflows iff the a of all micro-batches add up to more than
+2**31 - 1 for some chunk, which bounds every partial sum and does not depend on who computed what.
+
+Legend: M micro-batches, C chunks, N elements. Nothing here depends on an order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from elastic.core.layout import Layout, Piece
+
+LIMIT = 2**31 - 1
+HEADROOM_BITS = 3
+TARGET_BITS = 31 - HEADROOM_BITS
+MAX_EXPONENT = 120  # 2**k and 2**-k are normal float32 numbers
+BLOCK = 1 << 16  # elements a kernel touches at once: source, scratch and sums fit the L2 cache
+
+Exponents = npt.NDArray[np.int64]
+Maxima = npt.NDArray[np.float32]
+
+
+def exponents_for(maxima_MC: Maxima, old_C: Exponents) -> Exponents:
+    """Choose k so that the sum of maxima over M stays below 2**28; a chunk of zeros keeps its k.
+
+    The sum is taken in float64 in micro-batch order, so it is the same on every machine.
+    """
+    total_C = np.zeros(maxima_MC.shape[1], np.float64)
+    for maxima_C in maxima_MC.astype(np.float64):
+        total_C += maxima_C
+    _, bits_C = np.frexp(total_C)
+    new_C = np.clip(TARGET_BITS - bits_C.astype(np.int64), -MAX_EXPONENT, MAX_EXPONENT)
+    return np.where(total_C > 0, new_C, old_C)
+
+
+def overflowing(maxima_MC: Maxima, exponents_C: Exponents) -> list[int]:
+    """The chunks whose sum could leave int32. Finite maxima only."""
+    scaled_MC = np.rint(np.ldexp(maxima_MC.astype(np.float64), exponents_C))
+    return [int(chunk) for chunk in np.flatnonzero(scaled_MC.sum(axis=0) > LIMIT)]
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Turns the gradients of one micro-batch into int32 sums in a slot, block by block.
+
+    Holds the scratch memory of one thread; buffers are reused for the whole run, because large
+    temporaries cost page faults.
+    """
+
+    layout: Layout
+    _pieces: list[Piece] = field(init=False)
+    _maxima: torch.Tensor = field(init=False)
+    _scratch: torch.Tensor = field(init=False)
+    _integers: torch.Tensor = field(init=False)
+    _chunk_starts: npt.NDArray[np.int64] = field(init=False)
+    _chunks: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pieces = list(self.layout.pieces(BLOCK))
+        self._maxima = torch.zeros(len(self._pieces))
+        self._scratch = torch.empty(BLOCK)
+        self._integers = torch.empty(BLOCK, dtype=torch.int32)
+        owners = np.array([piece.chunk for piece in self._pieces], np.int64)
+        self._chunks, self._chunk_starts = np.unique(owners, return_index=True)
+
+    def maxima(self, values: Sequence[torch.Tensor | None]) -> Maxima:
+        """max|value| of each chunk, float32 of shape (C,). NaN if any value of the chunk is NaN.
+
+        Args:
+            values: contiguous float32 tensor of each field of the layout; None counts as zeros.
+        """
+        self._maxima.zero_()
+        cells = self._maxima.unbind()
+        for piece, cell, block in zip(self._pieces, cells, self._blocks(values), strict=True):
+            if block is not None:
+                torch.linalg.vector_norm(block, torch.inf, out=cell)
+                del piece
+        maxima_C = np.zeros(len(self.layout.chunks), np.float32)
+        if len(self._chunks):
+            maxima_C[self._chunks] = np.maximum.reduceat(self._maxima.numpy(), self._chunk_starts)
+        return maxima_C
+
+    def add(
+        self,
+        values: Sequence[torch.Tensor | None],
+        exponents_C: Exponents,
+        *,
+        base: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Write `base + round(value * 2**k)` to `out`, both int32 of shape (N,).
+
+        A `base` of None counts as zeros; `out` may then hold anything. Values out of int32's
+        range give garbage: the overflow rule sees them by their maxima.
+        """
+        scales = np.ldexp(1.0, exponents_C).tolist()
+        for piece, block in zip(self._pieces, self._blocks(values), strict=True):
+            target = out[piece.start : piece.start + piece.size]
+            source = None if base is None else base[piece.start : piece.start + piece.size]
+            if block is None:
+                target.zero_() if source is None else target.copy_(source)
+                continue
+            scaled = self._scratch[: piece.size]
+            torch.mul(block, scales[piece.chunk], out=scaled).round_()
+            if source is None:
+                target.copy_(scaled)
+            else:
+                integers = self._integers[: piece.size].copy_(scaled)
+                torch.add(source, integers, out=target)
+
+    def _blocks(self, values: Sequence[torch.Tensor | None]) -> Iterator[torch.Tensor | None]:
+        flat = [None if value is None else value.reshape(-1) for value in values]
+        for piece in self._pieces:
+            value = flat[piece.field]
+            if value is None:
+                yield None
+            else:
+                yield value[piece.field_start : piece.field_start + piece.size]
+
+
+def add_slots(slots: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Add int32 `slots` of one shape into `out`, block by block. At least one slot."""
+    for start in range(0, out.numel(), BLOCK):
+        block = out[start : start + BLOCK]
+        block.copy_(slots[0][start : start + BLOCK])
+        for slot in slots[1:]:
+            block += slot[start : start + BLOCK]
+
+
+def decode(total: torch.Tensor, exponent: int, divisor: float, out: torch.Tensor) -> None:
+    """Write `total * 2**-exponent / divisor` to `out`, float32 of the same shape."""
+    out.copy_(total)
+    out.mul_(float(np.ldexp(1.0, -exponent)) / divisor)

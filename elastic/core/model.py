@@ -1,0 +1,269 @@
+"""The model as a job needs it: looked at once, then rebuilt around shared memory anywhere.
+
+`prepare` builds the model, tries one micro-batch on it, and refuses by name what cannot keep the
+promise. `ModelSpec.build` gives the same modules with tensors in a store. Nothing here runs a step.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import nn
+
+from elastic.core.config import JobConfig
+from elastic.core.data import SampleStream
+from elastic.core.errors import TaskError
+from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned, make_layout
+from elastic.core.optim import OptimizerSpec, check_elementwise, inspect_optimizer
+from elastic.core.permutation import derive_key
+from elastic.core.task import Dataset, Task
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor that never changes: a frozen parameter, or a buffer that forward leaves alone."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start_byte: int
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that a process needs, besides the store, to hold the model. Picklable.
+
+    `skeleton` is the model with every parameter and buffer replaced by its name.
+    `state_dict` maps each key of the model's state_dict to the tensor that holds it.
+    """
+
+    layout: Layout
+    optimizer: OptimizerSpec
+    constants: tuple[Constant, ...]
+    state_dict: Mapping[str, str]
+    skeleton: bytes
+
+    @property
+    def constants_bytes(self) -> int:
+        last = self.constants[-1] if self.constants else None
+        return aligned(last.start_byte + last.size_bytes, ALIGNMENT_BYTES) if last else 0
+
+    def build(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+        """The model around `tensors`, by name; parameters and buffers alike."""
+        made: dict[str, Any] = {}
+
+        class Loader(pickle.Unpickler):
+            def persistent_load(self, pid: Any) -> Any:
+                kind, name, trained = pid
+                if name not in made:
+                    tensor = tensors[name]
+                    made[name] = nn.Parameter(tensor, trained) if kind == "parameter" else tensor
+                return made[name]
+
+        model = Loader(io.BytesIO(self.skeleton)).load()
+        assert isinstance(model, nn.Module)
+        return model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The spec, and the values to start from: parameters, buffers and constants by name."""
+
+    spec: ModelSpec
+    values: Tensors
+
+
+def seed_generators(key: int) -> None:
+    """Seed the default generators of torch (CPU), numpy and random; dropout takes no other."""
+    torch.default_generator.manual_seed(key & (2**63 - 1))
+    np.random.seed(key & 0xFFFF_FFFF)
+    random.seed(key)
+
+
+def forward(task: Task, model: nn.Module, micro_batch: Any, precision: str) -> tuple[Any, float]:
+    """The loss of one micro-batch and its weight, checked.
+
+    Raises:
+        TaskError: `loss` returned something else than two scalars.
+    """
+    context: AbstractContextManager[Any] = nullcontext()
+    if precision == "bfloat16":
+        context = torch.autocast("cpu", torch.bfloat16)
+    with context:
+        result = task.loss(model, micro_batch)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TaskError(f"loss returned {type(result).__name__}, must be (loss_sum, weight)")
+    loss_sum, weight = result
+    if not isinstance(loss_sum, torch.Tensor) or loss_sum.numel() != 1:
+        shape = tuple(getattr(loss_sum, "shape", ()))
+        raise TaskError(f"loss_sum must be a scalar tensor; its shape is {shape}")
+    if not loss_sum.requires_grad:
+        raise TaskError("loss_sum does not depend on any parameter (it has no gradient)")
+    return loss_sum, float(weight)
+
+
+def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
+    """Build the model once, try it on one micro-batch, and lay it out.
+
+    Raises:
+        TaskError: something cannot be trained exactly, by name and with the reason.
+    """
+    seed_generators(derive_key("model", job.seed))
+    model = task.model()
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"model() returned {type(model).__name__}, must be a torch.nn.Module")
+    model.train()
+    _check_tensors(model)
+    named = list(model.named_parameters())
+    optimizer = inspect_optimizer(task.optimizer(named), named)
+    check_elementwise(optimizer)
+    trained = {name for group in optimizer.groups for name in group.names}
+    if not trained:
+        raise TaskError("optimizer() holds no parameter that requires a gradient")
+    changing = _try_micro_batch(task, job, model, dataset)
+    tensors = dict(_named_tensors(model))
+    layout = _layout(optimizer, tensors, changing, job.chunk_elements)
+    held = {field.name for field in layout.fields} | {one.name for one in layout.counters}
+    constants = []
+    at = 0
+    for name, tensor in tensors.items():
+        if name not in held:
+            constants.append(Constant(name, tuple(tensor.shape), tensor.dtype, at))
+            at = aligned(at + constants[-1].size_bytes, ALIGNMENT_BYTES)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    state_dict = {key: names[id(value)] for key, value in model.state_dict(keep_vars=True).items()}
+    spec = ModelSpec(layout, optimizer, tuple(constants), state_dict, _skeleton(model, names))
+    return Prepared(spec, {name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers; tied ones once."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _check_tensors(model: nn.Module) -> None:
+    problems = []
+    for name, tensor in _named_tensors(model):
+        if nn.parameter.is_lazy(tensor):
+            problems.append(f"{name} is lazy: run the model once in model()")
+        elif tensor.device.type != "cpu":
+            problems.append(f"{name} is on {tensor.device}, and device is cpu")
+        elif tensor.layout != torch.strided:
+            problems.append(f"{name} is {tensor.layout}; only dense tensors can be trained")
+        elif type(tensor) not in (nn.Parameter, torch.Tensor, nn.Buffer):
+            problems.append(f"{name} is a {type(tensor).__name__}; sharded tensors are refused")
+    if problems:
+        raise TaskError("the model cannot be trained:\n  " + "\n  ".join(problems))
+
+
+def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Dataset) -> set[str]:
+    """Run one micro-batch; return the buffers that forward changes. The model is left as it was.
+
+    A parameter that forward changes would end a worker with SIGSEGV: it is mapped read-only there.
+    """
+    stream = SampleStream(
+        num_samples=len(dataset), held_out=job.held_out, seed=job.seed, split_seed=job.split_seed
+    )
+    batch = job.batch
+    indices = stream.micro_batch(0, 0, batch.micro_batches, batch.micro_batch_size)
+    before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
+    seed_generators(derive_key("try", job.seed))
+    loss_sum, _ = forward(task, model, dataset.fetch(indices), job.precision)
+    loss_sum.backward()
+    changed = {
+        name for name, tensor in _named_tensors(model) if not _equal(tensor.detach(), before[name])
+    }
+    parameters = dict(model.named_parameters())
+    written = sorted(changed & set(parameters))
+    if written:
+        raise TaskError(
+            f"forward changes the parameter {', '.join(written)}: register it as a buffer, or"
+            " compute the changed value into a new tensor"
+        )
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+            raise TaskError(f"the gradient of {name} is sparse: build the layer with sparse=False")
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+    model.zero_grad(set_to_none=True)
+    return changed
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+
+
+def _layout(
+    optimizer: OptimizerSpec, tensors: Tensors, changing: set[str], chunk_elements: int
+) -> Layout:
+    floats, counters = [], []
+    for name in (name for name in tensors if name in changing):
+        tensor = tensors[name]
+        shape = tuple(tensor.shape)
+        if tensor.dtype == torch.float32:
+            floats.append((name, shape))
+        elif tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+            raise TaskError(
+                f"forward changes the buffer {name}, which is {tensor.dtype}: only float32"
+                " buffers can be averaged exactly"
+            )
+        else:
+            size_bytes = tensor.numel() * tensor.element_size()
+            counters.append((name, shape, str(tensor.dtype).removeprefix("torch."), size_bytes))
+    groups = [
+        [(name, tuple(tensors[name].shape)) for name in group.names] for group in optimizer.groups
+    ]
+    return make_layout(groups, buffers=floats, counters=counters, chunk_elements=chunk_elements)
+
+
+def _skeleton(model: nn.Module, names: Mapping[int, str]) -> bytes:
+    class Dumper(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> Any:
+            if isinstance(obj, torch.Tensor) and id(obj) in names:
+                is_parameter = isinstance(obj, nn.Parameter)
+                kind = "parameter" if is_parameter else "buffer"
+                return (kind, names[id(obj)], obj.requires_grad)
+            return None
+
+    stream = io.BytesIO()
+    try:
+        Dumper(stream).dump(model)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise TaskError(f"the model cannot be sent to workers: {error}") from error
+    return stream.getvalue()
+
+
+def polled(model: nn.Module, poll: Callable[[], None]) -> None:
+    """Call `poll` between layers: before each leaf module, and after each parameter's gradient."""
+    for module in model.modules():
+        if next(module.children(), None) is None:
+            module.register_forward_pre_hook(lambda *_: poll())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _: poll())  # type: ignore[no-untyped-call]
+
+
+def raw_bytes(tensors: Sequence[torch.Tensor]) -> list[bytes]:
+    """The bytes of each tensor, whatever its dtype."""
+    return [
+        tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in tensors
+    ]

@@ -1,0 +1,773 @@
+"""The aggregator's side of the step, without I/O.
+
+    LEASING ──all micro-batches granted──▶ UPDATING ──updated──▶ LEASING (next step)
+       │  ▲                                                        │
+       │  └── overflow, or the first maxima: the same step again   │
+       └──────── all steps done, or asked to stop ──▶ FINISHING ──▶ ENDED
+
+Everything that counts is in shared memory: the state record, one manifest per slot, one row per
+micro-batch. What this class remembers beside them (who is connected, who holds what, how fast)
+is rebuilt from what workers say when they connect. So a successor may start from shared memory
+after a crash between any two actions.
+
+The grant is the commit: rows first, then the manifest, then the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+import numpy as np
+
+from elastic.core import fixed_point
+from elastic.core.errors import ProtocolError
+from elastic.core.protocol.messages import (
+    Admit,
+    Combine,
+    Commit,
+    Dismiss,
+    Granted,
+    Hello,
+    Key,
+    Lease,
+    Leases,
+    Leave,
+    Manifest,
+    Membership,
+    Message,
+    Outcome,
+    Refused,
+    Release,
+    Report,
+    Revoke,
+    State,
+    Stop,
+    Welcome,
+)
+from policies.hangs import Silence, WorkerProgress
+from policies.scheduling import Duplicate, IdleView, Queue, Shares, Take, Wait, pace
+
+
+class Phase(Enum):
+    LEASING = auto()
+    UPDATING = auto()
+    FINISHING = auto()
+    ENDED = auto()
+
+
+_MOVES = {
+    Phase.LEASING: {Phase.UPDATING, Phase.FINISHING, Phase.LEASING},
+    Phase.UPDATING: {Phase.LEASING, Phase.FINISHING},
+    Phase.FINISHING: {Phase.ENDED},
+    Phase.ENDED: set(),
+}
+
+# Events beside messages
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: the lock is held and shared memory was read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """A message of a worker (its id) or of the coordinator (None)."""
+
+    sender: int | None
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """End-of-file on the socket of a worker (its id) or of the coordinator (None)."""
+
+    sender: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """The next version is complete and may be committed."""
+
+    grad_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed. `progress` is each worker's counter, as far as it can be read."""
+
+    progress: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last checkpoint and the result are written."""
+
+
+Event = Started | Received | Disconnected | Updated | Tick | Finished
+
+# Actions, to be carried out in order
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    worker: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a message to the coordinator, if it is there."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSlot:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropSlot:
+    """Unlink the slot of a worker that is gone."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SaveRow:
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class SaveManifest:
+    """Make the manifest valid: this is the grant."""
+
+    worker: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class MarkDone:
+    micro_batches: tuple[int, ...]
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class SaveMembership:
+    membership: Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Compute the next version from this one; answer with Updated.
+
+    `slots`: (worker, half) of every slot that counts. With `skip`, only carry the state over.
+    """
+
+    step: int
+    slots: tuple[tuple[int, int], ...]
+    exponents: tuple[int, ...]
+    weight: float
+    num_updates: int
+    skip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SaveState:
+    """Flip the commit record: a new step or a new attempt begins."""
+
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something for the event log."""
+
+    kind: str
+    reason: str
+    worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Committed:
+    """A step was committed: for the metrics. `work` names every answer: granted or refused."""
+
+    step: int
+    attempt: int
+    loss: float
+    grad_norm: float
+    skipped: bool
+    num_workers: int
+    work: tuple[tuple[int, int, float, float, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Write the last checkpoint and the result; answer with Finished."""
+
+    failure: str
+
+
+Action = (
+    Send
+    | Tell
+    | OpenSlot
+    | DropSlot
+    | HangUp
+    | SaveRow
+    | SaveManifest
+    | MarkDone
+    | SaveMembership
+    | Update
+    | SaveState
+    | Note
+    | Committed
+    | Finish
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the protocol must know of the job."""
+
+    num_steps: int
+    num_micro_batches: int
+    num_chunks: int
+    skip_nonfinite: bool = False
+    max_skipped: int = 100
+    scheduling: Shares = Shares()
+    hangs: Silence = Silence()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What shared memory says at the start."""
+
+    state: State
+    membership: Membership = Membership()
+    manifests: Mapping[int, Manifest] = field(default_factory=dict)
+    rows: Mapping[int, Outcome] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is remembered of a connected worker; lost without harm."""
+
+    queue: list[Lease] = field(default_factory=list)
+    since_s: float = 0.0
+    samples_s: list[float] = field(default_factory=list)
+    progress: int = -1
+    progress_s: float = 0.0
+
+
+class Aggregator:
+    """The acting aggregator of one job. `next_tick_s` is when it wants to be asked again."""
+
+    def __init__(self, rules: Rules, recovered: Recovered) -> None:
+        self.phase = Phase.LEASING
+        self.state = recovered.state
+        self.membership = recovered.membership
+        self.next_tick_s = 0.0
+        self._rules = rules
+        self._manifests = dict(recovered.manifests)
+        self._outcomes: dict[int, Outcome] = {}
+        self._granted_to: dict[int, int] = {}
+        self._peers: dict[int, _Peer] = {}
+        self._seen: set[int] = set()
+        self._hung: dict[int, str] = {}
+        self._wants_leave: set[int] = set()
+        self._lost: set[int] = set()
+        self._nonfinite: dict[int, list[int]] = {}
+        self._work: list[tuple[int, int, float, float, str]] = []
+        self._leased = False
+        self._stop_reason = ""
+        self._failure = ""
+        self._coordinator = False
+        self._told: Report | None = None
+        for worker, manifest in self._manifests.items():
+            if manifest.key == self.state.key:
+                for micro_batch in manifest.micro_batches:
+                    self._outcomes[micro_batch] = recovered.rows[micro_batch]
+                    self._granted_to[micro_batch] = worker
+
+    # ---------------------------------------------------------------- events
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """Take one event; return what to do, in order."""
+        actions = self._react(event, now_s)
+        if self.phase is Phase.LEASING:
+            actions += self._advance(now_s)
+        if self.phase is Phase.LEASING:
+            actions += self._feed(now_s)
+        actions += self._tell()
+        return actions
+
+    def _react(self, event: Event, now_s: float) -> list[Action]:
+        match event:
+            case Started():
+                return [SaveState(self.state), MarkDone(tuple(self._outcomes), self.state.key)]
+            case Received(sender=None, message=message):
+                return self._from_coordinator(message)
+            case Received(sender=int(worker), message=message):
+                return self._from_worker(worker, message, now_s)
+            case Disconnected(sender=None):
+                self._coordinator = False
+            case Disconnected(sender=int(worker)):
+                return self._lose(worker)
+            case Updated(grad_norm):
+                return self._commit(grad_norm)
+            case Tick(progress):
+                return self._watch(progress, now_s)
+            case Finished():
+                self._move(Phase.ENDED)
+        return []
+
+    def _from_coordinator(self, message: Message) -> list[Action]:
+        self._coordinator = True
+        match message:
+            case Admit(membership) if membership.generation > self.membership.generation:
+                return self._admit(membership)
+            case Stop(reason):
+                self._stop_reason = reason
+            case Report():
+                self._told = None  # the coordinator's greeting: it wants to hear everything
+        return []
+
+    def _from_worker(self, worker: int, message: Message, now_s: float) -> list[Action]:
+        if isinstance(message, Hello):
+            return self._greet(message, now_s)
+        peer = self._peers.get(worker)
+        if peer is None:
+            return []
+        match message:
+            case Commit():
+                return self._asked(worker, peer, message, now_s)
+            case Release(leases):
+                for lease in leases:
+                    self._settle(peer, lease, now_s)
+            case Leave():
+                self._wants_leave.add(worker)
+        return []
+
+    # ------------------------------------------------------------ membership
+
+    def _greet(self, hello: Hello, now_s: float) -> list[Action]:
+        worker = hello.worker
+        if hello.has_slot and worker not in self._manifests:
+            # its slot was unlinked: what it still maps must never be read
+            return [Send(worker, Dismiss("fenced")), HangUp(worker)]
+        self._seen.add(worker)
+        peer = _Peer(since_s=now_s, progress_s=now_s)
+        peer.queue = [lease for lease in hello.holding if lease.key == self.state.key]
+        self._peers[worker] = peer
+        self._lost.discard(worker)
+        manifest = self._manifests.setdefault(worker, Manifest(Key(0, 0, 0)))
+        return [OpenSlot(worker), Send(worker, Welcome(manifest))]
+
+    def _admit(self, membership: Membership) -> list[Action]:
+        actions: list[Action] = [SaveMembership(membership)]
+        before = set(self.membership.members) | set(self.membership.leaving)
+        after = set(membership.members) | set(membership.leaving)
+        self.membership = membership
+        for worker in sorted(before - after):
+            self._hung.pop(worker, None)
+            if worker in self._peers:
+                actions += [Send(worker, Dismiss("no member any more")), HangUp(worker)]
+                actions += self._lose(worker)
+            self._lost.discard(worker)
+            self._wants_leave.discard(worker)
+        return actions
+
+    def _lose(self, worker: int) -> list[Action]:
+        """Forget a connection. What its slot holds stays; what it was computing is free again."""
+        if self._peers.pop(worker, None) is None:
+            return []
+        if worker in self.membership.members or worker in self.membership.leaving:
+            self._lost.add(worker)
+        return []
+
+    def _watch(self, progress: Mapping[int, int], now_s: float) -> list[Action]:
+        views = []
+        for worker, peer in self._peers.items():
+            if progress.get(worker, 0) != peer.progress or not peer.queue:
+                peer.progress, peer.progress_s = progress.get(worker, 0), now_s
+            silent_s = now_s - peer.progress_s
+            views.append(WorkerProgress(worker, silent_s, bool(peer.queue), bool(peer.samples_s)))
+        for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
+            if verdict.worker not in self._hung and verdict.worker in self.membership.members:
+                self._hung[verdict.worker] = verdict.reason
+                return [Note("worker_hung", verdict.reason, verdict.worker)]
+        return []
+
+    def _tell(self) -> list[Action]:
+        report = Report(
+            step=self.state.step,
+            membership=self.membership,
+            connected=tuple(sorted(self._peers)),
+            hung=tuple(sorted(self._hung.items())),
+            wants_leave=tuple(sorted(self._wants_leave)),
+            lost=tuple(sorted(self._lost)),
+            finished=self.phase is Phase.ENDED,
+            failure=self._failure,
+        )
+        if not self._coordinator or report == self._told:
+            return []
+        self._told = report
+        return [Tell(report)]
+
+    # -------------------------------------------------------------- granting
+
+    def _asked(self, worker: int, peer: _Peer, commit: Commit, now_s: float) -> list[Action]:
+        lease = commit.lease
+        begun_s = peer.since_s
+        self._settle(peer, lease, now_s)
+        manifest = self._manifests[worker]
+        mine = manifest.micro_batches if manifest.key == lease.key else ()
+        if lease.key == self.state.key and set(lease.micro_batches) <= set(mine):
+            return [Send(worker, Granted(lease, manifest.half))]
+        refusal = self._refusal(worker, commit, mine, manifest)
+        if refusal:
+            if lease.key == self.state.key:
+                self._record(worker, commit, "refused")
+            return [Send(worker, Refused(lease, refusal))]
+        if not all(outcome.finite for outcome in commit.outcomes):
+            return self._question(worker, commit)
+        peer.samples_s.append(now_s - begun_s)
+        self._record(worker, commit, "granted")
+        return self._grant(worker, commit, manifest)
+
+    def _refusal(
+        self, worker: int, commit: Commit, mine: tuple[int, ...], manifest: Manifest
+    ) -> str:
+        """Why a commit does not count; empty if it may. Staleness before anything else."""
+        lease = commit.lease
+        if lease.key != self.state.key:
+            return f"stale: step {self.state.step} attempt {self.state.attempt} runs"
+        if self.phase is not Phase.LEASING:
+            return "the step is complete"
+        if worker not in self.membership.members and worker not in self.membership.leaving:
+            return "not a member"
+        if any(micro_batch in self._outcomes for micro_batch in lease.micro_batches):
+            return "granted to another worker"
+        if commit.num_base != len(mine) or (mine and commit.half == manifest.half):
+            return f"sum of {commit.num_base} in half {commit.half}: {len(mine)} count here"
+        if not all(0 <= one < self._rules.num_micro_batches for one in lease.micro_batches):
+            return f"micro-batches {lease.micro_batches} do not exist"
+        return ""
+
+    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[Action]:
+        lease = commit.lease
+        manifest = manifest.added(lease, commit.half)
+        self._manifests[worker] = manifest
+        for outcome in commit.outcomes:
+            self._outcomes[outcome.micro_batch] = outcome
+            self._granted_to[outcome.micro_batch] = worker
+        rows: list[Action] = [SaveRow(outcome) for outcome in commit.outcomes]
+        return [
+            *rows,
+            SaveManifest(worker, manifest),
+            MarkDone(lease.micro_batches, lease.key),
+            Send(worker, Granted(lease, commit.half)),
+        ]
+
+    def _question(self, worker: int, commit: Commit) -> list[Action]:
+        """A NaN is computed once more, elsewhere if possible: it may be the machine's."""
+        actions: list[Action] = [Send(worker, Refused(commit.lease, "not finite"))]
+        for outcome in commit.outcomes:
+            if not outcome.finite:
+                self._nonfinite.setdefault(outcome.micro_batch, []).append(worker)
+                times = len(self._nonfinite[outcome.micro_batch])
+                reason = f"micro-batch {outcome.micro_batch} is not finite, seen {times} times"
+                actions.append(Note("nonfinite", reason, worker))
+        return actions
+
+    def _record(self, worker: int, commit: Commit, outcome: str) -> None:
+        for one in commit.outcomes:
+            self._work.append((worker, one.micro_batch, one.start_s, one.end_s, outcome))
+
+    def _settle(self, peer: _Peer, lease: Lease, now_s: float) -> None:
+        if lease in peer.queue:
+            peer.queue.remove(lease)
+            peer.since_s = now_s
+
+    # -------------------------------------------------------------- the step
+
+    def _advance(self, now_s: float) -> list[Action]:
+        """Go on where the step allows it."""
+        if self._failure or self.state.step >= self._rules.num_steps:
+            return self._finish()
+        if self._stop_reason and not self._leased and not self._outcomes:
+            return self._finish()
+        twice = sorted(one for one, seen in self._nonfinite.items() if len(seen) > 1)
+        if twice:
+            return self._own_nonfinite(twice[0])
+        if len(self._outcomes) == self._rules.num_micro_batches:
+            return self._complete()
+        return []
+
+    def _own_nonfinite(self, micro_batch: int) -> list[Action]:
+        where = f"step {self.state.step}, micro-batch {micro_batch}"
+        if not self._rules.skip_nonfinite:
+            self._failure = (
+                f"{where}: the loss or gradient is not finite on two tries;"
+                " nonfinite.action: skip would skip the step"
+            )
+            return self._finish()
+        if len(self.state.skipped) >= self._rules.max_skipped:
+            self._failure = f"{where}: not finite, and {len(self.state.skipped)} steps were skipped"
+            self._failure += f" already (nonfinite.max_skipped: {self._rules.max_skipped})"
+            return self._finish()
+        self._move(Phase.UPDATING)
+        exponents = self.state.exponents or (0,) * self._rules.num_chunks
+        skip = Update(self.state.step, (), exponents, 1.0, self.state.num_updates, skip=True)
+        return [Note("step_skipped", f"{where}: not finite on two tries"), skip]
+
+    def _complete(self) -> list[Action]:
+        outcomes = self._in_order()
+        if len({outcome.counters for outcome in outcomes}) > 1:
+            self._failure = (
+                f"step {self.state.step}: the integer buffers differ between micro-batches,"
+                " so that no order-free result exists; make them depend on the step only"
+            )
+            return self._finish()
+        weight = _sum(outcome.weight for outcome in outcomes)
+        if not weight > 0:
+            self._failure = f"step {self.state.step}: the weights add up to {weight}, must be > 0"
+            return self._finish()
+        maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
+        if self.state.exponents is None:
+            return self._again(maxima_MC, [])
+        exponents = np.array(self.state.exponents, np.int64)
+        overflowing = fixed_point.overflowing(maxima_MC, exponents)
+        if overflowing:
+            return self._again(maxima_MC, overflowing)
+        self._move(Phase.UPDATING)
+        slots = tuple(
+            (worker, manifest.half)
+            for worker, manifest in sorted(self._manifests.items())
+            if manifest.key == self.state.key and manifest.micro_batches
+        )
+        num_updates = self.state.num_updates
+        return [Update(self.state.step, slots, self.state.exponents, weight, num_updates)]
+
+    def _again(self, maxima_MC: fixed_point.Maxima, overflowing: list[int]) -> list[Action]:
+        """The same step once more, with exponents from all maxima."""
+        old = self.state.exponents or (0,) * self._rules.num_chunks
+        exponents = fixed_point.exponents_for(maxima_MC, np.array(old, np.int64))
+        state = replace(
+            self.state,
+            attempt=self.state.attempt + 1,
+            exponents=tuple(exponents.tolist()),
+            overflows=self.state.overflows + bool(overflowing),
+        )
+        actions: list[Action] = []
+        if overflowing:
+            reason = f"step {self.state.step}: chunks {overflowing[:8]} left int32; done again"
+            actions.append(Note("overflow", reason))
+        self._begin(state)
+        return [*actions, SaveState(state)]
+
+    def _commit(self, grad_norm: float) -> list[Action]:
+        """The next version is complete: make it the state."""
+        before = self.state
+        skipped = len(self._outcomes) < self._rules.num_micro_batches
+        outcomes = self._in_order()
+        samples = hashlib.sha256(bytes.fromhex(before.samples) + before.step.to_bytes(8, "little"))
+        state = replace(before, step=before.step + 1, attempt=0)
+        if skipped:
+            loss = float("nan")
+            samples.update(b"skipped")
+            state = replace(state, skipped=(*before.skipped, before.step))
+        else:
+            assert before.exponents is not None
+            for outcome in outcomes:
+                samples.update(outcome.micro_batch.to_bytes(4, "little") + outcome.samples)
+            loss = _sum(one.loss_sum for one in outcomes) / _sum(one.weight for one in outcomes)
+            maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
+            exponents = fixed_point.exponents_for(maxima_MC, np.array(before.exponents, np.int64))
+            state = replace(
+                state,
+                exponents=tuple(exponents.tolist()),
+                num_updates=before.num_updates + 1,
+                loss=loss,
+                first_loss=loss if before.first_loss is None else before.first_loss,
+            )
+        state = replace(state, samples=samples.hexdigest())
+        committed = Committed(
+            step=before.step,
+            attempt=before.attempt,
+            loss=loss,
+            grad_norm=grad_norm,
+            skipped=skipped,
+            num_workers=len(set(self.membership.members) & set(self._peers)),
+            work=tuple(self._work),
+        )
+        self._begin(state)
+        self._move(Phase.LEASING)
+        return [SaveState(state), committed, *self._drop_slots()]
+
+    def _begin(self, state: State) -> None:
+        self.state = state
+        self._outcomes.clear()
+        self._granted_to.clear()
+        self._nonfinite.clear()
+        self._work.clear()
+        self._leased = False
+
+    def _drop_slots(self) -> list[Action]:
+        keep = set(self._peers) | set(self.membership.members) | set(self.membership.leaving)
+        gone = sorted((set(self._manifests) & self._seen) - keep)
+        for worker in gone:
+            del self._manifests[worker]
+        return [DropSlot(worker) for worker in gone]
+
+    def _finish(self) -> list[Action]:
+        self._move(Phase.FINISHING)
+        return [Finish(self._failure)]
+
+    # -------------------------------------------------------------- leasing
+
+    def _feed(self, now_s: float) -> list[Action]:
+        """Give work to those who have none."""
+        actions = self._dismiss_leaving()
+        idle = [
+            worker
+            for worker in self.membership.members
+            if worker in self._peers and not self._peers[worker].queue
+        ]
+        if not idle:
+            self.next_tick_s = now_s + 1.0
+            return actions
+        if not self._leased and not self._stop_reason:
+            self._leased = True
+            return actions + self._share(idle, now_s)
+        self.next_tick_s = now_s + 1.0
+        for worker in idle:
+            actions += self._occupy(worker, now_s)
+        return actions
+
+    def _dismiss_leaving(self) -> list[Action]:
+        actions: list[Action] = []
+        for worker in self.membership.leaving:
+            if worker in self._peers and not self._peers[worker].queue:
+                actions += [Send(worker, Dismiss("left as planned")), HangUp(worker)]
+                del self._peers[worker]
+                self._lost.add(worker)
+        return actions
+
+    def _share(self, idle: list[int], now_s: float) -> list[Action]:
+        pending = self._pending()
+        usual_s = self._usual_pace_s()
+        paces = {worker: pace(self._peers[worker].samples_s, usual_s) for worker in idle}
+        shares = self._rules.scheduling.shares(paces, len(pending))
+        actions: list[Action] = []
+        for worker, num in shares.items():
+            mine, pending = pending[:num], pending[num:]
+            if mine:
+                actions.append(self._lease(worker, mine, now_s))
+        return actions
+
+    def _occupy(self, worker: int, now_s: float) -> list[Action]:
+        peer = self._peers[worker]
+        queues = [
+            Queue(
+                other,
+                self._wanted(one.queue),
+                one.since_s,
+                pace(one.samples_s, self._usual_pace_s()),
+            )
+            for other, one in self._peers.items()
+            if other != worker
+        ]
+        view = IdleView(
+            now_s=now_s,
+            worker=worker,
+            pace_s=pace(peer.samples_s, self._usual_pace_s()),
+            pending=[m for m in self._pending() if self._may_try(worker, m)],
+            queues=queues,
+        )
+        match self._rules.scheduling.decide(view):
+            case Take(micro_batch, None):
+                return [self._lease(worker, [micro_batch], now_s)]
+            case Take(micro_batch, int(holder)):
+                lease = Lease(self.state.key, (micro_batch,), self._combine)
+                self._peers[holder].queue.remove(lease)
+                return [
+                    Send(holder, Revoke(lease)),
+                    self._lease(worker, [micro_batch], now_s),
+                ]
+            case Duplicate(micro_batch, holder, reason):
+                note = Note("duplicate", f"micro-batch {micro_batch}: {reason}", worker)
+                return [note, self._lease(worker, [micro_batch], now_s)]
+            case Wait(until_s):
+                self.next_tick_s = min(self.next_tick_s, until_s)
+        return []
+
+    def _lease(self, worker: int, micro_batches: list[int], now_s: float) -> Send:
+        peer = self._peers[worker]
+        leases = tuple(Lease(self.state.key, (one,), self._combine) for one in micro_batches)
+        if not peer.queue:
+            peer.since_s = now_s
+        peer.queue.extend(leases)
+        return Send(worker, Leases(leases))
+
+    @property
+    def _combine(self) -> Combine:
+        return Combine.MAXIMA if self.state.exponents is None else Combine.SUM
+
+    def _wanted(self, queue: Iterable[Lease]) -> tuple[int, ...]:
+        """The micro-batches of a queue that still matter."""
+        return tuple(
+            micro_batch
+            for lease in queue
+            if lease.key == self.state.key
+            for micro_batch in lease.micro_batches
+            if micro_batch not in self._outcomes
+        )
+
+    def _pending(self) -> list[int]:
+        """Micro-batches that neither count nor are held by a connected worker."""
+        held = {one for peer in self._peers.values() for one in self._wanted(peer.queue)}
+        return [
+            micro_batch
+            for micro_batch in range(self._rules.num_micro_batches)
+            if micro_batch not in self._outcomes and micro_batch not in held
+        ]
+
+    def _may_try(self, worker: int, micro_batch: int) -> bool:
+        """Whether `worker` may compute what came out as NaN: another one, if there is another."""
+        tried = self._nonfinite.get(micro_batch, ())
+        if worker not in tried:
+            return True
+        return not any(
+            other in self._peers and other not in tried for other in self.membership.members
+        )
+
+    def _usual_pace_s(self) -> float:
+        samples = [one for peer in self._peers.values() for one in peer.samples_s[-3:]]
+        return pace(sorted(samples), 1.0) if samples else 1.0
+
+    def _in_order(self) -> list[Outcome]:
+        return [self._outcomes[micro_batch] for micro_batch in sorted(self._outcomes)]
+
+    def _move(self, phase: Phase) -> None:
+        if phase not in _MOVES[self.phase]:
+            raise ProtocolError(f"illegal move {self.phase} -> {phase}")
+        self.phase = phase
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Add in the given order, in float64: the order is part of the result."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total

@@ -1,0 +1,435 @@
+"""What worker, aggregator and coordinator say to each other, and what is kept in shared memory.
+
+Plain values and their bytes. Frequent messages are packed structs, rare ones JSON; never pickle,
+since they cross sockets. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from elastic.core.errors import ProtocolError
+
+
+class Combine(IntEnum):
+    """How the micro-batches of a lease are combined in the slot."""
+
+    SUM = 0
+    MAXIMA = 1  # nothing is written: only the maxima are wanted
+
+
+class Key(NamedTuple):
+    """Which redoing of which step of which model. Later keys are larger."""
+
+    model: int
+    step: int
+    attempt: int
+
+    @property
+    def word(self) -> int:
+        """The key as 8 bytes for shared memory; 0 is no key."""
+        return (self.model << 56 | self.step << 16 | self.attempt) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to compute: (model, step, attempt, set of micro-batches, how to combine)."""
+
+    key: Key
+    micro_batches: tuple[int, ...]
+    combine: Combine = Combine.SUM
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a worker reports of one micro-batch; the gradient itself is in the slot.
+
+    `samples` and `counters` are digests of the sample indices and of the raw counters after it.
+    Times are seconds of this node's monotonic clock.
+    """
+
+    micro_batch: int
+    loss_sum: float
+    weight: float
+    samples: bytes
+    counters: bytes
+    maxima_C: npt.NDArray[np.float32]
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+    @property
+    def finite(self) -> bool:
+        values = (self.loss_sum, self.weight)
+        return bool(np.isfinite(values).all() and np.isfinite(self.maxima_C).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What counts in a slot: these micro-batches of this key, summed in that half."""
+
+    key: Key
+    half: int = 0
+    micro_batches: tuple[int, ...] = ()
+
+    def added(self, lease: Lease, half: int) -> Manifest:
+        """The manifest after `lease` was granted, its sum being in `half`."""
+        mine = self.micro_batches if self.key == lease.key else ()
+        return Manifest(lease.key, half, mine + lease.micro_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The commit record: what the job is, besides the tensors of version `step % 2`.
+
+    `exponents` is None until the first pass over the maxima. `samples` is a running digest of
+    (step, micro-batch, sample indices) of all committed steps.
+    """
+
+    step: int
+    attempt: int
+    exponents: tuple[int, ...] | None
+    samples: str = ""
+    num_updates: int = 0
+    overflows: int = 0
+    skipped: tuple[int, ...] = ()
+    loss: float | None = None
+    first_loss: float | None = None
+    exact: bool = True
+
+    @property
+    def key(self) -> Key:
+        return Key(0, self.step, self.attempt)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        fields = json.loads(data)
+        if fields["exponents"] is not None:
+            fields["exponents"] = tuple(fields["exponents"])
+        return cls(**{**fields, "skipped": tuple(fields["skipped"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Who may commit. `leaving` finish what they hold; worker ids are never used again."""
+
+    generation: int = 0
+    members: tuple[int, ...] = ()
+    leaving: tuple[int, ...] = ()
+    next_worker: int = 0
+    target: int = 0
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Membership:
+        fields = json.loads(data)
+        tuples = {name: tuple(fields[name]) for name in ("members", "leaving")}
+        return cls(**{**fields, **tuples})
+
+
+# Worker -> aggregator
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message of a worker on a new socket: what it holds already.
+
+    `has_slot`: it was welcomed before, so it maps a slot that must still be the same file.
+    """
+
+    worker: int
+    pid: int
+    has_slot: bool = False
+    holding: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """May this count? `half` holds the sum of `num_base` earlier micro-batches and this lease."""
+
+    lease: Lease
+    half: int
+    num_base: int
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The worker gives these leases back uncomputed."""
+
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The worker's machine takes it away soon: it wants to finish what it holds and go."""
+
+    reason: str
+
+
+# Aggregator -> worker
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to Hello: what the aggregator knows to count in the worker's slot."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """Compute these, in this order, after what you hold."""
+
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Forget this lease if you have not begun with it."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The commit of `lease` counts: `half` is live now. Also the answer to a repeated question."""
+
+    lease: Lease
+    half: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The commit of `lease` does not count: the spare half may be overwritten."""
+
+    lease: Lease
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """You are no member any more: end."""
+
+    reason: str
+
+
+# Coordinator <-> aggregator
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the coordinator must know, sent whenever it changes."""
+
+    step: int
+    membership: Membership
+    connected: tuple[int, ...]
+    hung: tuple[tuple[int, str], ...] = ()
+    wants_leave: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
+    finished: bool = False
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The new membership."""
+
+    membership: Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish the step, write a checkpoint, end the job."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A request to the coordinator: that many more (or fewer) workers; or one named to go."""
+
+    delta: int
+    worker: int | None = None
+
+
+Message = (
+    Hello
+    | Commit
+    | Release
+    | Leave
+    | Welcome
+    | Leases
+    | Revoke
+    | Granted
+    | Refused
+    | Dismiss
+    | Report
+    | Admit
+    | Stop
+    | Scale
+)
+
+_LEASE = struct.Struct("<BQHBH")
+_OUTCOME = struct.Struct("<Hdd16s8sddH")
+_COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON = range(1, 8)
+_RARE: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Scale)
+}
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+def pack_outcome(outcome: Outcome) -> bytes:
+    """An outcome as bytes: a row of the control file, or a part of a message."""
+    head = _OUTCOME.pack(
+        outcome.micro_batch,
+        outcome.loss_sum,
+        outcome.weight,
+        outcome.samples,
+        outcome.counters,
+        outcome.start_s,
+        outcome.end_s,
+        len(outcome.maxima_C),
+    )
+    return head + np.ascontiguousarray(outcome.maxima_C, np.float32).tobytes()
+
+
+def unpack_outcome(data: bytes, start: int = 0) -> tuple[Outcome, int]:
+    """The outcome at `start`, and where the next thing begins."""
+    *values, num_chunks = _OUTCOME.unpack_from(data, start)
+    at = start + _OUTCOME.size
+    maxima_C = np.frombuffer(data, np.float32, num_chunks, at)
+    micro_batch, loss_sum, weight, samples, counters, start_s, end_s = values
+    outcome = Outcome(
+        micro_batch, loss_sum, weight, samples, counters, maxima_C, start_s=start_s, end_s=end_s
+    )
+    return outcome, at + 4 * num_chunks
+
+
+def _pack_lease(lease: Lease) -> bytes:
+    num = len(lease.micro_batches)
+    head = _LEASE.pack(*lease.key, lease.combine, num)
+    return head + struct.pack(f"<{num}H", *lease.micro_batches)
+
+
+def _unpack_lease(data: bytes, start: int) -> tuple[Lease, int]:
+    model, step, attempt, combine, num = _LEASE.unpack_from(data, start)
+    at = start + _LEASE.size
+    micro_batches = struct.unpack_from(f"<{num}H", data, at)
+    return Lease(Key(model, step, attempt), micro_batches, Combine(combine)), at + 2 * num
+
+
+def _unpack_leases(data: bytes, start: int) -> tuple[Lease, ...]:
+    leases = []
+    while start < len(data):
+        lease, start = _unpack_lease(data, start)
+        leases.append(lease)
+    return tuple(leases)
+
+
+def encode_message(message: Message) -> bytes:
+    """The bytes of one message; its length is the datagram's."""
+    match message:
+        case Commit(lease, half, num_base, outcomes):
+            head = struct.pack("<BBH", _COMMIT, half, num_base)
+            return head + _pack_lease(lease) + b"".join(map(pack_outcome, outcomes))
+        case Granted(lease, half):
+            return struct.pack("<BB", _GRANTED, half) + _pack_lease(lease)
+        case Refused(lease, reason):
+            return bytes([_REFUSED]) + _pack_lease(lease) + reason.encode()
+        case Leases(leases):
+            return bytes([_LEASES]) + b"".join(map(_pack_lease, leases))
+        case Release(leases):
+            return bytes([_RELEASE]) + b"".join(map(_pack_lease, leases))
+        case Revoke(lease):
+            return bytes([_REVOKE]) + _pack_lease(lease)
+        case _:
+            body = {"kind": type(message).__name__, **asdict(message)}
+            return bytes([_JSON]) + json.dumps(body).encode()
+
+
+def decode_message(data: bytes) -> Message:
+    """The message of `encode_message`.
+
+    Raises:
+        ProtocolError: the bytes are no message of ours.
+    """
+    try:
+        return _decode(data)
+    except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ProtocolError(f"not a message: {data[:32]!r} ({error})") from error
+
+
+def _decode(data: bytes) -> Message:
+    kind = data[0]
+    if kind == _COMMIT:
+        _, half, num_base = struct.unpack_from("<BBH", data)
+        lease, at = _unpack_lease(data, 4)
+        outcomes = []
+        for _ in lease.micro_batches:
+            outcome, at = unpack_outcome(data, at)
+            outcomes.append(outcome)
+        return Commit(lease, half, num_base, tuple(outcomes))
+    if kind == _GRANTED:
+        return Granted(_unpack_lease(data, 2)[0], data[1])
+    if kind == _REFUSED:
+        lease, at = _unpack_lease(data, 1)
+        return Refused(lease, data[at:].decode())
+    if kind == _LEASES:
+        return Leases(_unpack_leases(data, 1))
+    if kind == _RELEASE:
+        return Release(_unpack_leases(data, 1))
+    if kind == _REVOKE:
+        return Revoke(_unpack_lease(data, 1)[0])
+    if kind != _JSON:
+        raise ValueError(f"kind {kind}")
+    return _from_json(json.loads(data[1:]))
+
+
+def _from_json(body: dict[str, Any]) -> Message:
+    kind = _RARE[body.pop("kind")]
+    if kind is Hello:
+        holding = tuple(
+            Lease(Key(*one["key"]), tuple(one["micro_batches"]), Combine(one["combine"]))
+            for one in body["holding"]
+        )
+        return Hello(body["worker"], body["pid"], body["has_slot"], holding)
+    if kind is Welcome:
+        manifest = body["manifest"]
+        return Welcome(
+            Manifest(Key(*manifest["key"]), manifest["half"], tuple(manifest["micro_batches"]))
+        )
+    if kind in (Report, Admit):
+        raw = body["membership"]
+        names = ("members", "leaving")
+        body["membership"] = Membership(**{**raw, **{name: tuple(raw[name]) for name in names}})
+    if kind is Report:
+        for name in ("connected", "wants_leave", "lost"):
+            body[name] = tuple(body[name])
+        body["hung"] = tuple((worker, reason) for worker, reason in body["hung"])
+    message: Message = kind(**body)
+    return message
+
+
+def manifest_to_bytes(manifest: Manifest) -> bytes:
+    return struct.pack("<B", manifest.half) + _pack_lease(
+        Lease(manifest.key, manifest.micro_batches)
+    )
+
+
+def manifest_from_bytes(data: bytes | None) -> Manifest | None:
+    if not data:
+        return None
+    lease, _ = _unpack_lease(data, 1)
+    return Manifest(lease.key, data[0], lease.micro_batches)

@@ -1,0 +1,266 @@
+"""The worker's side of the step, without I/O.
+
+    IDLE ──lease──▶ COMPUTING ──computed──▶ ENCODING ──encoded, asks──▶ COMPUTING or IDLE
+                        │                      ▲
+                        └─previous answer out─▶ HOLDING ─answered─┘
+
+It computes the next micro-batch while the answer about the last one is out, but writes into its
+slot only once that answer is in: only then is it known which half is spare. It holds nothing
+that matters: everything it forgets is leased again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from elastic.core.errors import ProtocolError
+from elastic.core.protocol.messages import (
+    Combine,
+    Commit,
+    Dismiss,
+    Granted,
+    Hello,
+    Lease,
+    Leases,
+    Manifest,
+    Message,
+    Outcome,
+    Refused,
+    Release,
+    Revoke,
+    Welcome,
+)
+
+
+class Phase(Enum):
+    IDLE = auto()
+    COMPUTING = auto()
+    HOLDING = auto()
+    ENCODING = auto()
+    ENDED = auto()
+
+
+_MOVES = {
+    Phase.IDLE: {Phase.COMPUTING, Phase.ENDED},
+    Phase.COMPUTING: {Phase.IDLE, Phase.HOLDING, Phase.ENCODING, Phase.COMPUTING, Phase.ENDED},
+    Phase.HOLDING: {Phase.ENCODING, Phase.IDLE, Phase.COMPUTING, Phase.ENDED},
+    Phase.ENCODING: {Phase.IDLE, Phase.COMPUTING, Phase.ENDED},
+    Phase.ENDED: set(),
+}
+
+# Events beside the aggregator's messages
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The socket to the acting aggregator is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The socket reached end-of-file: the aggregator is gone; another may come."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    lease: Lease
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The computation was given up: its lease had gone stale or was granted to another."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The sum of the live half and the computed gradient is in the spare half."""
+
+
+Event = (
+    Connected
+    | Disconnected
+    | Computed
+    | Abandoned
+    | Encoded
+    | Welcome
+    | Leases
+    | Revoke
+    | Granted
+    | Refused
+    | Dismiss
+)
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Compute the gradients; answer with Computed or Abandoned."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Write (`base` half, or nothing) + gradient into `half`; answer with Encoded."""
+
+    lease: Lease
+    half: int
+    base: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    reason: str
+
+
+Action = Send | Compute | Encode | Exit
+
+
+class Worker:
+    """One worker. `handle` takes the word of the key that runs now, read from shared memory."""
+
+    def __init__(self, worker: int, pid: int) -> None:
+        self.worker = worker
+        self.phase = Phase.IDLE
+        self._pid = pid
+        self._connected = False
+        self._queue: deque[Lease] = deque()
+        self._current: Lease | None = None
+        self._outcomes: tuple[Outcome, ...] = ()
+        self._asked: Commit | None = None
+        self._live: Manifest | None = None
+
+    def handle(self, event: Event, key_word: int) -> list[Action]:
+        """Take one event; return what to do, in order."""
+        actions = self._react(event, key_word)
+        if self.phase is Phase.IDLE:
+            actions += self._begin_next(key_word)
+        return actions
+
+    def _react(self, event: Event, key_word: int) -> list[Action]:
+        match event:
+            case Connected():
+                self._connected = True
+                has_slot = self._live is not None
+                return [Send(Hello(self.worker, self._pid, has_slot, self._holding()))]
+            case Disconnected():
+                self._connected = False
+            case Welcome(manifest):
+                return self._welcomed(manifest, key_word)
+            case Leases(leases):
+                self._queue.extend(leases)
+            case Revoke(lease):
+                if lease in self._queue:
+                    self._queue.remove(lease)
+            case Granted(lease, half):
+                if self._asked is not None and self._asked.lease == lease:
+                    self._live = self._base(lease).added(lease, half)
+                    return self._answered(key_word)
+            case Refused(lease):
+                if self._asked is not None and self._asked.lease == lease:
+                    return self._answered(key_word)
+            case Computed(lease, outcomes):
+                self._expect(Phase.COMPUTING, lease)
+                self._outcomes = outcomes
+                return self._computed(key_word)
+            case Abandoned(lease):
+                if self.phase is not Phase.ENCODING:
+                    self._expect(Phase.COMPUTING, lease)
+                return self._give_up()
+            case Encoded():
+                self._expect(Phase.ENCODING, self._current)
+                return self._ask()
+            case Dismiss(reason):
+                self._move(Phase.ENDED)
+                return [Exit(reason)]
+        return []
+
+    def _begin_next(self, key_word: int) -> list[Action]:
+        stale = [lease for lease in self._queue if lease.key.word != key_word]
+        actions: list[Action] = []
+        if stale and self._connected:
+            self._queue = deque(lease for lease in self._queue if lease.key.word == key_word)
+            actions.append(Send(Release(tuple(stale))))
+        if self._queue and self._queue[0].key.word == key_word:
+            self._current = self._queue.popleft()
+            self._move(Phase.COMPUTING)
+            actions.append(Compute(self._current))
+        return actions
+
+    def _computed(self, key_word: int) -> list[Action]:
+        assert self._current is not None
+        if self._current.key.word != key_word:
+            return self._give_up()
+        if self._asked is not None:
+            if self.phase is not Phase.HOLDING:
+                self._move(Phase.HOLDING)
+            return []
+        if self._current.combine is Combine.MAXIMA:
+            return self._ask()
+        base = self._base(self._current)
+        self._move(Phase.ENCODING)
+        half = 1 - base.half if base.micro_batches else 0
+        return [Encode(self._current, half, base.half if base.micro_batches else None)]
+
+    def _ask(self) -> list[Action]:
+        lease = self._current
+        assert lease is not None
+        assert self._asked is None, "one question at a time"
+        base = self._base(lease)
+        num_base = len(base.micro_batches)
+        half = 1 - base.half if num_base else 0
+        self._asked = Commit(lease, half, num_base, self._outcomes)
+        self._current, self._outcomes = None, ()
+        self._move(Phase.IDLE)
+        return [Send(self._asked)] if self._connected else []
+
+    def _answered(self, key_word: int) -> list[Action]:
+        self._asked = None
+        return self._computed(key_word) if self.phase is Phase.HOLDING else []
+
+    def _give_up(self) -> list[Action]:
+        lease, self._current, self._outcomes = self._current, None, ()
+        assert lease is not None
+        self._move(Phase.IDLE)
+        # while disconnected the lease is simply forgotten: Hello will not name it
+        return [Send(Release((lease,)))] if self._connected else []
+
+    def _welcomed(self, manifest: Manifest, key_word: int) -> list[Action]:
+        self._live = manifest
+        if self._asked is None:
+            return []
+        if self._asked.lease.key.word == key_word:
+            return [Send(self._asked)]  # granted before, it is answered the same way again
+        lease = self._asked.lease
+        return [Send(Release((lease,))), *self._answered(key_word)]
+
+    def _base(self, lease: Lease) -> Manifest:
+        """What counts in the slot already for the key of `lease`."""
+        if self._live is not None and self._live.key == lease.key:
+            return self._live
+        return Manifest(lease.key)
+
+    def _holding(self) -> tuple[Lease, ...]:
+        asked = (self._asked.lease,) if self._asked is not None else ()
+        current = (self._current,) if self._current is not None else ()
+        return asked + current + tuple(self._queue)
+
+    def _expect(self, phase: Phase, lease: Lease | None) -> None:
+        if self.phase is not phase or lease != self._current:
+            raise ProtocolError(f"worker {self.worker} is {self.phase} with {self._current}")
+
+    def _move(self, phase: Phase) -> None:
+        if phase not in _MOVES[self.phase]:
+            raise ProtocolError(f"worker {self.worker}: illegal move {self.phase} -> {phase}")
+        self.phase = phase

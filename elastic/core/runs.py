@@ -1,0 +1,225 @@
+"""The run folder: where it is, what lies in it, and how lines are added to it.
+
+Every process of a job may append; each line is one write, so lines never mix. Never imports Ray or
+torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from elastic.core.errors import ConfigError
+
+RUNS_FOLDER = "runs"
+_STAMP = "%Y%m%d-%H%M%S"
+_STAMP_PATTERN = r"-\d{8}-\d{6}(-\d+)?"
+
+
+class RunFolder:
+    """The folder of one run; cheap to make, safe to pickle, shared by the processes of a job."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._descriptors: dict[Path, int] = {}
+
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
+        return RunFolder, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def job_json(self) -> Path:
+        """The resolved job."""
+        return self.path / "job.json"
+
+    @property
+    def ray_json(self) -> Path:
+        """How to reach the running job; absent once it has ended."""
+        return self.path / "ray.json"
+
+    @property
+    def events_jsonl(self) -> Path:
+        """What happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        """One line a committed step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_json(self) -> Path:
+        """The outcome; absent until the job has ended."""
+        return self.path / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds step-00000050/ and so on."""
+        return self.path / "checkpoints"
+
+    @property
+    def report_png(self) -> Path:
+        """Where `elastic report` draws."""
+        return self.path / "report.png"
+
+    def create(self) -> None:
+        """Make the folder and checkpoints/ in it, where missing."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add one line to events.jsonl."""
+        self._append(self.events_jsonl, event)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Add one committed step to metrics.jsonl."""
+        self._append(self.metrics_jsonl, metrics)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """All events, in the order of their time."""
+        return sorted(_read_lines(self.events_jsonl), key=lambda event: float(event["time_s"]))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One entry a step, in the order of steps; of a step written twice the last line."""
+        newest = {int(line["step"]): line for line in _read_lines(self.metrics_jsonl)}
+        return [newest[step] for step in sorted(newest)]
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write one of the JSON files whole or not at all."""
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Read one of the JSON files.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; is {self.path} a run folder?") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: holds no JSON object")
+        return value
+
+    def is_running(self) -> bool:
+        """Whether the process that runs the job lives, as far as this machine can tell."""
+        try:
+            pid = int(self.read_json(self.ray_json)["pid"])
+        except (ConfigError, KeyError, TypeError, ValueError):
+            return False
+        return _is_alive(pid)
+
+    def close(self) -> None:
+        """Close the files. A later append opens them again."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _append(self, path: Path, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        descriptor = self._descriptors.get(path)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptors[path] = descriptor
+            if _ends_torn(path):  # left by a process that died; the line stays, alone
+                line = b"\n" + line
+        written = os.write(descriptor, line)
+        if written != len(line):
+            raise OSError(f"{path}: wrote {written} of {len(line)} bytes; is the disk full?")
+
+
+def new_run_dir(name: str, base: str | Path = RUNS_FOLDER) -> Path:
+    """Make the folder `base`/NAME-YYYYmmdd-HHMMSS, with -2, -3 ... added where it is taken."""
+    stem = f"{name}-{datetime.now().strftime(_STAMP)}"
+    Path(base).mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        path = Path(base) / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise ConfigError(f"{base}: 999 runs named {stem}")
+
+
+def find_run(
+    name_or_path: str | Path, *, base: str | Path = RUNS_FOLDER, running: bool = True
+) -> RunFolder:
+    """Find a run by the path of its folder, or the newest by the name of its job.
+
+    A name matches `base`/NAME and `base`/NAME-YYYYmmdd-HHMMSS, else any folder that begins with it.
+    With `running`, only jobs whose process lives count.
+
+    Raises:
+        ConfigError: there is none, naming those that could have been meant.
+    """
+    given = RunFolder(name_or_path)
+    if given.job_json.exists():
+        if running and not given.is_running():
+            raise ConfigError(f"{name_or_path}: this job is not running (any more)")
+        return given
+    name, runs = str(name_or_path), list(_runs(Path(base)))
+    exact = re.compile(re.escape(name) + f"({_STAMP_PATTERN})?")
+    for matches in (
+        [run for run in runs if exact.fullmatch(run.path.name)],
+        [run for run in runs if name and run.path.name.startswith(name)],
+    ):
+        for run in matches:
+            if not running or run.is_running():
+                return run
+    known = [run.path.name for run in runs if not running or run.is_running()]
+    what = "running job" if running else "run"
+    raise ConfigError(
+        f"{name}: no such {what} in {Path(base).absolute()}, and no folder of a run; "
+        + (f"there are: {', '.join(known[:8])}" if known else f"there is no {what} at all")
+    )
+
+
+def _runs(base: Path) -> Iterator[RunFolder]:
+    """The runs in `base`, newest first."""
+    files = [path for path in base.glob("*/job.json") if path.is_file()]
+    for path in sorted(files, key=lambda path: (path.stat().st_mtime, path), reverse=True):
+        yield RunFolder(path.parent)
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines; a line torn by a crash is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether the last line has no end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

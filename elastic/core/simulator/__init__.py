@@ -1,0 +1,1 @@
+"""The step protocol in virtual time under seeded faults, checked after every event."""

@@ -1,0 +1,87 @@
+"""What a user writes: a task builds the model, the loss of one micro-batch, the optimizer, the data.
+
+`MicroBatch` is whatever the data set's `fetch` returned; this project never looks inside.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from elastic.core.errors import ConfigError
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A finite set of samples, numbered from 0, read by number in any order by any worker."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def fetch(self, indices: npt.NDArray[np.int64]) -> Any:
+        """Read the samples `indices`, shape (micro_batch_size,), as one micro-batch, in that order."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """The user's code. `schedule(step) -> float`, a factor on every learning rate, is optional."""
+
+    def model(self) -> nn.Module:
+        """Build the model. Called once per job with seeded generators; its state is distributed."""
+        ...
+
+    def dataset(self) -> Dataset:
+        """Open the data set. Called once in every worker."""
+        ...
+
+    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Return (sum of losses, sum of weights) of one micro-batch; both scalars.
+
+        The loss of the step is the sum of the first over the sum of the second.
+        """
+        ...
+
+    def optimizer(
+        self, named_parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """Build an elementwise `torch.optim` optimizer, with parameter groups if wanted."""
+        ...
+
+
+def load_task(reference: str, arguments: Mapping[str, Any]) -> Task:
+    """Import `package.module:Class` and call it with `arguments`.
+
+    Raises:
+        ConfigError: the reference cannot be imported, or the object lacks a method of `Task`.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"task: {reference!r} is not of the form 'package.module:Class'")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"task: cannot import {reference!r}: {error}") from error
+    try:
+        task = factory(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"task_args: {dict(arguments)!r} do not fit {reference}: {error}"
+        ) from error
+    check_task(task)
+    return task  # type: ignore[no-any-return]
+
+
+def check_task(task: object) -> None:
+    """Refuse an object that lacks a method of `Task`, naming all that are missing."""
+    required: Iterable[str] = ("model", "dataset", "loss", "optimizer")
+    missing = [name for name in required if not callable(getattr(task, name, None))]
+    if missing:
+        raise ConfigError(f"task: {type(task).__name__} lacks {', '.join(missing)}")

@@ -1,0 +1,171 @@
+"""The updating half of the aggregator: from the slots and version A to version B.
+
+Each chunk is summed, decoded and updated on one thread; cores work on different chunks, so that
+nothing rounds differently with the number of cores. Version A and the slots are only read: a crash
+at any point loses nothing. Never flips a version: that is the protocol's.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from elastic.core.fixed_point import add_slots, decode
+from elastic.core.layout import BUFFERS, Chunk
+from elastic.core.model import ModelSpec
+from elastic.core.optim import ChunkUpdater
+from elastic.core.store import Sizes, Slot, Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One update. `slots`: (slot, live half) of every slot that counts; empty: carry only."""
+
+    source: int
+    slots: Sequence[tuple[Slot, int]]
+    exponents: Sequence[int]
+    weight: float
+    factor: float
+    fresh: bool
+
+
+class Snapshot:
+    """A copy of one version, made behind training, chunk by chunk, into a buffer of its own.
+
+    The next update of a chunk of that version waits for that chunk's copy; nothing else does.
+    """
+
+    def __init__(self, sizes: Sizes, version: int, source: Version) -> None:
+        self.version = version
+        self.values = torch.empty_like(source.values)
+        self.counters = source.counters.clone()
+        self.states = {key: torch.empty_like(state) for key, state in source.states.items()}
+        self.scalars = {key: scalars.clone() for key, scalars in source.scalars.items()}
+        self._chunks = sizes.layout.chunks
+        self._source = source
+        self._num_copied = 0
+        self._moved = threading.Condition()
+
+    def copy(self) -> None:
+        """Copy everything. On a thread of its own."""
+        num = self._source.states[next(iter(self._source.states))].numel() if self.states else 0
+        for chunk in self._chunks:
+            part = slice(chunk.start, chunk.stop)
+            self.values[part] = self._source.values[part]
+            if chunk.stop <= num:
+                for key, state in self.states.items():
+                    state[part] = self._source.states[key][part]
+            with self._moved:
+                self._num_copied += 1
+                self._moved.notify_all()
+
+    def wait_for(self, chunk: int) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: self._num_copied > chunk)
+
+
+class Updater:
+    """Computes the next version. One per acting aggregator."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        versions: tuple[Version, Version],
+        *,
+        num_micro_batches: int,
+        clip_norm: float | None,
+        num_threads: int,
+    ) -> None:
+        self._layout = spec.layout
+        self._versions = versions
+        self._num_micro_batches = num_micro_batches
+        self._clip_norm = clip_norm
+        self._chunks = ChunkUpdater(spec.optimizer, spec.layout, versions)
+        self._gradient = torch.zeros(spec.layout.num_parameter_elements)
+        largest = max(chunk.size for chunk in spec.layout.chunks)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="update")
+        self._num_threads = num_threads
+        self._scratch = [torch.zeros(largest, dtype=torch.int32) for _ in range(num_threads)]
+        self.snapshot: Snapshot | None = None
+
+    def run(self, plan: Plan, beat: Callable[[int], None]) -> float:
+        """Fill version 1 - source; return the global norm of the gradient before clipping.
+
+        Args:
+            beat: called with the number of chunks done, to show that work goes on.
+        """
+        squares: dict[int, float] = {}
+
+        def sum_up(chunk: Chunk, scratch: torch.Tensor) -> None:
+            total = scratch[: chunk.size]
+            part = slice(chunk.start, chunk.stop)
+            add_slots([slot.halves[half][part] for slot, half in plan.slots], total)
+            exponent = plan.exponents[chunk.index]
+            if chunk.group == BUFFERS:
+                self._wait(plan, chunk)
+                target = self._versions[1 - plan.source].values[part]
+                decode(total, exponent, float(self._num_micro_batches), target)
+                return
+            gradient = self._gradient[part]
+            decode(total, exponent, plan.weight, gradient)
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+            squares[chunk.index] = float(norm) ** 2
+
+        def step(chunk: Chunk, _: torch.Tensor) -> None:
+            if chunk.group == BUFFERS:
+                return
+            gradient = self._gradient[chunk.start : chunk.stop]
+            if coefficient < 1:
+                gradient.mul_(coefficient)
+            self._wait(plan, chunk)
+            self._chunks.update(
+                chunk, gradient, source=plan.source, factor=plan.factor, fresh=plan.fresh
+            )
+
+        def carry(chunk: Chunk, _: torch.Tensor) -> None:
+            self._wait(plan, chunk)
+            self._chunks.carry(chunk, plan.source)
+
+        if not plan.slots:
+            self._each(carry, beat)
+            self._copy_counters(self._versions[plan.source].counters, plan)
+            return 0.0
+        self._each(sum_up, beat)
+        norm = math.sqrt(math.fsum(squares[index] for index in sorted(squares)))
+        coefficient = 1.0
+        if self._clip_norm is not None:
+            coefficient = self._clip_norm / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+        self._each(step, beat)
+        slot, half = plan.slots[0]
+        self._copy_counters(slot.counters[half], plan)
+        return norm
+
+    def _each(
+        self, work: Callable[[Chunk, torch.Tensor], None], beat: Callable[[int], None]
+    ) -> None:
+        def some(thread: int) -> None:
+            for chunk in self._layout.chunks[thread :: self._num_threads]:
+                work(chunk, self._scratch[thread])
+                beat(chunk.index)
+
+        for future in [self._threads.submit(some, thread) for thread in range(self._num_threads)]:
+            future.result()
+
+    def _wait(self, plan: Plan, chunk: Chunk) -> None:
+        if self.snapshot is not None and self.snapshot.version == 1 - plan.source:
+            self.snapshot.wait_for(chunk.index)
+
+    def _copy_counters(self, source: torch.Tensor, plan: Plan) -> None:
+        self._versions[1 - plan.source].counters.copy_(source)
+
+
+def snapshot_state(snapshot: Snapshot) -> Mapping[str, torch.Tensor]:
+    """The tensors of a checkpoint besides the weights, by name."""
+    state = {"values": snapshot.values, "counters": snapshot.counters}
+    state |= {f"state.{key}": tensor for key, tensor in snapshot.states.items()}
+    return state | {f"scalar.{key}": tensor for key, tensor in snapshot.scalars.items()}

@@ -1,0 +1,1 @@
+"""Examples: a job file and a task each, the smallest first: digits, stdlib_lm."""

@@ -1,0 +1,1 @@
+"""Metric table, exporter, rules, dashboards."""

@@ -1,0 +1,1 @@
+"""One decision per file, pure: `decide(view) -> decision with its reason`."""

@@ -1,0 +1,1 @@
+"""Router, experts and HTTP on Ray Serve."""

@@ -1,0 +1,221 @@
+"""The job file: what is accepted, and every mistake named with its file, key, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from elastic.core.config import JobConfig, load_job
+from elastic.core.errors import ConfigError
+
+GOOD: dict[str, Any] = {
+    "name": "stdlib-lm",
+    "task": "examples.stdlib_lm.task:StdlibLM",
+    "steps": 200,
+    "batch": {"micro_batches": 16, "micro_batch_size": 2},
+}
+
+GOOD_TEXT = """\
+name: stdlib-lm
+task: examples.stdlib_lm.task:StdlibLM
+task_args: {size: small}              # small | 10m
+seed: 0
+steps: 200
+batch: {micro_batches: 16, micro_batch_size: 2}
+workers: {start: 4, min: 1, max: 8, threads: 1}
+device: cpu
+precision: float32
+clip_norm: 1.0
+checkpoint: {every: 50, keep_last: 3}
+"""
+
+# Each case: a line put into the good file (in place of the line of the same key), what the error
+# says.
+WRONG = {
+    "name with a space": ("name: my job", ":1: name: got 'my job'; needs 1 to 64 letters"),
+    "name too long": (f"name: {'x' * 65}", ":1: name: got 'xxxx"),
+    "name is a number": ("name: 7", ":1: name: got 7; needs 1 to 64 letters"),
+    "name is a path": ("name: ../x", "name: got '../x'"),
+    "task without class": ("task: examples.task", "needs package.module:Class"),
+    "task_args a list": ("task_args: [1]", "task_args: got [1]; needs keys"),
+    "task_args key": ("task_args: {1: 2}", "got the key 1; keys must be text"),
+    "steps zero": ("steps: 0", ":5: steps: got 0; needs a whole number, at least 1"),
+    "steps text": ("steps: '200'", "steps: got '200'; needs a whole number"),
+    "steps fraction": ("steps: 2.5", "steps: got 2.5; needs a whole number"),
+    "steps a yes": ("steps: true", "steps: got True; needs a whole number"),
+    "steps null": ("steps:", "steps: got null; needs a whole number"),
+    "seed negative": ("seed: -1", ":4: seed: got -1; needs a whole number from 0 to 9223372036854"),
+    "micro_batches": (
+        "batch: {micro_batches: 4097, micro_batch_size: 2}",
+        ":6: batch.micro_batches: got 4097; needs a whole number from 1 to 4096",
+    ),
+    "part missing": (
+        "batch: {micro_batches: 4}",
+        "batch.micro_batch_size: missing; needs a whole number, at least 1",
+    ),
+    "misspelled inside": (
+        "batch: {micro_batches: 4, micro_batchsize: 2}",
+        "batch.micro_batchsize: unknown key; did you mean micro_batch_size?",
+    ),
+    "section is a number": ("batch: 32", "got 32; needs keys: micro_batches, micro_batch_size"),
+    "more than max": (
+        "workers: {start: 9, max: 8}",
+        ":7: workers: got min 1, start 9, max 8; needs min <= start <= max",
+    ),
+    "fewer than min": ("workers: {start: 2, min: 3}", "got min 3, start 2, max 8"),
+    "no worker": ("workers: {start: 0}", "workers.start: got 0; needs a whole number from 1"),
+    "threads": ("workers: {threads: 0}", "workers.threads: got 0"),
+    "cuda": ("device: cuda", ":8: device: got 'cuda'; cuda comes with a later version"),
+    "tpu": ("device: tpu", "device: got 'tpu'; needs cpu"),
+    "precision": ("precision: fp16", "precision: got 'fp16'; needs float32 or bfloat16"),
+    "clip zero": ("clip_norm: 0", "clip_norm: got 0; needs a number above 0, or null"),
+    "clip infinite": ("clip_norm: .inf", "clip_norm: got inf; needs a number above 0"),
+    "nonfinite": ("nonfinite: {action: sotp}", "got 'sotp'; needs skip or stop"),
+    "every": ("checkpoint: {every: -5}", "checkpoint.every: got -5; needs a whole number, at leas"),
+    "keep none": ("checkpoint: {keep_last: 0}", "checkpoint.keep_last: got 0"),
+    "chunk": ("chunk_elements: 1030", "from 1024 to 16777216, a multiple of 16"),
+    "yes is text": ("standby: yes", "standby: got 'yes'; needs true or false"),
+    "unknown": ("stesp: 3", ":12: stesp: unknown key; did you mean steps?"),
+    "nothing like it": ("zzz: 3", "zzz: unknown key; known here: name, task, task_args"),
+    "duplicate": ("steps: 5\nsteps: 6", ":6: steps: set twice, first in line 5"),
+    "no YAML": ("seed: [1, 2", "not valid YAML"),
+    "tab": ("batch:\n\tmicro_batches: 4", ":7: not valid YAML"),
+}
+
+
+def write(folder: Path, line: str) -> Path:
+    """The good job file with one line put in place of that of the same key, or added."""
+    key = line.partition(":")[0]
+    lines = GOOD_TEXT.splitlines()
+    places = [number for number, old in enumerate(lines) if old.startswith(f"{key}:")]
+    if places:
+        lines[places[0]] = line
+    else:
+        lines.append(line)
+    path = folder / "job.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(("line", "expected"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_job_file_is_refused_in_words(tmp_path: Path, line: str, expected: str) -> None:
+    path = write(tmp_path, line)
+    with pytest.raises(ConfigError) as error:
+        load_job(path)
+    assert expected in str(error.value)
+    assert str(error.value).startswith(str(path))
+
+
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("nmae: x\nsteps: -1\nworkers: {start: 9}\nbatch: {micro_batches: 0}\n")
+    with pytest.raises(ConfigError) as error:
+        load_job(path, ["seed=-3", "device=cuda"])
+    lines = str(error.value).splitlines()
+    places = {line.split(": ")[1]: line.split(": ")[0] for line in lines}
+    assert places == {
+        "nmae": f"{path}:1",
+        "name": str(path),
+        "steps": f"{path}:2",
+        "workers": f"{path}:3",
+        "batch.micro_batches": f"{path}:4",
+        "batch.micro_batch_size": f"{path}:4",
+        "seed": "command line",
+        "device": "command line",
+    }
+
+
+def test_the_example_of_the_readme_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD_TEXT)
+    job = load_job(path)
+    assert job.task_args == {"size": "small"}
+    assert (job.batch.micro_batches, job.workers.max, job.workers.spare) == (16, 8, 1)
+    assert job.standby
+    assert job.clip_norm == 1.0
+
+
+def test_numbers_are_those_of_yaml_1_2() -> None:
+    job = load_job(GOOD, ["task_args={lr: 1e-3, day: 2024-01-01, on: off, t: 1:30, n: 1_000}"])
+    assert job.task_args == {"lr": 0.001, "day": "2024-01-01", "on": "off", "t": "1:30", "n": 1000}
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
+    base = {**GOOD, "workers": {"start": 2}, "task_args": {"a": 1}}
+    job = load_job(base, ["workers.max=3", "task_args.b=[1, 2]", "clip_norm=null", "seed=5"])
+    assert (job.workers.start, job.workers.max, job.workers.min) == (2, 3, 1)
+    assert job.task_args == {"a": 1, "b": [1, 2]}
+    assert (job.clip_norm, job.seed) == (None, 5)
+    assert base["task_args"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("steps", "command line: 'steps' is not of the form key.key=value"),
+        ("=3", "is not of the form"),
+        ("workers..start=3", "is not of the form"),
+        ("steps=[1", "command line: steps:1: not valid YAML"),
+        ("steps.more=1", "command line: steps.more: a part before the last dot holds no keys"),
+        ("workers.strat=1", "command line: workers.strat: unknown key; did you mean start?"),
+        ("batch.micro_batches=x", "command line: batch.micro_batches: got 'x'; needs a whole num"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_words(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_job(GOOD, [override])
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "name: missing; needs 1 to 64 letters"),
+        ("- 1\n", "got [1]; needs keys: name, task"),
+        ("&a {name: *a}", ":1: name: an alias of what it stands in"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_what_is_no_job_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_job(path)
+    assert expected in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: no such file"):
+        load_job(tmp_path / "nothing.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_job(tmp_path / "bytes.yaml")
+
+
+def test_the_resolved_job_reads_back_the_same(tmp_path: Path) -> None:
+    job = load_job({**GOOD, "clip_norm": 1e-7, "task_args": {"x": 1e-5, "s": "yes", "n": None}})
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job.model_dump(mode="json")))
+    assert load_job(path) == job
+    assert pickle.loads(pickle.dumps(job)) == job
+
+
+def test_a_job_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        load_job(GOOD).seed = 3  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+        inner = [field.annotation for field in model.model_fields.values()]
+        found = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        return [model, *(deeper for kind in found for deeper in sections(kind))]
+
+    for section in sections(JobConfig):
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name}"
