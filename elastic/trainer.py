@@ -138,7 +138,7 @@ def run_job(
     """
     run = RunFolder(run_dir)
     setup = _make_setup(job, run, task, faults, resume=resume)
-    with _cluster() as address:
+    with local_cluster() as address:
         removed = remove_leftovers()
         if removed:
             log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
@@ -215,31 +215,37 @@ def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) ->
     )
 
 
-def _init(*, address: str | None) -> None:
-    """Connect to a cluster, or start one on this machine."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # unset, two processes may disagree
-    settings: dict[str, Any] = (
-        {"address": address}
-        if address
-        else {
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }
-    )
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings)
-
-
 @contextlib.contextmanager
-def _cluster() -> Iterator[str]:
-    """The Ray cluster at hand, or one on this machine for as long as the job runs."""
+def local_cluster() -> Iterator[str]:
+    """The Ray cluster at hand, or one on this machine until the end of the block. Its address.
+
+    Several jobs run in one block share the cluster, which takes seconds to start.
+    """
     started = not ray.is_initialized()
     if started:
-        _init(address=os.environ.get("RAY_ADDRESS"))
+        _connect(os.environ.get("RAY_ADDRESS"))
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         if started:
             ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # left unset, two processes may disagree
+    settings: dict[str, Any] = {"address": address}
+    if address is None:
+        settings = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    _silence_raylet()
+
+
+def _silence_raylet() -> None:
+    """Stop Ray from printing a paragraph on each worker's death: our events say it in a line."""
+    driver = ray._private.worker.global_worker
+    driver.threads_stopped.set()
+    driver.gcs_error_subscriber.close()
 
 
 def _watch(coordinator: Any, on_status: Callable[[Status], None] | None) -> Status:
@@ -316,7 +322,7 @@ def connect(name_or_run: str) -> JobHandle:
     run = find_run(name_or_run)
     where = run.read_json(run.ray_json)
     if not ray.is_initialized():
-        _init(address=where["address"])
+        _connect(where["address"])
     name = str(where["coordinator"]).removesuffix("/coordinator")
     coordinator = find_coordinator(name)
     if coordinator is None:

@@ -1,0 +1,224 @@
+"""Fault schedules as data: what happens, when, to whom. A seed gives a schedule.
+
+Nothing here acts; the job strikes where a fault says.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+AGGREGATOR_POINTS = (
+    ("SaveRow", "before"),
+    ("SaveRow", "during"),
+    ("SaveManifest", "before"),
+    ("SaveManifest", "after"),
+    ("MarkDone", "after"),
+    ("Send", "before"),
+    ("Send", "after"),
+    ("Update", "before"),
+    ("Update", "during"),
+    ("Update", "after"),
+    ("SaveState", "before"),
+    ("SaveState", "after"),
+    ("int", "after"),  # the key word, stored after the commit record
+    ("OpenSlot", "before"),
+    ("OpenSlot", "after"),
+    ("DropSlot", "before"),
+    ("SaveMembership", "before"),
+    ("SaveMembership", "after"),
+    ("HangUp", "before"),
+    ("HangUp", "after"),
+    ("Finish", "before"),
+)
+WORKER_POINTS = (
+    ("Compute", "during"),
+    ("Encode", "during"),
+    ("Commit", "before"),
+    ("Commit", "after"),
+)
+COORDINATOR_POINTS = (
+    ("SetMembership", "before"),
+    ("SetMembership", "after"),
+    ("StartWorker", "before"),
+    ("StartWorker", "after"),
+    ("KillWorker", "after"),
+    ("StartAggregator", "after"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """`do` it `offset_s` after `step` has begun, or at the first `point` from then on.
+
+    `target` picks a living worker, modulo their number; `for_s` is how long it lasts (0: for
+    ever), `factor` how much slower, or how many in a row.
+    """
+
+    do: str
+    step: int
+    offset_s: float = 0.0
+    target: int = 0
+    point: tuple[str, str] | None = None
+    for_s: float = 0.0
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.do} at step {self.step} + {self.offset_s:.4f} s"]
+        if self.point:
+            parts.append(f"{self.point[1]} {self.point[0]}")
+        shown = {"target": 0, "for_s": 0.0, "factor": 1.0}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != shown.get(one.name, value):
+                parts.append(f"{one.name}={value:.4g}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """One simulated job and its faults. `seed` decides everything that the rest does not say."""
+
+    seed: int
+    num_steps: int
+    num_workers: int
+    num_micro_batches: int
+    standby: bool
+    skip_nonfinite: bool
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        head = (
+            f"seed {self.seed}: {self.num_steps} steps of {self.num_micro_batches} micro-batches,"
+            f" {self.num_workers} workers, {'with' if self.standby else 'no'} standby"
+        )
+        return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
+
+
+def random_schedule(seed: int) -> Schedule:
+    """At least 5 steps, 3 workers, 3 faults."""
+    rng = random.Random(seed)
+    num_steps = rng.randint(5, 8) if rng.random() < 0.8 else rng.randint(15, 25)
+    standby = rng.random() < 0.75
+    draw = _Draw(rng, num_steps, standby)
+    faults: list[Fault] = []
+    while len(faults) < rng.randint(3, 8):
+        faults += draw.some()
+    return Schedule(
+        seed=seed,
+        num_steps=num_steps,
+        num_workers=rng.randint(3, 5),
+        num_micro_batches=rng.randint(3, 8),
+        standby=standby,
+        skip_nonfinite=rng.random() < 0.9,
+        faults=tuple(sorted(faults, key=lambda fault: (fault.step, fault.offset_s))),
+    )
+
+
+class _Draw:
+    """Draws faults of every kind."""
+
+    def __init__(self, rng: random.Random, num_steps: int, standby: bool) -> None:
+        self._rng = rng
+        self._num_steps = num_steps
+        self._standby = standby
+        kinds: list[tuple[int, Callable[[], list[Fault]]]] = [
+            (20, self._kill_worker),
+            (14, self._stop_worker),
+            (20, self._kill_aggregator),
+            (6, self._stop_aggregator),
+            (10, self._kill_coordinator),
+            (8, self._slow_worker),
+            (6, self._scale),
+            (6, self._remove),
+            (8, self._delay),
+            (3, self._flap),
+            (3, self._slow_start),
+            (6, self._machine_errs),
+            (8, self._zombie),
+            (5, self._all_workers),
+        ]
+        self._weights = [weight for weight, _ in kinds]
+        self._kinds = [kind for _, kind in kinds]
+
+    def some(self) -> list[Fault]:
+        return self._rng.choices(self._kinds, self._weights)[0]()
+
+    def _at(self, do: str, **more: object) -> Fault:
+        step = self._rng.randrange(self._num_steps)
+        offset_s = self._rng.uniform(0, 2.0 if step == 0 else 0.15)
+        target = self._rng.randrange(8)
+        return Fault(**{"do": do, "step": step, "offset_s": offset_s, "target": target, **more})  # type: ignore[arg-type]
+
+    def _maybe_point(self, points: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
+        return self._rng.choice(points) if self._rng.random() < 0.7 else None
+
+    def _pause_s(self) -> float:
+        return self._rng.choice((0.02, 0.1, 0.3, 1.0, 3.0)) * self._rng.uniform(0.5, 1.5)
+
+    def _kill_worker(self) -> list[Fault]:
+        return [self._at("kill_worker", point=self._maybe_point(WORKER_POINTS))]
+
+    def _stop_worker(self) -> list[Fault]:
+        for_s = 0.0 if self._rng.random() < 0.2 else self._pause_s()
+        return [self._at("stop_worker", point=self._maybe_point(WORKER_POINTS), for_s=for_s)]
+
+    def _kill_aggregator(self) -> list[Fault]:
+        return [self._at("kill_aggregator", point=self._maybe_point(AGGREGATOR_POINTS))]
+
+    def _stop_aggregator(self) -> list[Fault]:
+        for_s = 0.0 if self._standby and self._rng.random() < 0.3 else self._pause_s()
+        point = self._maybe_point(AGGREGATOR_POINTS)
+        return [self._at("stop_aggregator", point=point, for_s=for_s)]
+
+    def _kill_coordinator(self) -> list[Fault]:
+        return [self._at("kill_coordinator", point=self._maybe_point(COORDINATOR_POINTS))]
+
+    def _slow_worker(self) -> list[Fault]:
+        factor = self._rng.choice((2.0, 5.0, 30.0))
+        return [self._at("slow_worker", factor=factor, for_s=self._pause_s())]
+
+    def _scale(self) -> list[Fault]:
+        return [self._at("add_worker" if self._rng.random() < 0.5 else "drop_worker")]
+
+    def _remove(self) -> list[Fault]:
+        return [self._at("remove_worker" if self._rng.random() < 0.5 else "leave_worker")]
+
+    def _delay(self) -> list[Fault]:
+        factor = self._rng.choice((0.005, 0.03, 0.1))
+        return [self._at("delay_messages", factor=factor, for_s=self._pause_s())]
+
+    def _flap(self) -> list[Fault]:
+        return [self._at("flap", factor=float(self._rng.randint(2, 6))), *self._kill_worker()]
+
+    def _slow_start(self) -> list[Fault]:
+        return [self._at("slow_start", for_s=3 * self._pause_s()), *self._kill_worker()]
+
+    def _machine_errs(self) -> list[Fault]:
+        if self._rng.random() < 0.5:
+            return [self._at("machine_nan")]
+        return [self._at("sick_worker", for_s=self._pause_s())]
+
+    def _zombie(self) -> list[Fault]:
+        """A worker stops, the aggregator changes meanwhile, and it comes back from the dead."""
+        stop = self._at("stop_worker", for_s=self._rng.uniform(0.5, 4.0))
+        faults = [stop]
+        for do in ("remove_worker", "kill_aggregator", "kill_coordinator"):
+            if self._rng.random() < 0.6:
+                offset_s = stop.offset_s + self._rng.uniform(0, 0.5)
+                faults.append(
+                    Fault(do=do, step=stop.step, offset_s=offset_s, target=stop.target)
+                )
+        if self._rng.random() < 0.5:
+            offset_s = stop.offset_s + stop.for_s
+            faults.append(Fault(do="kill_aggregator", step=stop.step, offset_s=offset_s))
+        return faults
+
+    def _all_workers(self) -> list[Fault]:
+        """Every worker is lost at once."""
+        one = self._at("kill_worker" if self._rng.random() < 0.6 else "stop_worker")
+        return [
+            Fault(do=one.do, step=one.step, offset_s=one.offset_s, target=0 if "kill" in one.do else n)
+            for n in range(6)
+        ]

@@ -1,0 +1,386 @@
+"""One simulated job: its processes, its memory, the faults that strike it, and what was seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from elastic.core.protocol.aggregator import Aggregator, Committed, Rules
+from elastic.core.protocol.aggregator import Phase as AggregatorPhase
+from elastic.core.protocol.coordinator import Coordinator, Life, Limits
+from elastic.core.protocol.messages import (
+    Dismiss,
+    Granted,
+    Key,
+    Leases,
+    Message,
+    Refused,
+    Revoke,
+    State,
+    decode_message,
+    encode_message,
+)
+from elastic.core.protocol.worker import Phase as WorkerPhase
+from elastic.core.protocol.worker import Worker
+from elastic.core.simulator.faults import Fault, Schedule
+from elastic.core.simulator.invariants import LIVENESS_S, Checker, Violation
+from elastic.core.simulator.memory import Memory
+from elastic.core.simulator.processes import (
+    AggregatorProcess,
+    CoordinatorProcess,
+    WorkerProcess,
+)
+from elastic.core.simulator.truth import NUM_CHUNKS, make_truth
+from elastic.core.simulator.world import Clock, Process
+from elastic.core.protocol.aggregator import Recovered
+from policies.hangs import Silence
+
+MAX_EVENTS = 300_000
+
+
+class RecordedWorker(Worker):
+    """A worker whose moves are counted."""
+
+    def __init__(self, worker: int, pid: int, seen: Counter[str]) -> None:
+        super().__init__(worker, pid)
+        self._seen_moves = seen
+
+    def _move(self, phase: WorkerPhase) -> None:
+        self._seen_moves[f"worker {self.phase.name} -> {phase.name}"] += 1
+        super()._move(phase)
+
+
+class RecordedAggregator(Aggregator):
+    """An aggregator whose moves are counted."""
+
+    def __init__(self, rules: Rules, recovered: Recovered, seen: Counter[str]) -> None:
+        super().__init__(rules, recovered)
+        self._seen_moves = seen
+
+    def _move(self, phase: AggregatorPhase) -> None:
+        self._seen_moves[f"aggregator {self.phase.name} -> {phase.name}"] += 1
+        super()._move(phase)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """The protocol under test. Mutations replace a part of it."""
+
+    worker: Callable[[int, int, Counter[str]], Worker] = RecordedWorker
+    aggregator: Callable[[Rules, Recovered, Counter[str]], Aggregator] = RecordedAggregator
+    coordinator: Callable[[Limits, int], Coordinator] = Coordinator
+    needs_lock: bool = True
+
+
+class Job:
+    """Runs one schedule to the end of the job, or to the first violation."""
+
+    def __init__(
+        self, schedule: Schedule, build: Build, *, trace_length: int | None = 40
+    ) -> None:
+        self.schedule = schedule
+        self.build = build
+        self.clock = Clock(schedule.seed, trace_length=trace_length)
+        self.truth = make_truth(
+            schedule.seed,
+            num_steps=schedule.num_steps,
+            num_micro_batches=schedule.num_micro_batches,
+            skip=schedule.skip_nonfinite,
+        )
+        first = self.truth.states[0]
+        self.memory = Memory(schedule.num_micro_batches, first, first.key.word)
+        self.checker = Checker(self.truth, self.memory)
+        self.rules = Rules(
+            num_steps=schedule.num_steps,
+            num_micro_batches=schedule.num_micro_batches,
+            num_chunks=NUM_CHUNKS,
+            skip_nonfinite=schedule.skip_nonfinite,
+            hangs=Silence(factor=10.0, floor_s=0.6),
+        )
+        self.limits = Limits(1, schedule.num_workers + 2, standby=schedule.standby)
+        self.workers: dict[int, WorkerProcess] = {}
+        self.aggregators: list[AggregatorProcess] = []
+        self.acting: list[AggregatorProcess] = []
+        self.listener: AggregatorProcess | None = None
+        self.lock_owner: AggregatorProcess | None = None
+        self.finished = False
+        self.num_fired = 0
+        self._armed: list[tuple[Fault, str]] = []
+        self._num_coordinators = 0
+        self._step = -1
+        self._quiet_s = 0.0
+        self._flaps = 0
+        self._slow_start_until_s = 0.0
+        self._errs: set[str] = set()
+        self._erred: dict[tuple[Key, int], int] = {}
+        self._holders: dict[tuple[Key, int], list[int]] = {}
+        self._alone: set[tuple[int, Key, int]] = set()
+        self._fresh: int | None = None
+
+    def run(self) -> None:
+        """Raises Violation at the first event after which an invariant does not hold."""
+        self._start_coordinator()
+        self._begin_step(0)
+        clock, after_event, acting = self.clock, self.checker.after_event, self.acting
+        while not self.finished:
+            clock.pop()
+            after_event(acting)
+            if clock.now_s - self._quiet_s > LIVENESS_S:
+                raise Violation(f"no step was committed for {LIVENESS_S:.0f} s without a fault")
+            if clock.num_events > MAX_EVENTS:
+                raise Violation(f"{MAX_EVENTS} events and no end: it runs in a circle")
+
+    # --------------------------------------------------------------- processes
+
+    def process(self, pid: int) -> AggregatorProcess | None:
+        return next((one for one in self.aggregators if one.pid == pid), None)
+
+    def start_delay_s(self) -> float:
+        slow_s = max(0.0, self._slow_start_until_s - self.clock.now_s)
+        return self.clock.rng.uniform(0.2, 0.6) + slow_s
+
+    def start_worker(self, worker: int) -> None:
+        old = self.workers.get(worker)
+        if old is not None and old.alive:
+            raise Violation(f"worker {worker} is started twice")
+        process = WorkerProcess(self, worker)
+        self.workers[worker] = process
+        self.clock.note(process.name, "starts")
+        if self._flaps:
+            self._flaps -= 1
+            self._touch(0.0)
+            delay_s = self.clock.rng.uniform(0.2, 1.0)
+            self.clock.push(delay_s, lambda: self._flap(process))
+
+    def _flap(self, process: WorkerProcess) -> None:
+        self._touch(0.0)
+        process.kill()
+
+    def kill_later(self, worker: int) -> None:
+        rng, process = self.clock.rng, self.workers[worker]
+        delay_s = rng.uniform(0, 0.01) if rng.random() < 0.7 else rng.uniform(0, 2.0)
+        self.clock.push(delay_s, process.kill)
+
+    def life(self, worker: int) -> Life:
+        process = self.workers[worker]
+        if not process.alive and self.clock.now_s > process.dead_s + process.notice_s:
+            return Life.DEAD
+        return Life.ALIVE if process.ready else Life.STARTING
+
+    def worker_died(self, process: WorkerProcess) -> None:
+        process.dead_s = self.clock.now_s
+        process.notice_s = self.clock.rng.uniform(0, 0.3)
+
+    def worker_of(self, process: Process) -> int | None:
+        return process.worker if isinstance(process, WorkerProcess) else None
+
+    def start_aggregator(self) -> None:
+        process = AggregatorProcess(self, len(self.aggregators))
+        self.aggregators.append(process)
+        self.clock.note(process.name, "starts")
+
+    def try_lock(self, process: AggregatorProcess) -> bool:
+        if self.lock_owner is not None:
+            return False
+        self.lock_owner = process
+        self.memory.active_pid = process.pid
+        return True
+
+    def listen(self, process: AggregatorProcess) -> None:
+        self.listener = process
+        for worker in self.workers.values():
+            if worker.alive and worker.ready:
+                worker.wake(self.clock.rng.uniform(1e-4, 5e-3))
+
+    def aggregator_died(self, process: AggregatorProcess) -> None:
+        if process in self.acting:
+            self.acting.remove(process)
+        if self.listener is process:
+            self.listener = None
+        if self.lock_owner is process:
+            self.lock_owner = None
+            for other in self.aggregators:
+                if other.alive and other.ready:
+                    other.look_again()
+
+    def _start_coordinator(self) -> None:
+        self._num_coordinators += 1
+        self.coordinator = CoordinatorProcess(
+            self, self._num_coordinators, self.schedule.num_workers
+        )
+
+    def coordinator_died(self) -> None:
+        self.clock.push(self.clock.rng.uniform(0.2, 1.5), self._start_coordinator)
+
+    # ------------------------------------------------------------------ the step
+
+    def save_state(self, state: State) -> None:
+        self.checker.saving(state)
+        self.memory.state = state
+        self.memory.serial += 1
+        if state.step > self._step:
+            self._begin_step(state.step)
+
+    def _begin_step(self, step: int) -> None:
+        self._step = step
+        self._touch(0.0)
+        for fault in self.schedule.faults:
+            if fault.step == step:
+                self.clock.push(fault.offset_s, lambda fault=fault: self._fire(fault))  # type: ignore[misc]
+
+    def committed(self, committed: Committed) -> None:
+        self.clock.seen["step committed"] += 1
+
+    def machine_errs(self, process: WorkerProcess, key: Key, micro_batch: int) -> bool:
+        """Whether this result comes out as NaN by the machine's fault.
+
+        Never such that two workers, or one that was alone, see it twice: that is by the rules the
+        model's own, and no invariant.
+        """
+        once = process.name in self._errs
+        if not once and process.sick_until_s < self.clock.now_s:
+            return False
+        before = self._erred.get((key, micro_batch))
+        if before is not None:
+            alone = (process.worker, key, micro_batch) in self._alone
+            if before != process.worker or once or alone:
+                return False
+        self._errs.discard(process.name)
+        self._erred[key, micro_batch] = process.worker
+        self.clock.seen["machine's NaN"] += 1
+        return True
+
+    def over_the_wire(self, message: Message) -> Message:
+        """In every fourth schedule messages go through their bytes."""
+        if self.schedule.seed % 4:
+            return message
+        return decode_message(encode_message(message))
+
+    def watch_message(self, worker: int | None, message: Message) -> None:
+        """Count what is worth being seen."""
+        seen = self.clock.seen
+        match message:
+            case Leases(leases) if worker is not None:
+                self._watch_leases(worker, leases)
+            case Granted(lease):
+                if self._fresh != worker:
+                    seen["already yours"] += 1
+                self._fresh = None
+                holders = self._holders.get((lease.key, lease.micro_batches[0]), [])
+                if len(holders) > 1 and holders[0] != worker:
+                    seen["duplicate won"] += 1
+            case Refused(_, reason):
+                seen["refused: " + ("sum" if reason.startswith("sum") else reason.split(":")[0])] += 1
+            case Dismiss(reason):
+                seen["dismissed: " + reason] += 1
+            case Revoke():
+                seen["revoke"] += 1
+
+    def _watch_leases(self, worker: int, leases: tuple) -> None:  # type: ignore[type-arg]
+        assert self.listener is not None
+        others = set(self.memory.membership.members) & set(self.listener.peers) - {worker}
+        for lease in leases:
+            for micro_batch in lease.micro_batches:
+                self._holders.setdefault((lease.key, micro_batch), []).append(worker)
+                if not others:
+                    self._alone.add((worker, lease.key, micro_batch))
+
+    def granted_now(self, worker: int) -> None:
+        self._fresh = worker
+
+    # -------------------------------------------------------------------- faults
+
+    def _touch(self, for_s: float) -> None:
+        """Something happened: the next step may take its time from the end of it on."""
+        self._quiet_s = max(self._quiet_s, self.clock.now_s + for_s)
+
+    def _fire(self, fault: Fault) -> None:
+        self._touch(fault.for_s)
+        if fault.point is not None:
+            owner = self._owner(fault)
+            if owner is not None:
+                self._armed.append((fault, owner))
+            return
+        self._strike(fault, self._target(fault))
+
+    def _owner(self, fault: Fault) -> str | None:
+        """The name of the process that the fault waits for, without its number if any will do."""
+        if fault.do.endswith("_worker"):
+            process = self._target(fault)
+            return process.name if process is not None else None
+        return fault.do.split("_")[1]
+
+    def _target(self, fault: Fault) -> Process | None:
+        if fault.do.endswith("aggregator"):
+            return self.acting[-1] if self.acting else None
+        if fault.do.endswith("coordinator"):
+            return self.coordinator if self.coordinator.alive else None
+        living = [one for one in self.workers.values() if one.alive]
+        return living[fault.target % len(living)] if living else None
+
+    def point(self, process: Process, name: str, when: str, seconds: float = 0.0) -> None:
+        """A process is at a named point; a fault that waits for it strikes."""
+        for entry in self._armed:
+            fault, owner = entry
+            if fault.point == (name, when) and process.name.startswith(owner):
+                self._armed.remove(entry)
+                self.clock.seen[f"{fault.do} {when} {name}"] += 1
+                if seconds:
+                    delay_s = self.clock.rng.uniform(0, seconds)
+                    self.clock.push(delay_s, lambda: self._strike(fault, process))
+                else:
+                    self._strike(fault, process)
+                return
+
+    def _strike(self, fault: Fault, process: Process | None) -> None:
+        self._touch(fault.for_s)
+        self.num_fired += 1
+        self.clock.seen[fault.do] += 1
+        self.clock.note("fault", str(fault))
+        match fault.do:
+            case "flap":
+                self._flaps = int(fault.factor)
+            case "slow_start":
+                self._slow_start_until_s = self.clock.now_s + fault.for_s
+            case "delay_messages":
+                self.clock.extra_latency_s = fault.factor
+                self.clock.push(fault.for_s, self._end_delay)
+            case "add_worker":
+                self._scale(1)
+            case "drop_worker":
+                self._scale(-1)
+            case _ if process is None or not process.alive:
+                self.clock.seen["no target"] += 1
+            case "kill_worker" | "kill_aggregator" | "kill_coordinator":
+                process.kill()
+            case "stop_worker" | "stop_aggregator":
+                process.stop()
+                if fault.for_s:
+                    self.clock.push(fault.for_s, process.resume)
+            case _ if isinstance(process, WorkerProcess):
+                self._trouble(fault, process)
+
+    def _trouble(self, fault: Fault, process: WorkerProcess) -> None:
+        match fault.do:
+            case "slow_worker":
+                process.slow = fault.factor
+                self.clock.push(fault.for_s, lambda: setattr(process, "slow", 1.0))
+            case "remove_worker":
+                if self.coordinator.alive:
+                    self.coordinator.proto.remove(process.worker)
+            case "leave_worker":
+                process.leave()
+            case "machine_nan":
+                self._errs.add(process.name)
+            case "sick_worker":
+                process.sick_until_s = self.clock.now_s + fault.for_s
+            case _:
+                raise ValueError(f"no fault {fault.do!r}")
+
+    def _scale(self, delta: int) -> None:
+        if self.coordinator.alive:
+            self.coordinator.proto.scale(self.coordinator.proto.target + delta)
+
+    def _end_delay(self) -> None:
+        self.clock.extra_latency_s = 0.0
