@@ -73,9 +73,18 @@ class AggregatorShell:
         self._task: Task = setup.load_task()
 
     def run(self) -> str:
-        """Stand by, act, end."""
+        """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
         deterministic(threads=1)  # cores work on different chunks
         self._store.create()
+        try:
+            return self._live()
+        finally:
+            if hasattr(self, "_updater"):
+                self._updater.close()
+                self._background.shutdown()
+            self._store.close()
+
+    def _live(self) -> str:
         acting = self._store.try_act()
         if not acting or self._store.spec_path.exists():
             acting = acting or self._await_spec()
@@ -312,7 +321,7 @@ class AggregatorShell:
     def _read(self, channel: Channel, sender: Any) -> None:
         """Handle what one channel has. Its first message says who it is."""
         try:
-            while (message := channel.receive()) is not None:
+            while channel.fileno() >= 0 and (message := channel.receive()) is not None:
                 if channel in self._strangers:
                     self._strangers.discard(channel)
                     sender = message.worker if isinstance(message, Hello) else None

@@ -77,6 +77,7 @@ class CoordinatorShell:
         self._channel: Channel | None = None
         self._report: Report | None = None
         self._connected: set[int] = set()
+        self._buried: set[int] = set()
         self._stop = ""
         self._failure: BaseException | None = None
         self._phase: PhaseName = "starting"
@@ -210,11 +211,7 @@ class CoordinatorShell:
             for ended in self._processes.known(role).values():
                 if ended is not None and isinstance(ended.error, FatalError):
                     self._fail(ended.error)
-        deaths = [
-            ended for ended in self._processes.known("aggregator").values() if ended is not None
-        ]
-        if len(deaths) > _MAX_AGGREGATOR_DEATHS:
-            self._fail(FatalError(f"{len(deaths)} aggregators died; the last: {deaths[-1].text}"))
+        self._bury_aggregators()
         return {
             number: (
                 Life.DEAD
@@ -225,6 +222,18 @@ class CoordinatorShell:
             )
             for number, ended in self._processes.known("worker").items()
         }
+
+    def _bury_aggregators(self) -> None:
+        """Note each death once, and end what is left of the process: it may hold the lock."""
+        ended = self._processes.known("aggregator")
+        dead = {number: end for number, end in ended.items() if end is not None}
+        for number in sorted(set(dead) - self._buried):
+            self._buried.add(number)
+            self._event("aggregator_lost", dead[number].text.splitlines()[0])
+            self._processes.kill("aggregator", number)
+        if len(dead) > _MAX_AGGREGATOR_DEATHS:
+            last = dead[max(dead)]
+            self._fail(FatalError(f"{len(dead)} aggregators died; the last: {last.text}"))
 
     def _act(self, action: Any) -> None:
         match action:

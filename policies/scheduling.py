@@ -6,11 +6,15 @@ whether a result counts: duplicates are safe because every answer to a micro-bat
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+SILENCE = 0.5  # micro-batch times without progress, after which nothing is expected any more
+SILENCE_FLOOR_S = 0.03  # a runnable process may wait that long for a core
+MARGIN = 0.5  # of a micro-batch time, by which a duplicate must be expected to win
 PACE_WINDOW = 9  # samples; the median of them outvotes four bad ones
 
 
@@ -18,13 +22,20 @@ PACE_WINDOW = 9  # samples; the median of them outvotes four bad ones
 class Queue:
     """What one worker holds: micro-batches in the order in which it computes them.
 
-    `since_s` is when it began with the first of them, as far as is known.
+    `since_s` is when it began with the first of them, as far as is known; `silent_s` for how long
+    its progress counter is known not to have moved.
     """
 
     worker: int
     micro_batches: tuple[int, ...]
     since_s: float
     pace_s: float
+    silent_s: float = 0.0
+
+    @property
+    def is_silent(self) -> bool:
+        """Stopped, asleep or stuck, for all that can be seen; a slow one still moves on."""
+        return self.silent_s > max(SILENCE_FLOOR_S, SILENCE * self.pace_s)
 
     def expected_end_s(self, position: int, now_s: float) -> float:
         """When the micro-batch at `position` will be done.
@@ -32,6 +43,8 @@ class Queue:
         A worker that is late is expected to need as long again as it is late: the remaining time
         of a heavy-tailed delay grows with its age.
         """
+        if self.is_silent:
+            return math.inf
         first = self.since_s + self.pace_s
         if first < now_s:
             first = now_s + (now_s - first)
@@ -105,18 +118,21 @@ class Shares:
             for position, micro_batch in enumerate(queue.micro_batches):
                 end_s = queue.expected_end_s(position, view.now_s)
                 ends_s[micro_batch] = min(end_s, ends_s.get(micro_batch, end_s))
-        last = [queue for queue in view.queues if queue.micro_batches]
-        latest = max(last, key=lambda queue: ends_s[queue.micro_batches[-1]], default=None)
-        if latest is None or ends_s[latest.micro_batches[-1]] <= mine_s:
-            # a holder is late enough once it is overdue by our own pace
-            late_s = (queue.since_s + queue.pace_s + view.pace_s for queue in last)
-            until_s = max(min(late_s, default=mine_s), view.now_s + view.pace_s / 8)
-            return Wait(until_s, "every holder is expected to be done first")
+        held = [queue for queue in view.queues if queue.micro_batches]
+        latest = max(held, key=lambda queue: ends_s[queue.micro_batches[-1]], default=None)
+        wait = Wait(view.now_s + max(view.pace_s / 8, 0.005), "every holder will be done first")
+        if latest is None:
+            return wait
         micro_batch = latest.micro_batches[-1]
-        gain = f"worker {latest.worker} is expected {ends_s[micro_batch] - mine_s:.3f} s later"
-        if len(latest.micro_batches) > 1:
-            return Take(micro_batch, latest.worker, gain)
-        return Duplicate(micro_batch, latest.worker, gain)
+        gain_s = ends_s[micro_batch] - mine_s
+        reason = f"worker {latest.worker} is expected {gain_s:.3f} s later"
+        if gain_s == math.inf:
+            reason = f"worker {latest.worker} has made no progress for {latest.silent_s:.3f} s"
+        if len(latest.micro_batches) > 1 and gain_s > 0:
+            return Take(micro_batch, latest.worker, reason)
+        if gain_s > MARGIN * view.pace_s:
+            return Duplicate(micro_batch, latest.worker, reason)
+        return wait
 
 
 def pace(samples_s: Sequence[float], fallback_s: float) -> float:

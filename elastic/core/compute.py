@@ -21,6 +21,7 @@ from elastic.core.permutation import derive_key
 from elastic.core.protocol.messages import Key, Lease, Membership, Outcome, State
 from elastic.core.store import Control, MappedFile, Sizes, Slot, Store, Version
 from elastic.core.task import Task
+from elastic.core.update import Snapshot
 
 
 class AbandonedError(BaseException):

@@ -1,4 +1,4 @@
-"""What a user writes: a task builds the model, the loss of one micro-batch, the optimizer, the data.
+"""What a user writes: a task builds the model, the loss of a micro-batch, the optimizer, the data.
 
 `MicroBatch` is whatever the data set's `fetch` returned; this project never looks inside.
 """
@@ -26,7 +26,7 @@ class Dataset(Protocol):
         ...
 
     def fetch(self, indices: npt.NDArray[np.int64]) -> Any:
-        """Read the samples `indices`, shape (micro_batch_size,), as one micro-batch, in that order."""
+        """Read the samples `indices`, shape (micro_batch_size,), in order, as one micro-batch."""
         ...
 
 

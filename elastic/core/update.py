@@ -93,6 +93,10 @@ class Updater:
         self._scratch = [torch.zeros(largest, dtype=torch.int32) for _ in range(num_threads)]
         self.snapshot: Snapshot | None = None
 
+    def close(self) -> None:
+        """Wait until no thread writes any more."""
+        self._threads.shutdown()
+
     def run(self, plan: Plan, beat: Callable[[int], None]) -> float:
         """Fill version 1 - source; return the global norm of the gradient before clipping.
 

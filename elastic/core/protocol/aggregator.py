@@ -289,6 +289,7 @@ class Aggregator:
         self._nonfinite: dict[int, list[int]] = {}
         self._work: list[tuple[int, int, float, float, str]] = []
         self._leased = False
+        self._watched_s = 0.0
         self._stop_reason = ""
         self._failure = ""
         self._coordinator = False
@@ -396,6 +397,7 @@ class Aggregator:
         return []
 
     def _watch(self, progress: Mapping[int, int], now_s: float) -> list[Action]:
+        self._watched_s = now_s
         views = []
         for worker, peer in self._peers.items():
             if progress.get(worker, 0) != peer.progress or not peer.queue:
@@ -684,6 +686,7 @@ class Aggregator:
                 self._wanted(one.queue),
                 one.since_s,
                 pace(one.samples_s, self._usual_pace_s()),
+                silent_s=self._watched_s - max(one.progress_s, one.since_s),
             )
             for other, one in self._peers.items()
             if other != worker

@@ -207,9 +207,7 @@ class _Draw:
         for do in ("remove_worker", "kill_aggregator", "kill_coordinator"):
             if self._rng.random() < 0.6:
                 offset_s = stop.offset_s + self._rng.uniform(0, 0.5)
-                faults.append(
-                    Fault(do=do, step=stop.step, offset_s=offset_s, target=stop.target)
-                )
+                faults.append(Fault(do=do, step=stop.step, offset_s=offset_s, target=stop.target))
         if self._rng.random() < 0.5:
             offset_s = stop.offset_s + stop.for_s
             faults.append(Fault(do="kill_aggregator", step=stop.step, offset_s=offset_s))
@@ -219,6 +217,8 @@ class _Draw:
         """Every worker is lost at once."""
         one = self._at("kill_worker" if self._rng.random() < 0.6 else "stop_worker")
         return [
-            Fault(do=one.do, step=one.step, offset_s=one.offset_s, target=0 if "kill" in one.do else n)
+            Fault(
+                do=one.do, step=one.step, offset_s=one.offset_s, target=0 if "kill" in one.do else n
+            )
             for n in range(6)
         ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elastic.core.protocol.aggregator import Aggregator, Committed, Rules
+from elastic.core.protocol.aggregator import Aggregator, Committed, Recovered, Rules
 from elastic.core.protocol.aggregator import Phase as AggregatorPhase
 from elastic.core.protocol.coordinator import Coordinator, Life, Limits
 from elastic.core.protocol.messages import (
@@ -33,7 +33,6 @@ from elastic.core.simulator.processes import (
 )
 from elastic.core.simulator.truth import NUM_CHUNKS, make_truth
 from elastic.core.simulator.world import Clock, Process
-from elastic.core.protocol.aggregator import Recovered
 from policies.hangs import Silence
 
 MAX_EVENTS = 300_000
@@ -76,9 +75,7 @@ class Build:
 class Job:
     """Runs one schedule to the end of the job, or to the first violation."""
 
-    def __init__(
-        self, schedule: Schedule, build: Build, *, trace_length: int | None = 40
-    ) -> None:
+    def __init__(self, schedule: Schedule, build: Build, *, trace_length: int | None = 40) -> None:
         self.schedule = schedule
         self.build = build
         self.clock = Clock(schedule.seed, trace_length=trace_length)
@@ -271,7 +268,9 @@ class Job:
                 if len(holders) > 1 and holders[0] != worker:
                     seen["duplicate won"] += 1
             case Refused(_, reason):
-                seen["refused: " + ("sum" if reason.startswith("sum") else reason.split(":")[0])] += 1
+                seen[
+                    "refused: " + ("sum" if reason.startswith("sum") else reason.split(":")[0])
+                ] += 1
             case Dismiss(reason):
                 seen["dismissed: " + reason] += 1
             case Revoke():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from elastic.core.protocol.messages import Key, Manifest, Membership, Outcome, State
 from elastic.core.protocol.aggregator import Recovered
+from elastic.core.protocol.messages import Key, Manifest, Membership, Outcome, State
 from elastic.core.simulator.truth import FIRST_DIGEST, Entry
 
 EMPTY = Manifest(Key(0, 0, 0))
