@@ -25,7 +25,7 @@ from ray.train import Checkpoint, RunConfig, ScalingConfig
 from actors.launch import find_coordinator, launch_coordinator
 from actors.setup import NAMESPACE, JobSetup
 from elastic.core import checkpoint
-from elastic.core.config import JobConfig, load_job
+from elastic.core.config import JobConfig, check_resume, load_job
 from elastic.core.errors import ConfigError, FatalError
 from elastic.core.faults import Fault
 from elastic.core.runs import RunFolder, find_run, new_run_dir
@@ -47,6 +47,7 @@ class Result(ray.train.Result):
     `metrics` holds what result.json holds; `events` what happened, in order.
     """
 
+    metrics: dict[str, Any]
     params_sha256: str = ""
     samples_sha256: str = ""
     exact: bool = True
@@ -175,7 +176,11 @@ def _make_setup(
         raise ConfigError("task: the job file names none; write 'task: package.module:Class'")
     if task is None:
         load_task(job.task, job.task_args)
-    newest = checkpoint.find_checkpoint(run.path).path if resume else None
+    newest = None
+    if resume:
+        found = checkpoint.find_checkpoint(run.path)
+        check_resume(found.meta["job"], job)
+        newest = found.path
     paths = tuple(dict.fromkeys(path or os.getcwd() for path in (os.getcwd(), *sys.path)))
     return JobSetup(
         job=job,
@@ -243,7 +248,7 @@ def _connect(address: str | None) -> None:
 
 def _silence_raylet() -> None:
     """Stop Ray from printing a paragraph on each worker's death: our events say it in a line."""
-    driver = ray._private.worker.global_worker
+    driver: Any = ray._private.worker.global_worker
     driver.threads_stopped.set()
     driver.gcs_error_subscriber.close()
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from elastic.core.errors import ConfigError
 from elastic.core.yaml_file import (
     Document,
     read_yaml,
@@ -22,6 +23,7 @@ from elastic.core.yaml_file import (
 MAX_SEED = 2**63 - 1
 MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
+FREE_AT_RESUME = frozenset({"name", "steps", "workers", "standby", "nonfinite", "checkpoint"})
 
 
 class _Section(BaseModel):
@@ -158,11 +160,33 @@ def load_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     return validate(JobConfig, with_overrides(document, overrides))
 
 
+def check_resume(begun: Mapping[str, Any], job: JobConfig) -> None:
+    """Refuse to go on with a run under settings that would compute something else.
+
+    Args:
+        begun: the job that the checkpoint was written by, as JSON values.
+
+    Raises:
+        ConfigError: one line for every such setting.
+    """
+    now = job.model_dump(mode="json")
+    problems = [
+        f"{key}: the run was begun with {begun.get(key)!r}, got {now[key]!r}; that would compute"
+        " something else: leave it as it was, or start a new run"
+        for key in now
+        if key not in FREE_AT_RESUME and begun.get(key) != now[key]
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 __all__ = [
+    "FREE_AT_RESUME",
     "Batch",
     "CheckpointConfig",
     "JobConfig",
     "Nonfinite",
     "Workers",
+    "check_resume",
     "load_job",
 ]

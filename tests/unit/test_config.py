@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from elastic.core.config import JobConfig, load_job
+from elastic.core.config import JobConfig, check_resume, load_job
 from elastic.core.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -219,3 +219,18 @@ def test_every_setting_says_what_it_is() -> None:
     for section in sections(JobConfig):
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name}"
+
+
+def test_a_resume_may_change_who_computes_and_for_how_long() -> None:
+    begun = load_job(GOOD)
+    changed = {"steps": 400, "workers": {"start": 2, "max": 3}, "standby": False}
+    check_resume(begun.model_dump(mode="json"), load_job({**GOOD, **changed}))
+
+
+def test_a_resume_may_not_change_what_is_computed() -> None:
+    changed = {"seed": 7, "clip_norm": 0.5, "batch": {"micro_batches": 8, "micro_batch_size": 4}}
+    with pytest.raises(ConfigError) as caught:
+        check_resume(load_job(GOOD).model_dump(mode="json"), load_job({**GOOD, **changed}))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["seed", "batch", "clip_norm"]
+    assert "begun with 0, got 7" in lines[0]
