@@ -59,6 +59,7 @@ from elastic.core.update import Plan, Snapshot, Updater, snapshot_state
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
+_LINGER_S = 60.0
 _HUNG_S = 3.0  # an acting aggregator beats at least every _TICK_S
 
 
@@ -85,18 +86,16 @@ class AggregatorShell:
             self._store.close()
 
     def _live(self) -> str:
-        acting = self._store.try_act()
-        if not acting or self._store.spec_path.exists():
-            acting = acting or self._await_spec()
-        if not self._store.spec_path.exists():
+        acting = self._store.try_act() or self._await_spec()
+        self._took_over = self._store.spec_path.exists()
+        if not self._took_over:
             if not acting:
                 return "the job has ended"
             self._prepare()
         self._open()
-        took_over = not acting
         if not acting and not self._stand_by():
             return "the job has ended"
-        return self._act(took_over=took_over)
+        return self._act()
 
     # ----------------------------------------------------------- preparing
 
@@ -208,7 +207,7 @@ class AggregatorShell:
             if self._control.heartbeat[0] != beat:
                 beat, beat_s = self._control.heartbeat[0], time.monotonic()
             elif pid and time.monotonic() - beat_s > _HUNG_S:
-                self._event("aggregator_lost", f"pid {pid} hangs for {_HUNG_S:.0f} s; killed")
+                self._event("aggregator_hung", f"pid {pid} hangs for {_HUNG_S:.0f} s; killed")
                 kill_and_wait(pid, _HUNG_S)
                 continue
             _wait_for_death(pid, _TICK_S)
@@ -216,7 +215,7 @@ class AggregatorShell:
 
     # ----------------------------------------------------------------- acting
 
-    def _act(self, *, took_over: bool) -> str:
+    def _act(self) -> str:
         job = self._job
         self._control.active_pid[0] = os.getpid()
         recovered = self._recover()
@@ -245,7 +244,8 @@ class AggregatorShell:
         self._finishing: Future[None] | None = None
         listener = listen(self._store.path / "socket")
         self._selector.register(listener, selectors.EVENT_READ, None)
-        if took_over:
+        if self._took_over:
+            self._take_over_metrics(recovered.state)
             key = recovered.state.key
             reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
             self._event("aggregator_took_over", reason)
@@ -255,6 +255,18 @@ class AggregatorShell:
         self._handle(protocol.Tick())  # tell the coordinator
         self._linger()
         return "the job has ended"
+
+    def _take_over_metrics(self, state: State) -> None:
+        """Go on where the predecessor's metrics end; add the step that it had no time to write."""
+        now_s, unix_s = time.monotonic(), time.time()
+        newest = self._run.newest_metrics()
+        if newest is not None:
+            self._commit_s = now_s - (unix_s - newest["time_s"])
+        step = state.step - 1
+        if step >= 0 and (newest is None or newest["step"] < step):
+            skipped = step in state.skipped
+            loss = float("nan") if skipped or state.loss is None else state.loss
+            self._later.append(protocol.Committed(step, 0, loss, float("nan"), skipped, 0, ()))
 
     def _recover(self) -> protocol.Recovered:
         """Read what counts from shared memory."""
@@ -307,10 +319,13 @@ class AggregatorShell:
         self._control.heartbeat[0] += 1
 
     def _linger(self) -> None:
-        """Stay until the coordinator ends this process: workers are still connected."""
+        """Stay until the coordinator frees the memory; do it if there is none any more."""
+        until_s = time.monotonic() + _LINGER_S
         while self._store.path.exists():
             self._beat()
             time.sleep(0.05)
+            if time.monotonic() > until_s:
+                self._store.remove()
 
     # --------------------------------------------------------------- channels
 
@@ -459,12 +474,17 @@ class AggregatorShell:
     # ---------------------------------------------------------- run folder
 
     def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
-        acting = hasattr(self, "_protocol")
+        step = generation = 0
+        if hasattr(self, "_protocol"):
+            step = self._protocol.state.step
+            generation = self._protocol.membership.generation
+        elif hasattr(self, "_control") and (data := self._control.state.read()):
+            step = State.from_bytes(data).step
         event = {
             "time_s": time.time(),
             "kind": kind,
-            "step": self._protocol.state.step if acting else 0,
-            "generation": self._protocol.membership.generation if acting else 0,
+            "step": step,
+            "generation": generation,
             "worker": worker,
             "reason": reason,
         }

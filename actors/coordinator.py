@@ -76,6 +76,7 @@ class CoordinatorShell:
         self._protocol = Coordinator(limits, job.workers.start)
         self._channel: Channel | None = None
         self._report: Report | None = None
+        self._step = 0
         self._connected: set[int] = set()
         self._buried: set[int] = set()
         self._stop = ""
@@ -186,7 +187,7 @@ class CoordinatorShell:
         try:
             while (message := self._channel.receive()) is not None:
                 if isinstance(message, Report):
-                    self._report = message
+                    self._report, self._step = message, message.step
                     self._connected |= set(message.connected)
                 elif isinstance(message, Scale):
                     self._scale_by(message)
@@ -255,12 +256,11 @@ class CoordinatorShell:
                 self._event(kind, reason, worker)
 
     def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
-        report = self._report
         self._setup.run.append_event(
             {
                 "time_s": time.time(),
                 "kind": kind,
-                "step": report.step if report is not None else 0,
+                "step": self._step,
                 "generation": self._protocol.membership.generation,
                 "worker": worker,
                 "reason": reason,

@@ -6,6 +6,7 @@ coordinator, restarted by Ray, finds them again by their names.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.coordinator import CoordinatorShell, Ended
 from actors.setup import NAMESPACE, JobSetup, compute_environment
 from elastic.core.status import Status
+
+_ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
 
 
 class Host:
@@ -41,6 +44,9 @@ class Host:
                 self._result = AggregatorShell(setup).run()
         except BaseException as error:  # handed to whoever joins
             self._error = error
+        orphaned = threading.Timer(_ORPHAN_S, os._exit, (0,))
+        orphaned.daemon = True
+        orphaned.start()
 
     def join(self) -> str:
         """Wait for the end; return its reason or raise its error."""
@@ -110,7 +116,7 @@ def _how_it_ended(join: Any) -> Ended:
     except RayTaskError as error:
         return Ended(str(error.cause), error.cause)
     except RayActorError as error:
-        return Ended(str(error))
+        return Ended(f"its process died\n{error}")
 
 
 class CoordinatorActor:

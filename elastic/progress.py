@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -24,7 +23,14 @@ MAX_REASON_CHARS = 100
 NUM_REPORTS = 10
 """Lines of progress where there is no terminal."""
 
-_BAD = ("worker_lost", "worker_hung", "worker_given_up", "aggregator_lost", "no_workers")
+_BAD = (
+    "worker_lost",
+    "worker_hung",
+    "worker_given_up",
+    "aggregator_lost",
+    "aggregator_hung",
+    "no_workers",
+)
 _WORST = ("job_failed", "checkpoint_failed", "nonfinite", "step_skipped")
 _GOOD = ("worker_joined", "aggregator_took_over", "coordinator_restarted", "job_finished")
 _QUIET = ("worker_started", "worker_ready", "checkpoint_written", "duplicate", "duplicate_won")
@@ -176,7 +182,7 @@ def print_summary(
 ) -> None:
     """What came of a run: `metrics` as in result.json, `events` as in events.jsonl."""
     exact = metrics.get("exact")
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 1))  # a hash and its name fit 80 columns
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     first, last = metrics.get("first_loss"), metrics.get("loss")
@@ -194,9 +200,13 @@ def print_summary(
     )
     counts = Counter(str(event["kind"]) for event in events)
     table.add_row(
-        "events", ", ".join(f"{kind} {n}" for kind, n in sorted(counts.items())) or "none"
+        "events",
+        ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in sorted(counts.items())) or "none",
     )
-    console.print(Panel(table, title="done", title_align="left", expand=False))
+    if metrics.get("outcome") == "stopped":
+        table.add_row("go on by", f"elastic resume {run_dir}")
+    console.rule(str(metrics.get("outcome", "done")), align="left", style="dim")
+    console.print(table)
 
 
 def _steps(metrics: Mapping[str, Any]) -> str:

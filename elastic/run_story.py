@@ -63,6 +63,7 @@ _OF_KIND = {
     "worker_hung": STOP,
     "worker_given_up": LOST,
     "aggregator_lost": AGGREGATOR,
+    "aggregator_hung": AGGREGATOR,
     "aggregator_took_over": AGGREGATOR,
     "coordinator_restarted": COORDINATOR,
     "no_workers": LOST,

@@ -9,7 +9,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -151,7 +153,7 @@ def run_job(
         _begin_run(run, job, address, setup)
         coordinator = launch_coordinator(setup)
         try:
-            status = _watch(coordinator, on_status)
+            status = _watch_or_stop(coordinator, on_status)
             failure = ray.get(coordinator.failure.remote())
         finally:
             run.ray_json.unlink(missing_ok=True)
@@ -251,6 +253,30 @@ def _silence_raylet() -> None:
     driver: Any = ray._private.worker.global_worker
     driver.threads_stopped.set()
     driver.gcs_error_subscriber.close()
+
+
+def _watch_or_stop(coordinator: Any, on_status: Callable[[Status], None] | None) -> Status:
+    """Follow the job until it ends; an interrupt ends it in good order, a second one at once."""
+    with _sigterm_interrupts():
+        try:
+            return _watch(coordinator, on_status)
+        except KeyboardInterrupt:
+            log.warning("stopping: finishes the step, writes a checkpoint; again to abandon")
+            coordinator.stop.remote("interrupted")
+            return _watch(coordinator, on_status)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Take SIGTERM, as `ray job stop` sends it, for an interrupt. Ray's own handler aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _watch(coordinator: Any, on_status: Callable[[Status], None] | None) -> Status:

@@ -18,6 +18,7 @@ from typing import Any
 from elastic.core.errors import ConfigError
 
 RUNS_FOLDER = "runs"
+_TAIL_BYTES = 4 << 20  # a line of 4096 micro-batches has about 300 KB
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMP_PATTERN = r"-\d{8}-\d{6}(-\d+)?"
 
@@ -90,6 +91,21 @@ class RunFolder:
         """One entry a step, in the order of steps; of a step written twice the last line."""
         newest = {int(line["step"]): line for line in _read_lines(self.metrics_jsonl)}
         return [newest[step] for step in sorted(newest)]
+
+    def newest_metrics(self) -> dict[str, Any] | None:
+        """The last line of metrics.jsonl that is whole, read from the end of the file."""
+        if not self.metrics_jsonl.exists():
+            return None
+        with self.metrics_jsonl.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    return record
+        return None
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write one of the JSON files whole or not at all."""
