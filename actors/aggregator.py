@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import select
@@ -21,6 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from actors.channel import Channel, accept, listen
 from actors.injector import AggregatorInjector
@@ -203,6 +205,7 @@ class AggregatorShell:
         while self._store.path.exists():
             if self._store.try_act():
                 return True
+            self._injector.wake()
             pid = self._control.active_pid[0]
             if self._control.heartbeat[0] != beat:
                 beat, beat_s = self._control.heartbeat[0], time.monotonic()
@@ -253,7 +256,7 @@ class AggregatorShell:
         while self._protocol.phase is not protocol.Phase.ENDED:
             self._turn(listener)
         self._handle(protocol.Tick())  # tell the coordinator
-        self._linger()
+        self._linger(listener)
         return "the job has ended"
 
     def _take_over_metrics(self, state: State) -> None:
@@ -318,13 +321,14 @@ class AggregatorShell:
     def _beat(self, _: int = 0) -> None:
         self._control.heartbeat[0] += 1
 
-    def _linger(self) -> None:
-        """Stay until the coordinator frees the memory; do it if there is none any more."""
-        until_s = time.monotonic() + _LINGER_S
+    def _linger(self, listener: socket.socket) -> None:
+        """Tell every coordinator that the job has ended, until one frees the memory."""
+        alone_s = time.monotonic()
         while self._store.path.exists():
-            self._beat()
-            time.sleep(0.05)
-            if time.monotonic() > until_s:
+            self._turn(listener)
+            if None in self._channels:
+                alone_s = time.monotonic()
+            elif time.monotonic() - alone_s > _LINGER_S:
                 self._store.remove()
 
     # --------------------------------------------------------------- channels
@@ -503,8 +507,8 @@ class AggregatorShell:
                 "step": action.step,
                 "time_s": unix_s,
                 "step_s": now_s - self._commit_s,
-                "loss": action.loss,
-                "grad_norm": action.grad_norm,
+                "loss": _finite(action.loss),
+                "grad_norm": _finite(action.grad_norm),
                 "lr": groups[0].options["lr"] * factor,
                 "samples": batch.micro_batches * batch.micro_batch_size,
                 "num_workers": action.num_workers,
@@ -531,8 +535,10 @@ class AggregatorShell:
             return
         if state.step // every <= self._durable_step // every:
             return
-        if self._writing is not None and not self._writing.done():
-            return
+        if self._writing is not None:
+            if not self._writing.done():
+                return
+            self._writing.result()
         self._durable_step = state.step
         snapshot = self._begin_snapshot(state)
         self._writing = self._background.submit(self._write_checkpoint, snapshot, state)
@@ -548,7 +554,7 @@ class AggregatorShell:
         try:
             path = self._write(snapshot, state)
             self._event("checkpoint_written", str(path))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             self._event("checkpoint_failed", f"step {state.step}: {error}")
 
     def _write(self, snapshot: Snapshot, state: State) -> Any:
@@ -576,6 +582,7 @@ class AggregatorShell:
         """The last checkpoint and the result. Doing it twice does no harm."""
         state = self._protocol.state
         version = self._versions[state.step % 2]
+        self._durable_step = state.step
         if state.step > 0:
             self._write(self._begin_snapshot(state), state)
             self._event("checkpoint_written", f"the last one, step {state.step}")
@@ -608,6 +615,11 @@ class AggregatorShell:
             },
         )
         self._event(kind, failure or f"step {state.step} of {self._job.steps}")
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN: a skipped step has no loss."""
+    return value if math.isfinite(value) else None
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

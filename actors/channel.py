@@ -9,7 +9,7 @@ import socket
 import struct
 from pathlib import Path
 
-from elastic.core.errors import ChannelClosed
+from elastic.core.errors import ChannelClosed, ProtocolError
 from elastic.core.protocol.messages import (
     MAX_MESSAGE_BYTES,
     Message,
@@ -40,8 +40,11 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Raises ChannelClosed if the peer is gone or reads nothing."""
+        data = encode_message(message)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"{type(message).__name__} of {len(data)} bytes is too long")
         try:
-            self._socket.send(encode_message(message))
+            self._socket.send(data)
         except (BrokenPipeError, ConnectionResetError, BlockingIOError) as error:
             raise ChannelClosed(f"cannot send {type(message).__name__}: {error}") from error
 

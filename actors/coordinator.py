@@ -6,6 +6,7 @@ aggregator, processes from Ray, progress from the run folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -49,6 +50,7 @@ class Ended:
 
     text: str
     error: BaseException | None = None
+    traceback: str = ""
 
 
 class Processes(Protocol):
@@ -88,6 +90,9 @@ class CoordinatorShell:
 
     def start(self) -> None:
         """Begin; on what is there already if an earlier coordinator died."""
+        if self._setup.run.result_json.exists() and not self._store.path.exists():
+            self._phase = "done"  # it died between the end of the job and saying so
+            return
         self._store.create()
         if self._processes.known("aggregator"):
             self._event("coordinator_restarted", f"pid {os.getpid()} takes up where it died")
@@ -150,7 +155,7 @@ class CoordinatorShell:
                 self._turn()
         except Exception as error:  # kept: the driver raises it
             log.exception("the coordinator failed")
-            self._fail(error)
+            self._abandon(error)
 
     def _turn(self) -> None:
         """Observe, decide, act once."""
@@ -166,6 +171,11 @@ class CoordinatorShell:
                 report=report,
                 processes=lives,
                 num_aggregators=sum(ended is None for ended in aggregators),
+                ends={
+                    number: ended.text.partition("\n")[0]
+                    for number, ended in self._processes.known("worker").items()
+                    if ended is not None
+                },
             )
             actions = self._protocol.decide(view)
         for action in actions:
@@ -182,9 +192,10 @@ class CoordinatorShell:
             if self._channel is None:
                 time.sleep(_TURN_S)
                 return
-            self._channel.send(Report(step=0, membership=Membership(), connected=()))
-        select.select([self._channel], [], [], _TURN_S)
         try:
+            if self._report is None:
+                self._channel.send(Report(step=0, membership=Membership(), connected=()))
+            select.select([self._channel], [], [], _TURN_S)
             while (message := self._channel.receive()) is not None:
                 if isinstance(message, Report):
                     self._report, self._step = message, message.step
@@ -192,7 +203,7 @@ class CoordinatorShell:
                 elif isinstance(message, Scale):
                     self._scale_by(message)
             if self._stop:
-                self._channel.send(Stop(self._stop))
+                self._channel.send(Stop(self._stop, failed=self._failure is not None))
         except ChannelClosed:
             self._channel.close()
             self._channel, self._report = None, None
@@ -207,11 +218,21 @@ class CoordinatorShell:
             self._protocol.scale(min(limits.max_workers, max(limits.min_workers, target)))
 
     def _observe(self) -> dict[int, Life]:
-        """What the processes do. A refusal by the task or the machine ends the job."""
+        """What the processes do. A refusal by the task or the machine ends the job.
+
+        So does an error that ends two processes alike: the code is wrong, not the machine.
+        """
         for role in ("aggregator", "worker"):
-            for ended in self._processes.known(role).values():
-                if ended is not None and isinstance(ended.error, FatalError):
+            seen = set()
+            for number, ended in self._processes.known(role).items():
+                if ended is None or ended.error is None:
+                    continue
+                if isinstance(ended.error, FatalError):
                     self._fail(ended.error)
+                elif ended.text in seen:
+                    text = f"{role} {number} failed like one before it: {ended.text}"
+                    self._fail(FatalError(f"{text}\n{ended.traceback}"))
+                seen.add(ended.text)
         self._bury_aggregators()
         return {
             number: (
@@ -230,11 +251,11 @@ class CoordinatorShell:
         dead = {number: end for number, end in ended.items() if end is not None}
         for number in sorted(set(dead) - self._buried):
             self._buried.add(number)
-            self._event("aggregator_lost", dead[number].text.splitlines()[0])
+            self._event("aggregator_lost", dead[number].text.partition("\n")[0])
             self._processes.kill("aggregator", number)
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]
-            self._fail(FatalError(f"{len(dead)} aggregators died; the last: {last.text}"))
+            self._abandon(FatalError(f"{len(dead)} aggregators died; the last: {last.text}"))
 
     def _act(self, action: Any) -> None:
         match action:
@@ -246,14 +267,18 @@ class CoordinatorShell:
                         return  # said again once there is an aggregator
             case StartWorker(worker):
                 self._event("worker_started", "its process is starting", worker)
-                self._processes.start("worker", worker)
+                self._start("worker", worker)
             case KillWorker(worker):
                 self._processes.kill("worker", worker)
             case StartAggregator():
                 number = max(self._processes.known("aggregator"), default=-1) + 1
-                self._processes.start("aggregator", number)
+                self._start("aggregator", number)
             case Note(kind, reason, worker):
                 self._event(kind, reason, worker)
+
+    def _start(self, role: str, number: int) -> None:
+        with self._lock:  # status looks through the processes
+            self._processes.start(role, number)
 
     def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
         self._setup.run.append_event(
@@ -274,11 +299,19 @@ class CoordinatorShell:
         self._phase = "failed" if report.failure else "done"
 
     def _fail(self, error: BaseException) -> None:
-        if self._phase == "failed":
+        """End the job by way of the aggregator, which writes a checkpoint, if there is one."""
+        if self._failure is not None:
             return
+        if self._channel is None:
+            self._abandon(error)
+            return
+        self._failure, self._stop = error, str(error).partition("\n")[0]
+
+    def _abandon(self, error: BaseException) -> None:
+        """End the job at once."""
         known = isinstance(error, ElasticError)
         self._failure = error if known else FatalError(f"{type(error).__name__}: {error}")
-        self._event("job_failed", str(error))
+        self._event("job_failed", str(error).partition("\n")[0])
         self._clean_up()
         self._phase = "failed"
 
@@ -310,6 +343,6 @@ class _Tail:
         complete = data[: data.rfind(b"\n") + 1]
         self._at += len(complete)
         for line in complete.splitlines():
-            if line:
+            with contextlib.suppress(ValueError):  # torn by a process that died
                 self.lines.append(json.loads(line))
                 self.first = self.first or self.lines[-1]

@@ -34,13 +34,19 @@ class Injector:
 
     def _claim(self, fault: Fault, *, pid: int = 0) -> bool:
         """True for the one process that may fire it."""
-        resume_s = time.time() + fault.for_s if fault.do == "stop" and fault.for_s else None
+        stops = fault.do in ("stop", "stop_aggregator")
+        resume_s = time.time() + fault.for_s if stops and fault.for_s else None
         try:
             with (self._folder / str(fault.index)).open("x") as file:
                 json.dump({"pid": pid, "resume_s": resume_s}, file)
         except FileExistsError:
             return False
         return True
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it died or was replaced meanwhile
+        os.kill(pid, number)
 
 
 class AggregatorInjector(Injector):
@@ -77,7 +83,7 @@ class AggregatorInjector(Injector):
             pid = pids.get(worker) if worker is not None else None
             if pid is not None and self._claim(fault, pid=pid):
                 note(fault)
-                os.kill(pid, signals[fault.do])
+                _send(pid, signals[fault.do])
         elif fault.do in ("kill_aggregator", "stop_aggregator"):
             if self._claim(fault, pid=os.getpid()):
                 note(fault)
@@ -86,7 +92,7 @@ class AggregatorInjector(Injector):
         elif fault.do == "kill_coordinator":
             if coordinator_pid is not None and self._claim(fault, pid=coordinator_pid):
                 note(fault)
-                os.kill(coordinator_pid, signal.SIGKILL)
+                _send(coordinator_pid, signal.SIGKILL)
         elif fault.do in ("add_worker", "remove_worker"):
             delta = 1 if fault.do == "add_worker" else -1
             if coordinator_pid is not None and scale(delta, worker) and self._claim(fault):
@@ -100,8 +106,7 @@ class AggregatorInjector(Injector):
             except ValueError:
                 continue  # being written by another process
             if entry["resume_s"] is not None and time.time() >= entry["resume_s"]:
-                with contextlib.suppress(ProcessLookupError):  # it was replaced meanwhile
-                    os.kill(entry["pid"], signal.SIGCONT)
+                _send(entry["pid"], signal.SIGCONT)
                 path.write_text(json.dumps({**entry, "resume_s": None}))
 
 

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.coordinator import CoordinatorShell, Ended
 from actors.setup import NAMESPACE, JobSetup, compute_environment
+from elastic.core.errors import ElasticError
 from elastic.core.status import Status
 
 _ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
@@ -114,7 +115,9 @@ def _how_it_ended(join: Any) -> Ended:
     try:
         return Ended(ray.get(join))
     except RayTaskError as error:
-        return Ended(str(error.cause), error.cause)
+        cause = error.cause
+        text = str(cause) if isinstance(cause, ElasticError) else f"{type(cause).__name__}: {cause}"
+        return Ended(text or type(cause).__name__, cause, str(error))
     except RayActorError as error:
         return Ended(f"its process died\n{error}")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actors.channel import Channel
     from elastic.core.compute import MicroBatches
     from elastic.core.protocol import worker as protocol
-    from elastic.core.protocol.messages import Message, Outcome
+    from elastic.core.protocol.messages import Message
     from elastic.core.store import Slot
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ class WorkerShell:
         self._slot: Slot | None = None
         self._channel: Channel | None = None
         self._pending: protocol.Compute | protocol.Encode | None = None
-        self._outcome: Outcome | None = None
         self._exit = ""
 
     def run(self) -> str:
@@ -60,8 +59,6 @@ class WorkerShell:
         """Everything slow: imports, data, model."""
         import pickle
 
-        import torch
-
         from actors.injector import WorkerInjector
         from elastic.core.compute import MicroBatches, deterministic
         from elastic.core.protocol.worker import Worker
@@ -79,7 +76,6 @@ class WorkerShell:
             self._setup.faults, self._store.path, self._worker, job.seed
         )
         self._protocol = Worker(self._worker, os.getpid())
-        torch.set_num_threads(job.workers.threads)
 
     # ------------------------------------------------------------------ socket
 

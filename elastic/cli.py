@@ -276,30 +276,31 @@ def protocol(
         elastic simulate protocol --minutes 5
         elastic simulate protocol --seed 4711        # again, to look at it
     """
-    from elastic.core.simulator import check_seed
+    from elastic.core.simulator.search import search
 
     console, start_s = Console(), time.monotonic()
     numbers: Iterable[int] = range(seeds)
     if seed is not None:
-        numbers = (seed,)
+        numbers, minutes = (seed,), None
     elif minutes is not None:
         numbers = itertools.count()
-    num_tried = 0
-    with console.status("") as spinner:
-        for number in numbers:
-            if minutes is not None and time.monotonic() - start_s > 60 * minutes:
-                break
-            violation = check_seed(number)
-            if violation is not None:
-                console.print(Text(f"seed {number} breaks the protocol", style="bold red"))
-                console.print(Text(violation), soft_wrap=True)
-                raise typer.Exit(1)
-            num_tried += 1
-            spinner.update(f"{num_tried} schedules, no violation")
+    with console.status("starting") as spinner:
+        tried = search(
+            numbers,
+            processes=1 if seed is not None else len(os.sched_getaffinity(0)),
+            deadline_s=60 * minutes if minutes is not None else None,
+            found=lambda num: spinner.update(f"{num} schedules, no violation"),
+        )
+    if tried.failure is not None:
+        number = tried.failure.schedule.seed
+        console.print(Text(f"seed {number} breaks the protocol", style="bold red"))
+        console.print(Text(str(tried.failure)), soft_wrap=True)
+        raise typer.Exit(1)
     took_s = time.monotonic() - start_s
+    per_minute = 60 * tried.num_schedules / took_s
     console.print(
-        f"{num_tried} schedules in {took_s:.1f} s ({60 * num_tried / took_s:,.0f} a minute), "
-        "no violation"
+        f"{tried.num_schedules} schedules with {tried.num_faults} faults in {took_s:.1f} s"
+        f" ({per_minute:,.0f} a minute), no violation"
     )
 
 

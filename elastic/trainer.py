@@ -345,17 +345,32 @@ class JobHandle:
 
 
 def connect(name_or_run: str) -> JobHandle:
-    """Find a running job by its name or run folder.
+    """Find a running job by its run folder, or by its name: through its newest run folder here,
+    else through its actor on the cluster of RAY_ADDRESS or of this machine.
 
     Raises:
         ConfigError: no such job runs.
     """
-    run = find_run(name_or_run)
+    try:
+        run = find_run(name_or_run)
+    except ConfigError:
+        coordinator = _find_by_actor(name_or_run)
+        if coordinator is None:
+            raise
+        return JobHandle(coordinator)
     where = run.read_json(run.ray_json)
     if not ray.is_initialized():
         _connect(where["address"])
-    name = str(where["coordinator"]).removesuffix("/coordinator")
-    coordinator = find_coordinator(name)
+    coordinator = find_coordinator(str(where["coordinator"]).removesuffix("/coordinator"))
     if coordinator is None:
         raise ConfigError(f"{name_or_run}: its Ray cluster runs no such job")
     return JobHandle(coordinator)
+
+
+def _find_by_actor(name: str) -> Any | None:
+    try:
+        if not ray.is_initialized():
+            _connect(os.environ.get("RAY_ADDRESS", "auto"))
+    except ConnectionError:
+        return None
+    return find_coordinator(name)

@@ -137,5 +137,5 @@ class Shares:
 
 def pace(samples_s: Sequence[float], fallback_s: float) -> float:
     """Seconds per micro-batch: the median of the last samples, robust to a few bad ones."""
-    recent = samples_s[-PACE_WINDOW:]
+    recent = list(samples_s)[-PACE_WINDOW:]
     return statistics.median(recent) if recent else fallback_s

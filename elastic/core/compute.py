@@ -102,7 +102,9 @@ class MicroBatches:
             file = MappedFile(store.path / "constants", size, writable=False)
             for one in self._spec.constants:
                 num = one.size_bytes // one.dtype.itemsize
-                tensors[one.name] = file.tensor(one.dtype, one.start_byte, num).view(one.shape)
+                view = file.tensor(one.dtype, one.start_byte, num).view(one.shape)
+                # a buffer is copied: a forward that writes to it later is then told so by name
+                tensors[one.name] = view if one.is_parameter else view.clone()
         return tensors
 
     def _tensor(self, name: str) -> torch.Tensor:

@@ -76,7 +76,7 @@ class Nonfinite(_Section):
 
     action: Literal["skip", "stop"] = "stop"
     """skip: leave the parameters as they are and go on; stop: write a checkpoint and fail."""
-    max_skipped: int = Field(default=100, ge=1)
+    max_skipped: int = Field(default=100, ge=1, le=1000)
     """With skip: the job fails after this many skipped steps."""
 
 

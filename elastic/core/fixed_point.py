@@ -80,10 +80,9 @@ class Encoder:
         """
         self._maxima.zero_()
         cells = self._maxima.unbind()
-        for piece, cell, block in zip(self._pieces, cells, self._blocks(values), strict=True):
+        for cell, block in zip(cells, self._blocks(values), strict=True):
             if block is not None:
                 torch.linalg.vector_norm(block, torch.inf, out=cell)
-                del piece
         maxima_C = np.zeros(len(self.layout.chunks), np.float32)
         if len(self._chunks):
             maxima_C[self._chunks] = np.maximum.reduceat(self._maxima.numpy(), self._chunk_starts)

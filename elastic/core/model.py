@@ -28,6 +28,8 @@ from elastic.core.optim import OptimizerSpec, check_elementwise, inspect_optimiz
 from elastic.core.permutation import derive_key
 from elastic.core.task import Dataset, Task
 
+MAX_CHUNKS = 32_768  # a message with a maximum for each fits the socket buffer of any Linux
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -39,6 +41,7 @@ class Constant:
     shape: tuple[int, ...]
     dtype: torch.dtype
     start_byte: int
+    is_parameter: bool
 
     @property
     def size_bytes(self) -> int:
@@ -139,17 +142,35 @@ def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
     changing = _try_micro_batch(task, job, model, dataset)
     tensors = dict(_named_tensors(model))
     layout = _layout(optimizer, tensors, changing, job.chunk_elements)
+    if len(layout.chunks) > MAX_CHUNKS:
+        raise TaskError(
+            f"{len(layout.chunks)} chunks of {job.chunk_elements} elements, at most {MAX_CHUNKS}:"
+            " raise chunk_elements"
+        )
     held = {field.name for field in layout.fields} | {one.name for one in layout.counters}
     constants = []
     at = 0
     for name, tensor in tensors.items():
         if name not in held:
-            constants.append(Constant(name, tuple(tensor.shape), tensor.dtype, at))
+            is_parameter = isinstance(tensor, nn.Parameter)
+            constants.append(Constant(name, tuple(tensor.shape), tensor.dtype, at, is_parameter))
             at = aligned(at + constants[-1].size_bytes, ALIGNMENT_BYTES)
     names = {id(tensor): name for name, tensor in tensors.items()}
-    state_dict = {key: names[id(value)] for key, value in model.state_dict(keep_vars=True).items()}
+    state_dict = _state_names(model, names)
     spec = ModelSpec(layout, optimizer, tuple(constants), state_dict, _skeleton(model, names))
     return Prepared(spec, {name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def _state_names(model: nn.Module, names: Mapping[int, str]) -> dict[str, str]:
+    """The tensor behind each key of the model's state_dict."""
+    entries = model.state_dict(keep_vars=True)
+    strange = [key for key, value in entries.items() if id(value) not in names]
+    if strange:
+        raise TaskError(
+            f"state_dict() holds {', '.join(strange)}, which is no parameter or buffer: extra state"
+            " is not shared between workers; register it as a buffer"
+        )
+    return {key: names[id(value)] for key, value in entries.items()}
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -187,6 +208,7 @@ def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Data
     seed_generators(derive_key("try", job.seed))
     loss_sum, _ = forward(task, model, dataset.fetch(indices), job.precision)
     loss_sum.backward()
+    _check_shapes(model, before)
     changed = {
         name for name, tensor in _named_tensors(model) if not _equal(tensor.detach(), before[name])
     }
@@ -205,6 +227,19 @@ def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Data
             buffer.copy_(before[name])
     model.zero_grad(set_to_none=True)
     return changed
+
+
+def _check_shapes(model: nn.Module, before: Tensors) -> None:
+    """What forward registers, drops or resizes has no place in the layout."""
+    now = dict(_named_tensors(model))
+    for name in now.keys() | before.keys():
+        if name not in before or name not in now:
+            raise TaskError(f"forward registers or removes {name}: do that in model()")
+        if now[name].shape != before[name].shape:
+            raise TaskError(
+                f"forward changes the shape of {name} from {tuple(before[name].shape)} to"
+                f" {tuple(now[name].shape)}: give it its final shape in model()"
+            )
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

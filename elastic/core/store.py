@@ -17,6 +17,7 @@ never decides anything; the protocols do.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -38,6 +39,7 @@ from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned
 ROOT = Path("/dev/shm/elastic")
 PAGE = 4096
 _SLOT_HEADER = PAGE
+_MEMBERSHIP_BYTES = 16 * PAGE  # 1024 workers
 _RECORD_HEADER = struct.Struct("<II")  # length, crc32
 
 
@@ -120,7 +122,7 @@ class Sizes:
     @property
     def control_bytes(self) -> int:
         words = PAGE + aligned(8 * self.num_micro_batches, PAGE)
-        return words + self.state_bytes + Record.size_for(PAGE) + self.rows_bytes
+        return words + self.state_bytes + Record.size_for(_MEMBERSHIP_BYTES) + self.rows_bytes
 
     @property
     def rows_bytes(self) -> int:
@@ -231,8 +233,8 @@ class Control:
         at += aligned(8 * sizes.num_micro_batches, PAGE)
         self.state = Record(memory[at : at + sizes.state_bytes])
         at += sizes.state_bytes
-        self.membership = Record(memory[at : at + Record.size_for(PAGE)])
-        at += Record.size_for(PAGE)
+        self.membership = Record(memory[at : at + Record.size_for(_MEMBERSHIP_BYTES)])
+        at += Record.size_for(_MEMBERSHIP_BYTES)
         self._rows = memory[at : at + sizes.rows_bytes]
 
     def write_row(self, micro_batch: int, row: bytes) -> None:
@@ -256,8 +258,10 @@ class Store:
         return cls(ROOT / f"{job}.{run}.{node}")
 
     def create(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.hold_alive()
+        while not self._locks:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # removed as a leftover meanwhile
+                self.hold_alive()
 
     def hold_alive(self) -> None:
         """Mark the job as living for as long as this process lives."""
@@ -277,6 +281,8 @@ class Store:
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, operation)
+            if not os.fstat(descriptor).st_nlink:
+                raise FileNotFoundError(f"{self.path / name}: removed meanwhile")
         except BaseException:
             os.close(descriptor)
             raise

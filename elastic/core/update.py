@@ -161,8 +161,9 @@ class Updater:
             future.result()
 
     def _wait(self, plan: Plan, chunk: Chunk) -> None:
-        if self.snapshot is not None and self.snapshot.version == 1 - plan.source:
-            self.snapshot.wait_for(chunk.index)
+        snapshot = self.snapshot  # another thread takes it away once it is complete
+        if snapshot is not None and snapshot.version == 1 - plan.source:
+            snapshot.wait_for(chunk.index)
 
     def _copy_counters(self, source: torch.Tensor, plan: Plan) -> None:
         self._versions[1 - plan.source].counters.copy_(source)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def test_train_without_a_terminal_prints_lines(
     assert "never shown" not in out
     assert "ab" * 32 in out
     assert "1:15 min" in out
-    assert "fault 1" in out
+    assert "1 fault" in out
     assert "yes: no fault changed the result" in out
 
 
@@ -238,6 +238,16 @@ def test_a_running_job_is_asked_scaled_and_stopped(
     assert trainer.calls == [("scale", "tiny", 6), ("stop", "tiny")]
 
 
+class AFailure(types.SimpleNamespace):
+    """Stands where a shrunk failure would be."""
+
+    def __init__(self, schedule: Any) -> None:
+        super().__init__(schedule=schedule)
+
+    def __str__(self) -> str:
+        return "the shrunk schedule [as text]"
+
+
 @pytest.mark.parametrize(
     ("violating", "arguments", "code", "words"),
     [
@@ -255,11 +265,20 @@ def test_simulate_stops_at_the_first_violation(
     code: int,
     words: str,
 ) -> None:
-    fake = types.ModuleType("elastic.core.simulator")
-    fake.check_seed = lambda seed: (  # type: ignore[attr-defined]
-        "the shrunk schedule [as text]" if seed == violating else None
-    )
-    monkeypatch.setitem(sys.modules, "elastic.core.simulator", fake)
+    def search(seeds: Iterable[int], *, found: Callable[[int], None], **how: Any) -> Any:
+        tried = types.SimpleNamespace(num_schedules=0, num_faults=30, failure=None)
+        assert (how["deadline_s"] is None) == ("--minutes" not in arguments)
+        for seed in seeds:
+            tried.num_schedules += 1
+            found(tried.num_schedules)
+            if seed == violating:
+                tried.failure = AFailure(types.SimpleNamespace(seed=seed))
+                break
+        return tried
+
+    fake = types.ModuleType("elastic.core.simulator.search")
+    fake.search = search  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "elastic.core.simulator.search", fake)
     assert run("simulate", "protocol", *arguments) == code
     assert words in capsys.readouterr().out
 

@@ -16,6 +16,7 @@ The grant is the commit: rows first, then the manifest, then the answer.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -48,7 +49,9 @@ from elastic.core.protocol.messages import (
     Welcome,
 )
 from policies.hangs import Silence, WorkerProgress
-from policies.scheduling import Duplicate, IdleView, Queue, Shares, Take, Wait, pace
+from policies.scheduling import PACE_WINDOW, Duplicate, IdleView, Queue, Shares, Take, Wait, pace
+
+TICK_S = 1.0  # at the latest after so long it looks who makes progress
 
 
 class Phase(Enum):
@@ -59,8 +62,8 @@ class Phase(Enum):
 
 
 _MOVES = {
-    Phase.LEASING: {Phase.UPDATING, Phase.FINISHING, Phase.LEASING},
-    Phase.UPDATING: {Phase.LEASING, Phase.FINISHING},
+    Phase.LEASING: {Phase.UPDATING, Phase.FINISHING},
+    Phase.UPDATING: {Phase.LEASING},
     Phase.FINISHING: {Phase.ENDED},
     Phase.ENDED: set(),
 }
@@ -264,7 +267,7 @@ class _Peer:
 
     queue: list[Lease] = field(default_factory=list)
     since_s: float = 0.0
-    samples_s: list[float] = field(default_factory=list)
+    samples_s: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_WINDOW))
     progress: int = -1
     progress_s: float = 0.0
 
@@ -290,6 +293,7 @@ class Aggregator:
         self._work: list[tuple[int, int, float, float, str]] = []
         self._leased = False
         self._watched_s = 0.0
+        self._absent_s: dict[int, float] = {}
         self._stop_reason = ""
         self._failure = ""
         self._coordinator = False
@@ -327,6 +331,7 @@ class Aggregator:
             case Updated(grad_norm):
                 return self._commit(grad_norm)
             case Tick(progress):
+                self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
                 return self._watch(progress, now_s)
             case Finished():
                 self._move(Phase.ENDED)
@@ -337,8 +342,10 @@ class Aggregator:
         match message:
             case Admit(membership) if membership.generation > self.membership.generation:
                 return self._admit(membership)
-            case Stop(reason):
+            case Stop(reason, failed):
                 self._stop_reason = reason
+                if failed:
+                    self._failure = self._failure or reason
             case Report():
                 self._told = None  # the coordinator's greeting: it wants to hear everything
         return []
@@ -404,11 +411,21 @@ class Aggregator:
                 peer.progress, peer.progress_s = progress.get(worker, 0), now_s
             silent_s = now_s - peer.progress_s
             views.append(WorkerProgress(worker, silent_s, bool(peer.queue), bool(peer.samples_s)))
+        views += self._absent(now_s)
         for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
             if verdict.worker not in self._hung and verdict.worker in self.membership.members:
                 self._hung[verdict.worker] = verdict.reason
                 return [Note("worker_hung", verdict.reason, verdict.worker)]
         return []
+
+    def _absent(self, now_s: float) -> list[WorkerProgress]:
+        """Members that are not connected: one that was stopped before a takeover never comes."""
+        absent = [worker for worker in self.membership.members if worker not in self._peers]
+        self._absent_s = {worker: self._absent_s.get(worker, now_s) for worker in absent}
+        return [
+            WorkerProgress(worker, now_s - since_s, busy=True, has_committed=False)
+            for worker, since_s in self._absent_s.items()
+        ]
 
     def _tell(self) -> list[Action]:
         report = Report(
@@ -509,12 +526,17 @@ class Aggregator:
             return self._finish()
         if self._stop_reason and not self._leased and not self._outcomes:
             return self._finish()
-        twice = sorted(one for one, seen in self._nonfinite.items() if len(seen) > 1)
+        twice = sorted(one for one in self._nonfinite if self._is_own(one))
         if twice:
             return self._own_nonfinite(twice[0])
         if len(self._outcomes) == self._rules.num_micro_batches:
             return self._complete()
         return []
+
+    def _is_own(self, micro_batch: int) -> bool:
+        """Whether a NaN is the model's: seen by two workers, or twice by one without others."""
+        tried = self._nonfinite[micro_batch]
+        return len(set(tried)) > 1 or (len(tried) > 1 and self._may_try(tried[0], micro_batch))
 
     def _own_nonfinite(self, micro_batch: int) -> list[Action]:
         where = f"step {self.state.step}, micro-batch {micro_batch}"
@@ -604,13 +626,14 @@ class Aggregator:
                 first_loss=loss if before.first_loss is None else before.first_loss,
             )
         state = replace(state, samples=samples.hexdigest())
+        granted = set(self._granted_to.values())  # after a takeover not all are back yet
         committed = Committed(
             step=before.step,
             attempt=before.attempt,
             loss=loss,
             grad_norm=grad_norm,
             skipped=skipped,
-            num_workers=len(set(self.membership.members) & set(self._peers)),
+            num_workers=len(set(self.membership.members) & (set(self._peers) | granted)),
             work=tuple(self._work),
         )
         self._begin(state)
@@ -647,12 +670,10 @@ class Aggregator:
             if worker in self._peers and not self._peers[worker].queue
         ]
         if not idle:
-            self.next_tick_s = now_s + 1.0
             return actions
         if not self._leased and not self._stop_reason:
             self._leased = True
             return actions + self._share(idle, now_s)
-        self.next_tick_s = now_s + 1.0
         for worker in idle:
             actions += self._occupy(worker, now_s)
         return actions
@@ -667,7 +688,7 @@ class Aggregator:
         return actions
 
     def _share(self, idle: list[int], now_s: float) -> list[Action]:
-        pending = self._pending()
+        pending = [one for one in self._pending() if one not in self._nonfinite]
         usual_s = self._usual_pace_s()
         paces = {worker: pace(self._peers[worker].samples_s, usual_s) for worker in idle}
         shares = self._rules.scheduling.shares(paces, len(pending))
@@ -679,13 +700,14 @@ class Aggregator:
         return actions
 
     def _occupy(self, worker: int, now_s: float) -> list[Action]:
-        peer = self._peers[worker]
+        peer, usual_s = self._peers[worker], self._usual_pace_s()
+        barred = {one for one in self._nonfinite if not self._may_try(worker, one)}
         queues = [
             Queue(
                 other,
-                self._wanted(one.queue),
+                tuple(m for m in self._wanted(one.queue) if m not in barred),
                 one.since_s,
-                pace(one.samples_s, self._usual_pace_s()),
+                pace(one.samples_s, usual_s),
                 silent_s=self._watched_s - max(one.progress_s, one.since_s),
             )
             for other, one in self._peers.items()
@@ -694,8 +716,8 @@ class Aggregator:
         view = IdleView(
             now_s=now_s,
             worker=worker,
-            pace_s=pace(peer.samples_s, self._usual_pace_s()),
-            pending=[m for m in self._pending() if self._may_try(worker, m)],
+            pace_s=pace(peer.samples_s, usual_s),
+            pending=[m for m in self._pending() if m not in barred],
             queues=queues,
         )
         match self._rules.scheduling.decide(view):
@@ -756,7 +778,7 @@ class Aggregator:
         )
 
     def _usual_pace_s(self) -> float:
-        samples = [one for peer in self._peers.values() for one in peer.samples_s[-3:]]
+        samples = [one for peer in self._peers.values() for one in list(peer.samples_s)[-3:]]
         return pace(sorted(samples), 1.0) if samples else 1.0
 
     def _in_order(self) -> list[Outcome]:

@@ -31,6 +31,8 @@ class View:
     report: Report | None
     processes: Mapping[int, Life]
     num_aggregators: int
+    ends: Mapping[int, str] = field(default_factory=dict)
+    """What is known of the ends of dead workers, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,18 @@ Action = SetMembership | StartWorker | KillWorker | StartAggregator | Note
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`workers` of the job file, and whether an aggregator stands by."""
+    """`workers` of the job file, and whether an aggregator stands by.
+
+    `start_s` is long enough for any start: a worker that needs longer is taken to hang, and an
+    aggregator that says nothing for so long gets a successor, which ends it if it hangs.
+    """
 
     min_workers: int
     max_workers: int
     spare: int = 1
     standby: bool = True
     restarts: BackOff = BackOff()
+    start_s: float = 600.0
 
 
 @dataclass(slots=True)
@@ -85,6 +92,8 @@ class Coordinator:
     _membership: Membership = field(default_factory=Membership)
     _deaths_s: list[float] = field(default_factory=list)
     _gone: set[int] = field(default_factory=set)
+    _starting_s: dict[int, float] = field(default_factory=dict)
+    _silent_s: float | None = None
     _given_up: str = ""
     _empty: bool = False
 
@@ -105,6 +114,11 @@ class Coordinator:
         if members != self._membership.members:
             leaving = (*self._membership.leaving, worker)
             self._change(replace(self._membership, members=members, leaving=leaving))
+
+    @property
+    def has_given_up(self) -> bool:
+        """No more workers are started until somebody scales."""
+        return bool(self._given_up)
 
     @property
     def membership(self) -> Membership:
@@ -132,22 +146,37 @@ class Coordinator:
     def _bury(self, view: View) -> list[Action]:
         """Note each death once, and end those that hang."""
         actions: list[Action] = []
-        hung = dict(view.report.hung) if view.report is not None else {}
+        hung = self._stuck_starts(view)
+        hung |= dict(view.report.hung) if view.report is not None else {}
         leaving = set(self._membership.leaving)
         for worker, life in sorted(view.processes.items()):
             if worker in self._gone:
                 continue
-            if worker in hung:
-                actions.append(KillWorker(worker))
-            elif life is not Life.DEAD:
+            if worker not in hung and life is not Life.DEAD:
                 continue
+            actions.append(KillWorker(worker))  # a dead one may have left its process behind
             self._gone.add(worker)
             if worker in leaving:
                 actions.append(Note("worker_left", "finished what it held", worker))
                 continue
             self._deaths_s.append(view.now_s)
-            actions.append(Note("worker_lost", hung.get(worker, "its process is gone"), worker))
+            reason = hung.get(worker) or view.ends.get(worker, "its process is gone")
+            actions.append(Note("worker_lost", reason, worker))
         return actions
+
+    def _stuck_starts(self, view: View) -> dict[int, str]:
+        """Workers whose start takes so long that it will never end, and why that is thought."""
+        if view.report is None:  # no start can end: there is nothing to connect to
+            self._starting_s = {}
+            return {}
+        starting = [one for one, life in view.processes.items() if life is Life.STARTING]
+        self._starting_s = {one: self._starting_s.get(one, view.now_s) for one in starting}
+        limit_s = self.limits.start_s
+        return {
+            worker: f"still starting after {limit_s:.0f} s"
+            for worker, since_s in self._starting_s.items()
+            if view.now_s - since_s > limit_s
+        }
 
     def _settle_members(self, view: View, report: Report, actions: list[Action]) -> None:
         """Who is a member from now on."""
@@ -183,8 +212,7 @@ class Coordinator:
 
     def _start_what_is_missing(self, view: View) -> list[Action]:
         actions: list[Action] = []
-        wanted_aggregators = 2 if self.limits.standby and view.report is not None else 1
-        if view.num_aggregators < wanted_aggregators:
+        if view.num_aggregators < self._wanted_aggregators(view):
             actions.append(StartAggregator())
         if view.report is None:
             return actions
@@ -199,19 +227,31 @@ class Coordinator:
         starting = sum(view.processes[worker] is Life.STARTING for worker in living)
         if missing <= 0 or (starting and len(living) >= self.target):
             return actions  # spares start one at a time, behind those that are needed
+        if self._given_up:
+            return actions
         match self.limits.restarts.decide(RestartView(view.now_s, self._deaths_s)):
             case Start():
                 num = max(1, self.target - len(living))
-                first = self._membership.next_worker
+                # an earlier coordinator may have died before the aggregator heard of its last one
+                first = max(self._membership.next_worker, 1 + max(view.processes, default=-1))
                 self._change(replace(self._membership, next_worker=first + num))
                 actions.append(SetMembership(self._membership))
                 actions += [StartWorker(worker) for worker in range(first, first + num)]
-            case GiveUp(reason) if not self._given_up:
+            case GiveUp(reason):
                 self._given_up = reason
                 actions.append(Note("worker_given_up", reason))
-            case Hold() | GiveUp():
+            case Hold():
                 pass
         return actions
+
+    def _wanted_aggregators(self, view: View) -> int:
+        """Two with a standby, once the first is ready; also if the one there is says nothing."""
+        if view.report is not None:
+            self._silent_s = None
+            return 2 if self.limits.standby else 1
+        if self._silent_s is None:
+            self._silent_s = view.now_s
+        return 2 if view.now_s - self._silent_s > self.limits.start_s else 1
 
     def _change(self, membership: Membership) -> None:
         self._membership = replace(

@@ -251,9 +251,10 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Finish the step, write a checkpoint, end the job."""
+    """Finish the step, write a checkpoint, end the job. One that failed cannot finish the step."""
 
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +395,10 @@ def _decode(data: bytes) -> Message:
         return Revoke(_unpack_lease(data, 1)[0])
     if kind != _JSON:
         raise ValueError(f"kind {kind}")
-    return _from_json(json.loads(data[1:]))
+    body = json.loads(data[1:])
+    if not isinstance(body, dict):
+        raise ValueError("not an object")
+    return _from_json(body)
 
 
 def _from_json(body: dict[str, Any]) -> Message:

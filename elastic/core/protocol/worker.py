@@ -1,8 +1,10 @@
 """The worker's side of the step, without I/O.
 
-    IDLE ──lease──▶ COMPUTING ──computed──▶ ENCODING ──encoded, asks──▶ COMPUTING or IDLE
-                        │                      ▲
-                        └─previous answer out─▶ HOLDING ─answered─┘
+    IDLE ──lease──▶ COMPUTING ──computed──────────▶ ENCODING ──encoded, asks──▶ IDLE
+                        │                               ▲
+                        └─last answer out─▶ HOLDING ────┘ answered
+
+From anywhere: given up ──▶ IDLE, dismissed ──▶ ENDED.
 
 It computes the next micro-batch while the answer about the last one is out, but writes into its
 slot only once that answer is in: only then is it known which half is spare. It holds nothing
@@ -44,9 +46,9 @@ class Phase(Enum):
 
 _MOVES = {
     Phase.IDLE: {Phase.COMPUTING, Phase.ENDED},
-    Phase.COMPUTING: {Phase.IDLE, Phase.HOLDING, Phase.ENCODING, Phase.COMPUTING, Phase.ENDED},
-    Phase.HOLDING: {Phase.ENCODING, Phase.IDLE, Phase.COMPUTING, Phase.ENDED},
-    Phase.ENCODING: {Phase.IDLE, Phase.COMPUTING, Phase.ENDED},
+    Phase.COMPUTING: {Phase.IDLE, Phase.HOLDING, Phase.ENCODING, Phase.ENDED},
+    Phase.HOLDING: {Phase.IDLE, Phase.ENCODING, Phase.ENDED},
+    Phase.ENCODING: {Phase.IDLE, Phase.ENDED},
     Phase.ENDED: set(),
 }
 
@@ -135,6 +137,7 @@ class Worker:
         self.phase = Phase.IDLE
         self._pid = pid
         self._connected = False
+        self._is_welcome = False
         self._queue: deque[Lease] = deque()
         self._current: Lease | None = None
         self._outcomes: tuple[Outcome, ...] = ()
@@ -155,7 +158,7 @@ class Worker:
                 has_slot = self._live is not None
                 return [Send(Hello(self.worker, self._pid, has_slot, self._holding()))]
             case Disconnected():
-                self._connected = False
+                self._connected = self._is_welcome = False
             case Welcome(manifest):
                 return self._welcomed(manifest, key_word)
             case Leases(leases):
@@ -165,7 +168,7 @@ class Worker:
                     self._queue.remove(lease)
             case Granted(lease, half):
                 if self._asked is not None and self._asked.lease == lease:
-                    self._live = self._base(lease).added(lease, half)
+                    self._granted(lease, half)
                     return self._answered(key_word)
             case Refused(lease):
                 if self._asked is not None and self._asked.lease == lease:
@@ -223,7 +226,13 @@ class Worker:
         self._asked = Commit(lease, half, num_base, self._outcomes)
         self._current, self._outcomes = None, ()
         self._move(Phase.IDLE)
-        return [Send(self._asked)] if self._connected else []
+        # before the welcome: that sends it, so that one computation is one question
+        return [Send(self._asked)] if self._is_welcome else []
+
+    def _granted(self, lease: Lease, half: int) -> None:
+        base = self._base(lease)
+        if not set(lease.micro_batches) <= set(base.micro_batches):  # else the welcome said so
+            self._live = base.added(lease, half)
 
     def _answered(self, key_word: int) -> list[Action]:
         self._asked = None
@@ -237,6 +246,7 @@ class Worker:
         return [Send(Release((lease,)))] if self._connected else []
 
     def _welcomed(self, manifest: Manifest, key_word: int) -> list[Action]:
+        self._is_welcome = True
         self._live = manifest
         if self._asked is None:
             return []

@@ -26,6 +26,7 @@ AGGREGATOR_POINTS = (
     ("OpenSlot", "before"),
     ("OpenSlot", "after"),
     ("DropSlot", "before"),
+    ("DropSlot", "after"),
     ("SaveMembership", "before"),
     ("SaveMembership", "after"),
     ("HangUp", "before"),
@@ -138,6 +139,8 @@ class _Draw:
             (6, self._machine_errs),
             (8, self._zombie),
             (5, self._all_workers),
+            (5, self._unheard),
+            (2, self._stop_job),
         ]
         self._weights = [weight for weight, _ in kinds]
         self._kinds = [kind for _, kind in kinds]
@@ -212,6 +215,25 @@ class _Draw:
             offset_s = stop.offset_s + stop.for_s
             faults.append(Fault(do="kill_aggregator", step=stop.step, offset_s=offset_s))
         return faults
+
+    def _unheard(self) -> list[Fault]:
+        """A worker is taken to hang, but comes back; the aggregator that dismissed it is gone."""
+        stop = self._at(
+            "stop_worker",
+            point=self._rng.choice(WORKER_POINTS),
+            for_s=self._rng.uniform(0.3, 1.2),
+        )
+        point = self._rng.choice(
+            (("SaveMembership", "after"), ("HangUp", "after"), ("DropSlot", "after"))
+        )
+        kill = Fault(
+            do="kill_aggregator", step=stop.step, offset_s=stop.offset_s + 0.05, point=point
+        )
+        slow = Fault(do="slow_kill", step=stop.step, for_s=self._rng.uniform(1.0, 4.0))
+        return [stop, slow, kill]
+
+    def _stop_job(self) -> list[Fault]:
+        return [self._at("stop_job")]
 
     def _all_workers(self) -> list[Fault]:
         """Every worker is lost at once."""

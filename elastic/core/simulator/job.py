@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
-from elastic.core.protocol.aggregator import Aggregator, Committed, Recovered, Rules
-from elastic.core.protocol.aggregator import Phase as AggregatorPhase
-from elastic.core.protocol.coordinator import Coordinator, Life, Limits
+from elastic.core.protocol.aggregator import Committed, Rules
+from elastic.core.protocol.coordinator import Life, Limits
 from elastic.core.protocol.messages import (
     Dismiss,
     Granted,
@@ -21,55 +18,20 @@ from elastic.core.protocol.messages import (
     decode_message,
     encode_message,
 )
-from elastic.core.protocol.worker import Phase as WorkerPhase
-from elastic.core.protocol.worker import Worker
+from elastic.core.simulator.aggregator_process import AggregatorProcess
+from elastic.core.simulator.build import Build
+from elastic.core.simulator.coordinator_process import CoordinatorProcess
 from elastic.core.simulator.faults import Fault, Schedule
 from elastic.core.simulator.invariants import LIVENESS_S, Checker, Violation
 from elastic.core.simulator.memory import Memory
-from elastic.core.simulator.processes import (
-    AggregatorProcess,
-    CoordinatorProcess,
-    WorkerProcess,
-)
 from elastic.core.simulator.truth import NUM_CHUNKS, make_truth
+from elastic.core.simulator.worker_process import WorkerProcess
 from elastic.core.simulator.world import Clock, Process
 from policies.hangs import Silence
+from policies.restarts import BackOff
 
-MAX_EVENTS = 300_000
-
-
-class RecordedWorker(Worker):
-    """A worker whose moves are counted."""
-
-    def __init__(self, worker: int, pid: int, seen: Counter[str]) -> None:
-        super().__init__(worker, pid)
-        self._seen_moves = seen
-
-    def _move(self, phase: WorkerPhase) -> None:
-        self._seen_moves[f"worker {self.phase.name} -> {phase.name}"] += 1
-        super()._move(phase)
-
-
-class RecordedAggregator(Aggregator):
-    """An aggregator whose moves are counted."""
-
-    def __init__(self, rules: Rules, recovered: Recovered, seen: Counter[str]) -> None:
-        super().__init__(rules, recovered)
-        self._seen_moves = seen
-
-    def _move(self, phase: AggregatorPhase) -> None:
-        self._seen_moves[f"aggregator {self.phase.name} -> {phase.name}"] += 1
-        super()._move(phase)
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """The protocol under test. Mutations replace a part of it."""
-
-    worker: Callable[[int, int, Counter[str]], Worker] = RecordedWorker
-    aggregator: Callable[[Rules, Recovered, Counter[str]], Aggregator] = RecordedAggregator
-    coordinator: Callable[[Limits, int], Coordinator] = Coordinator
-    needs_lock: bool = True
+MAX_EVENTS = 50_000  # some twenty times as many as any job needed that was right
+START_S = 30.0  # longer than any start here
 
 
 class Job:
@@ -93,15 +55,22 @@ class Job:
             num_micro_batches=schedule.num_micro_batches,
             num_chunks=NUM_CHUNKS,
             skip_nonfinite=schedule.skip_nonfinite,
-            hangs=Silence(factor=10.0, floor_s=0.6),
+            hangs=Silence(factor=8.0, floor_s=0.2),
         )
-        self.limits = Limits(1, schedule.num_workers + 2, standby=schedule.standby)
+        self.limits = Limits(
+            min_workers=1,
+            max_workers=schedule.num_workers + 2,
+            standby=schedule.standby,
+            restarts=BackOff(limit=7),
+            start_s=START_S,
+        )
         self.workers: dict[int, WorkerProcess] = {}
         self.aggregators: list[AggregatorProcess] = []
         self.acting: list[AggregatorProcess] = []
         self.listener: AggregatorProcess | None = None
         self.lock_owner: AggregatorProcess | None = None
         self.finished = False
+        self.stop_asked = False
         self.num_fired = 0
         self._armed: list[tuple[Fault, str]] = []
         self._num_coordinators = 0
@@ -109,6 +78,7 @@ class Job:
         self._quiet_s = 0.0
         self._flaps = 0
         self._slow_start_until_s = 0.0
+        self._slow_kill_s = 0.0
         self._errs: set[str] = set()
         self._erred: dict[tuple[Key, int], int] = {}
         self._holders: dict[tuple[Key, int], list[int]] = {}
@@ -124,9 +94,18 @@ class Job:
             clock.pop()
             after_event(acting)
             if clock.now_s - self._quiet_s > LIVENESS_S:
-                raise Violation(f"no step was committed for {LIVENESS_S:.0f} s without a fault")
+                self._is_stuck()
             if clock.num_events > MAX_EVENTS:
                 raise Violation(f"{MAX_EVENTS} events and no end: it runs in a circle")
+
+    def _is_stuck(self) -> None:
+        """Wait for ever only where no worker lives and no more are started; then have some."""
+        proto = self.coordinator.proto
+        if not proto.has_given_up or any(one.alive for one in self.workers.values()):
+            raise Violation(f"no step was committed for {LIVENESS_S:.0f} s without a fault")
+        self.clock.seen["scaled after giving up"] += 1
+        proto.scale(proto.target)
+        self._touch(0.0)
 
     # --------------------------------------------------------------- processes
 
@@ -157,6 +136,7 @@ class Job:
     def kill_later(self, worker: int) -> None:
         rng, process = self.clock.rng, self.workers[worker]
         delay_s = rng.uniform(0, 0.01) if rng.random() < 0.7 else rng.uniform(0, 2.0)
+        delay_s += self._slow_kill_s
         self.clock.push(delay_s, process.kill)
 
     def life(self, worker: int) -> Life:
@@ -224,7 +204,7 @@ class Job:
         self._touch(0.0)
         for fault in self.schedule.faults:
             if fault.step == step:
-                self.clock.push(fault.offset_s, lambda fault=fault: self._fire(fault))  # type: ignore[misc]
+                self.clock.push(fault.offset_s, partial(self._fire, fault))
 
     def committed(self, committed: Committed) -> None:
         self.clock.seen["step committed"] += 1
@@ -327,7 +307,7 @@ class Job:
                 self.clock.seen[f"{fault.do} {when} {name}"] += 1
                 if seconds:
                     delay_s = self.clock.rng.uniform(0, seconds)
-                    self.clock.push(delay_s, lambda: self._strike(fault, process))
+                    self.clock.push(delay_s, partial(self._strike, fault, process))
                 else:
                     self._strike(fault, process)
                 return
@@ -340,11 +320,15 @@ class Job:
         match fault.do:
             case "flap":
                 self._flaps = int(fault.factor)
+            case "slow_kill":
+                self._slow_kill_s = fault.for_s
             case "slow_start":
                 self._slow_start_until_s = self.clock.now_s + fault.for_s
             case "delay_messages":
                 self.clock.extra_latency_s = fault.factor
                 self.clock.push(fault.for_s, self._end_delay)
+            case "stop_job":
+                self.stop_asked = True
             case "add_worker":
                 self._scale(1)
             case "drop_worker":

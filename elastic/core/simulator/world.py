@@ -1,4 +1,4 @@
-"""Virtual time: one queue of events, processes that die and stop, sockets that lose what is in them.
+"""Virtual time: one queue of events, processes that die and stop, sockets that lose messages.
 
 Nothing here knows the protocol. A stopped process defers what happens to it until it is resumed;
 a dead one drops it. Everything random comes from one seeded generator.
@@ -42,7 +42,7 @@ class Process:
         self._awake = False
 
     def after(self, delay_s: float, call: Call) -> None:
-        """Have this process do something later, if it lives; once it is resumed if it is stopped."""
+        """Have this process do something later, if it lives; if it is stopped, once resumed."""
         self.clock.push(delay_s, lambda: self._run(call))
 
     def wake(self, delay_s: float = 0.0) -> None:
@@ -127,7 +127,7 @@ class Connection:
         if flying and rng.random() < 0.5:
             for _ in range(rng.randint(1, len(flying))):
                 self._clock.note(dead.name, "lost with it", flying.pop())
-        if rng.random() < 0.3:
+        if rng.random() < 0.5:
             self._lose_unread(self.ends[other])
         if not self.closed or (closing and (not flying or flying[-1] is not END_OF_FILE)):
             self._fly(other, END_OF_FILE)

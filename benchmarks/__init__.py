@@ -1,0 +1,8 @@
+"""Measurements on real processes. Each script prints and writes one JSON per benchmark.
+
+ddp        the peer: plain DistributedDataParallel over gloo
+step       step time, memory, cost of control, convergence, beside the peer
+recovery   what faults, stragglers and joins cost, beside the peer
+chaos      random schedules of faults; every run must end with the same bits
+table      the newest results as a table for the README
+"""

@@ -1,0 +1,242 @@
+"""A simulated aggregator: what the real actor does around the protocol class, in virtual time.
+
+It carries out actions one by one, so that it may die between any two, and decides nothing that
+the protocol decides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from elastic.core.protocol import aggregator as agg
+from elastic.core.protocol.messages import Hello, Message
+from elastic.core.simulator.invariants import Sum
+from elastic.core.simulator.world import END_OF_FILE, Connection, Item, Process
+
+if TYPE_CHECKING:
+    from elastic.core.simulator.job import Job
+
+HEARTBEAT_S = 0.4  # an acting aggregator that is silent for longer is killed by a standby
+LOOK_S = 0.15
+
+
+class AggregatorProcess(Process):
+    """An aggregator: waits for the lock, then acts until it dies."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        super().__init__(job.clock, f"aggregator-{number}")
+        self.job = job
+        self.proto: agg.Aggregator | None = None
+        self.acting = False
+        self.ready = False
+        self.silent_since_s = float("inf")
+        self.peers: dict[int | None, Connection] = {}
+        self._todo: deque[agg.Action | int] = deque()
+        self._events: deque[agg.Event] = deque()
+        self._busy = False
+        self._alarm_s = float("inf")
+        self.after(job.start_delay_s(), self._stand_by)
+
+    # ------------------------------------------------------------ standing by
+
+    def _stand_by(self) -> None:
+        """Try the lock; kill an acting aggregator that shows no sign of life."""
+        self.ready = True
+        if self.acting or self.job.lock_owner is self:
+            return
+        if self.job.try_lock(self):
+            self.after(self.clock.rng.uniform(0.001, 0.01), self._act)
+            return
+        holder = self.job.process(self.job.memory.active_pid)
+        if holder is not None and self.clock.now_s - holder.silent_since_s > HEARTBEAT_S:
+            self.clock.seen["hung aggregator killed"] += 1
+            if self.job.build.needs_lock:
+                self.clock.push(self.clock.rng.uniform(0.0, 0.05), holder.kill)
+            else:
+                self._act()
+        self.after(LOOK_S, self._stand_by)
+
+    def look_again(self) -> None:
+        """The lock may be free."""
+        self.after(self.clock.rng.uniform(1e-4, 2e-3), self._stand_by_once)
+
+    def _stand_by_once(self) -> None:
+        if not self.acting and self.job.lock_owner is None and self.job.try_lock(self):
+            self.after(self.clock.rng.uniform(0.001, 0.01), self._act)
+
+    def _act(self) -> None:
+        if self.acting:
+            return
+        memory = self.job.memory
+        self.acting = True
+        self.job.acting.append(self)
+        memory.active_pid = self.pid
+        if any(version.torn for version in memory.versions):
+            self.clock.seen["takeover mid-update"] += 1
+        if memory.counting():
+            self.clock.seen["takeover mid-step"] += 1
+        recovered = memory.recover()
+        self.clock.note(self.name, "acts", memory.state)
+        self.proto = self.job.build.aggregator(self.job.rules, recovered, self.clock.seen)
+        self._events.append(agg.Started())
+        self.job.listen(self)
+        self.wake()
+
+    def stop(self) -> None:
+        self.silent_since_s = self.clock.now_s
+        super().stop()
+
+    def resume(self) -> None:
+        self.silent_since_s = float("inf")
+        super().resume()
+
+    def died(self) -> None:
+        self.job.aggregator_died(self)
+
+    # ------------------------------------------------------------------ acting
+
+    def run(self) -> None:
+        """Do one thing that others can see; then let them run."""
+        if self.proto is None:
+            return
+        while self.alive and not self.stopped and not self._busy:
+            if self._todo:
+                if self._carry_out(self._todo.popleft()):
+                    break
+            elif self._events:
+                self._handle(self._events.popleft())
+            elif self.inbox:
+                self._read(*self.inbox.popleft())
+            elif self.proto.next_tick_s <= self.clock.now_s:
+                self._tick()
+                break
+            else:
+                self._set_alarm(self.proto.next_tick_s)
+                return
+        if self.alive and not self._busy:
+            self.wake(self.clock.rng.uniform(2e-6, 4e-5))
+
+    def _set_alarm(self, at_s: float) -> None:
+        if self.proto is not None and self.proto.phase is agg.Phase.ENDED:
+            return
+        if at_s < self._alarm_s:
+            self._alarm_s = at_s
+            self.after(at_s - self.clock.now_s, self._alarm)
+
+    def _alarm(self) -> None:
+        self._alarm_s = float("inf")
+        self.wake()
+
+    def _tick(self) -> None:
+        slots = self.job.memory.slots
+        progress = {
+            one: slots[one].progress for one in self.peers if one in slots and one is not None
+        }
+        self._handle(agg.Tick(progress))
+
+    def _handle(self, event: agg.Event) -> None:
+        assert self.proto is not None
+        self._todo.extend(self.proto.handle(event, self.clock.now_s))
+        self.job.finished |= self.proto.phase is agg.Phase.ENDED
+
+    def _read(self, connection: Connection, item: Item) -> None:
+        sender = self.job.worker_of(connection.ends[0])
+        if item is END_OF_FILE:
+            if self.peers.get(sender) is connection:
+                del self.peers[sender]
+                self._handle(agg.Disconnected(sender))
+            return
+        if isinstance(item, Hello) or sender is None:
+            self.peers[sender] = connection
+        if self.peers.get(sender) is connection:
+            self._handle(agg.Received(sender, item))  # type: ignore[arg-type]
+
+    def _carry_out(self, action: agg.Action | int) -> bool:
+        """True when others may have seen it."""
+        name = type(action).__name__
+        self.job.point(self, name, "before")
+        if self.stopped:
+            self._todo.appendleft(action)
+        if self.stopped or not self.alive:
+            return True
+        self.clock.note(self.name, "does", action)
+        visible = self._do(action)
+        self.job.point(self, name, "after")
+        return visible
+
+    def _do(self, action: agg.Action | int) -> bool:
+        memory = self.job.memory
+        match action:
+            case agg.Send(worker, message):
+                self._send(worker, message)
+                return False
+            case agg.Tell(report):
+                self._send(None, report)
+                return False
+            case agg.Note(kind):
+                self.clock.seen[kind] += 1
+                return False
+            case agg.Committed():
+                self.job.committed(action)
+                return False
+            case agg.HangUp(worker):
+                connection = self.peers.pop(worker, None)
+                if connection is not None:
+                    connection.close(self)
+                return False
+            case agg.OpenSlot(worker):
+                memory.open_slot(worker)
+            case agg.DropSlot(worker):
+                self.clock.seen["slot dropped"] += 1
+                memory.drop_slot(worker)
+            case agg.SaveRow(outcome):
+                memory.rows[outcome.micro_batch] = None
+                self.job.point(self, "SaveRow", "during")
+                if self.alive:
+                    memory.rows[outcome.micro_batch] = outcome
+            case agg.SaveManifest(worker, manifest):
+                memory.manifests[worker] = manifest
+                self.job.granted_now(worker)
+                memory.serial += 1
+            case agg.MarkDone(micro_batches, key):
+                for one in micro_batches:
+                    memory.done[one] = key.word
+                memory.serial += 1
+            case agg.SaveMembership(membership):
+                memory.membership = membership
+            case agg.SaveState(state):
+                self.job.save_state(state)
+                self._todo.appendleft(state.key.word)
+            case int(word):
+                memory.key_word = word
+            case agg.Update():
+                self._busy = True
+                self._update(action)
+            case agg.Finish(failure):
+                self.job.checker.finished(failure, stopped=self.job.stop_asked)
+                self.after(self.clock.rng.uniform(0.0, 0.02), self._finished)
+        return True
+
+    def _finished(self) -> None:
+        self._events.append(agg.Finished())
+        self.wake()
+
+    def _send(self, worker: int | None, message: Message) -> None:
+        self.job.watch_message(worker, message)
+        connection = self.peers.get(worker)
+        if connection is not None:
+            connection.send(self, self.job.over_the_wire(message))
+
+    def _update(self, update: agg.Update) -> None:
+        running = Sum(self.job.memory, self.job.truth, update)
+        seconds = self.clock.rng.uniform(0.004, 0.012)
+        self.job.point(self, "Update", "during", seconds)
+        self.after(seconds, partial(self._updated, running))
+
+    def _updated(self, running: Sum) -> None:
+        running.end()
+        self._busy = False
+        self._events.append(agg.Updated())
+        self.wake()

@@ -1,0 +1,28 @@
+"""Tasks that fail, for worker processes to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic.core.data import ArrayRows
+from tests.integration.support import Tiny
+
+
+@dataclass(frozen=True)
+class OpensTwice(Tiny):
+    """Its data can be opened by the aggregator and by one worker, and by nobody after them."""
+
+    folder: str = ""
+
+    def dataset(self) -> ArrayRows:
+        number = 0
+        while True:
+            try:
+                (Path(self.folder) / str(number)).touch(exist_ok=False)
+                break
+            except FileExistsError:
+                number += 1
+        if number >= 2:
+            raise RuntimeError(f"the disk is gone, opened {number} times before")
+        return super().dataset()

@@ -1,0 +1,229 @@
+"""What the tests on real processes share: small tasks, jobs around them, ways to look at a run.
+
+Imported by worker processes too, so it must stay light and start nothing at import.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
+from elastic.core.config import JobConfig, load_job
+from elastic.core.data import ArrayRows
+from elastic.core.faults import Fault, load_faults
+from elastic.core.runs import RunFolder
+from elastic.core.status import Status
+from elastic.core.store import ROOT
+from elastic.trainer import Result, run_job
+
+NUM_ROWS = 4096
+NUM_FEATURES = 16
+NUM_CLASSES = 4
+BATCH = {"micro_batches": 8, "micro_batch_size": 16}
+TAG = f"-{os.getpid()}"
+"""Ends the names of this process's jobs, which may run beside another one's."""
+_DEADLINE_S = 60.0
+
+
+class Rows(nn.Module):
+    """A few wide layers with dropout: milliseconds per micro-batch, several chunks."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        sizes = [NUM_FEATURES, width, width, width]
+        self.layers = nn.ModuleList(
+            nn.Linear(size, following)
+            for size, following in zip(sizes, [*sizes[1:], NUM_CLASSES], strict=True)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
+        hidden = features_BF
+        for layer in self.layers:
+            hidden = self.dropout(F.relu(layer(hidden)))
+        return hidden
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Classifies points. Rows `loud` have a million times the loss; rows `broken` a loss of NaN."""
+
+    width: int = 256
+    dropout: float = 0.1
+    loud: tuple[int, ...] = ()
+    broken: tuple[int, ...] = ()
+    lr: float = 1e-3
+
+    def model(self) -> nn.Module:
+        return Rows(self.width, self.dropout)
+
+    def dataset(self) -> ArrayRows:
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(NUM_ROWS, NUM_FEATURES, generator=generator)
+        labels = features[:, :NUM_CLASSES].argmax(dim=1)
+        factors = torch.ones(NUM_ROWS)
+        factors[list(self.loud)] = 1e6
+        factors[list(self.broken)] = torch.nan
+        return ArrayRows(features=features, labels=labels, factors=factors)
+
+    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        losses = F.cross_entropy(model(rows["features"]), rows["labels"], reduction="none")
+        return (losses * rows["factors"]).sum(), float(len(losses))
+
+    def optimizer(self, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([one for _, one in named], self.lr)
+
+
+def make_job(name: str, *, workers: int = 1, **settings: Any) -> JobConfig:
+    """A job on `Tiny`: without spare and standby, which cost seconds to start, unless asked for.
+
+    Its name is made unique on this machine.
+    """
+    spare = settings.pop("spare", 0)
+    given = {
+        "name": name + TAG,
+        "task": f"{__name__}:Tiny",
+        "steps": 20,
+        "batch": BATCH,
+        "workers": {"start": workers, "max": max(4, workers), "spare": spare},
+        "standby": False,
+        "checkpoint": {"every": 0},
+        "chunk_elements": 16384,
+    }
+    return load_job(given | settings)
+
+
+def write_faults(path: Path, faults: Sequence[Mapping[str, Any]]) -> tuple[Fault, ...]:
+    """A schedule, through the file that a user would write."""
+    path.write_text(yaml.safe_dump(list(faults)))
+    return load_faults(path)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What two runs of one job must agree on, whatever happened to their workers."""
+
+    params_sha256: str
+    samples_sha256: str
+    overflows: int
+    skipped_steps: tuple[int, ...]
+    series: tuple[str, ...]
+    """Each step's number, loss and learning rate; as text, since a NaN equals nothing."""
+
+
+def outcome(result: Result) -> Outcome:
+    """What must be equal."""
+    assert result.path is not None
+    keys = ("step", "loss", "lr")
+    steps = RunFolder(result.path).read_metrics()
+    return Outcome(
+        params_sha256=result.params_sha256,
+        samples_sha256=result.samples_sha256,
+        overflows=result.metrics["overflows"],
+        skipped_steps=tuple(result.metrics["skipped_steps"]),
+        series=tuple(" ".join(f"{key}={step[key]!r}" for key in keys) for step in steps),
+    )
+
+
+def kinds(result: Result) -> list[str]:
+    """The kinds of what happened, in order."""
+    return [event["kind"] for event in result.events]
+
+
+def check_faults_fired(result: Result, faults: Sequence[Fault]) -> None:
+    """Each fault happened exactly once: in the result and in the events."""
+    assert result.metrics["faults_fired"] == [fault.index for fault in faults]
+    told = sorted(event["reason"] for event in result.events if event["kind"] == "fault")
+    assert told == sorted(str(fault) for fault in faults)
+
+
+class Once:
+    """For `on_status`: calls `act` once, as soon as `step` steps are committed."""
+
+    def __init__(self, step: int, act: Callable[[Status], None]) -> None:
+        self.step = step
+        self._act = act
+        self.done = False
+
+    def __call__(self, status: Status) -> None:
+        if status.step >= self.step and not self.done:
+            self.done = True
+            self._act(status)
+
+
+def leftovers() -> list[str]:
+    """What jobs of this process have left: stores, what is mapped of them, and processes."""
+    stores = [path.name for path in ROOT.glob(f"*{TAG}.*")]
+    mapped = re.compile(f"{re.escape(str(ROOT))}/[^/]*{re.escape(TAG)}[.]")
+    mapping = [f"pid {pid} maps a store" for pid in _pids() if mapped.search(_maps(pid))]
+    hosts = [f"pid {pid} is a worker or aggregator" for pid in hosts_below(os.getpid())]
+    return [*stores, *mapping, *hosts]
+
+
+def hosts_below(parent: int) -> list[int]:
+    """Workers and aggregators among the descendants of a process."""
+    parents = {pid: _parent(pid) for pid in _pids()}
+    below: set[int] = {parent}
+    while found := {pid for pid, above in parents.items() if above in below} - below:
+        below |= found
+    return [pid for pid in below if _read(f"/proc/{pid}/cmdline").startswith("ray::Host")]
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = _DEADLINE_S) -> Any:
+    """Ask again and again until the answer is true; return it."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"after {timeout_s:.0f} s not yet: {what}")
+        os.sched_yield()
+        time.sleep(0.02)
+    return answer
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:  # it ended meanwhile
+        return ""
+
+
+def _maps(pid: int) -> str:
+    return _read(f"/proc/{pid}/maps")
+
+
+def _parent(pid: int) -> int:
+    stat = _read(f"/proc/{pid}/stat")
+    return int(stat.rpartition(")")[2].split()[1]) if stat else 0
+
+
+__all__ = [
+    "BATCH",
+    "NUM_ROWS",
+    "TAG",
+    "Once",
+    "Outcome",
+    "Tiny",
+    "check_faults_fired",
+    "hosts_below",
+    "kinds",
+    "leftovers",
+    "make_job",
+    "outcome",
+    "run_job",
+    "wait_until",
+    "write_faults",
+]

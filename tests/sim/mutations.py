@@ -1,0 +1,263 @@
+"""Deliberately broken protocols: each breaks one rule, and the simulator must notice.
+
+Subclasses of the real classes, so that the product holds no switch for any of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from elastic.core.protocol import aggregator as agg
+from elastic.core.protocol import worker as wrk
+from elastic.core.protocol.coordinator import Action, Coordinator, StartWorker, View
+from elastic.core.protocol.messages import (
+    Combine,
+    Commit,
+    Hello,
+    Lease,
+    Manifest,
+)
+from elastic.core.simulator.build import Build, RecordedAggregator, RecordedWorker
+from elastic.core.simulator.faults import Fault, Schedule, random_schedule
+
+
+class NoFence(RecordedAggregator):
+    """A worker whose slot was unlinked is welcomed as if it were new."""
+
+    def _greet(self, hello: Hello, now_s: float) -> list[agg.Action]:
+        return super()._greet(replace(hello, has_slot=False), now_s)
+
+
+class StaleAttemptAccepted(RecordedAggregator):
+    """An answer to an earlier attempt of the step counts for this one."""
+
+    def _asked(
+        self, worker: int, peer: agg._Peer, commit: Commit, now_s: float
+    ) -> list[agg.Action]:
+        if commit.lease.key.step == self.state.step:
+            commit = replace(commit, lease=replace(commit.lease, key=self.state.key))
+        return super()._asked(worker, peer, commit, now_s)
+
+
+class StaleStepAccepted(RecordedAggregator):
+    """An answer to an earlier step counts for this one."""
+
+    def _asked(
+        self, worker: int, peer: agg._Peer, commit: Commit, now_s: float
+    ) -> list[agg.Action]:
+        if commit.lease.combine is Combine.SUM:
+            commit = replace(commit, lease=replace(commit.lease, key=self.state.key))
+        return super()._asked(worker, peer, commit, now_s)
+
+
+class GrantTwice(RecordedAggregator):
+    """A micro-batch that was granted to one worker is granted to another too."""
+
+    def _refusal(
+        self, worker: int, commit: Commit, mine: tuple[int, ...], manifest: Manifest
+    ) -> str:
+        refusal = super()._refusal(worker, commit, mine, manifest)
+        return "" if refusal.startswith("granted") else refusal
+
+
+class RepeatedQuestionGrantedAgain(RecordedAggregator):
+    """A question that was answered before is taken as a new one."""
+
+    def _asked(
+        self, worker: int, peer: agg._Peer, commit: Commit, now_s: float
+    ) -> list[agg.Action]:
+        manifest = self._manifests[worker]
+        again = set(commit.lease.micro_batches) <= set(manifest.micro_batches)
+        if again and commit.lease.key == self.state.key == manifest.key:
+            return self._grant(worker, commit, manifest)
+        return super()._asked(worker, peer, commit, now_s)
+
+
+class ManifestBeforeRow(RecordedAggregator):
+    """The grant is valid before the row it needs is written."""
+
+    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[agg.Action]:
+        actions = super()._grant(worker, commit, manifest)
+        return sorted(actions, key=lambda action: isinstance(action, agg.SaveRow))
+
+
+class DoneBeforeManifest(RecordedAggregator):
+    """Others are told to abandon a micro-batch before it counts."""
+
+    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[agg.Action]:
+        actions = super()._grant(worker, commit, manifest)
+        return sorted(actions, key=lambda action: not isinstance(action, agg.MarkDone))
+
+
+class FlipBeforeSum(RecordedAggregator):
+    """The commit record says the next step before its version is complete."""
+
+    def _complete(self) -> list[agg.Action]:
+        actions = super()._complete()
+        if not isinstance(actions[-1], agg.Update):
+            return actions
+        return [*self._commit(0.0), *actions]
+
+    def _react(self, event: agg.Event, now_s: float) -> list[agg.Action]:
+        return [] if isinstance(event, agg.Updated) else super()._react(event, now_s)
+
+
+class CountByWorker(RecordedAggregator):
+    """A step is complete when every member has answered, whatever micro-batches are missing."""
+
+    def _advance(self, now_s: float) -> list[agg.Action]:
+        actions = super()._advance(now_s)
+        answered = set(self._granted_to.values())
+        members = set(self.membership.members)
+        if not actions and members and members <= answered:
+            return self._complete()
+        return actions
+
+
+class NotANumberCounts(RecordedAggregator):
+    """A NaN is not recomputed: the first one is the model's own."""
+
+    def _is_own(self, micro_batch: int) -> bool:
+        return True
+
+
+class SameWorkerTriesAgain(RecordedAggregator):
+    """A NaN may be recomputed where it came from."""
+
+    def _may_try(self, worker: int, micro_batch: int) -> bool:
+        return True
+
+
+class AbsentAreForgotten(RecordedAggregator):
+    """Members that do not come back after a takeover are waited for."""
+
+    def _absent(self, now_s: float) -> list[agg.WorkerProgress]:
+        return []
+
+
+class ManifestBeforeHalf(RecordedWorker):
+    """The worker asks before it has written its half."""
+
+    def _computed(self, key_word: int) -> list[wrk.Action]:
+        current, outcomes = self._current, self._outcomes
+        actions = super()._computed(key_word)
+        if not (actions and isinstance(actions[0], wrk.Encode)):
+            return actions
+        assert current is not None
+        num_base = len(self._base(current).micro_batches)
+        early = Commit(current, actions[0].half, num_base, outcomes)
+        return [wrk.Send(early), *actions]
+
+
+class WritesTheLiveHalf(RecordedWorker):
+    """The sum is written in place, over what counts."""
+
+    def _computed(self, key_word: int) -> list[wrk.Action]:
+        actions = super()._computed(key_word)
+        return [
+            replace(one, half=one.base)
+            if isinstance(one, wrk.Encode) and one.base is not None
+            else one
+            for one in actions
+        ]
+
+
+class DoesNotWaitForTheAnswer(RecordedWorker):
+    """The next sum is begun while it is unknown which half is live."""
+
+    def _computed(self, key_word: int) -> list[wrk.Action]:
+        self._asked = None
+        return super()._computed(key_word)
+
+
+class WelcomeCountsTwice(RecordedWorker):
+    """A grant that the welcome told of already is added again: every later question is wrong."""
+
+    def _granted(self, lease: Lease, half: int) -> None:
+        self._live = self._base(lease).added(lease, half)
+
+
+class NumbersAreUsedAgain(Coordinator):
+    """A restarted coordinator trusts the membership alone for the next worker's number."""
+
+    def decide(self, view: View) -> list[Action]:
+        first = self.membership.next_worker
+        if view.report is not None:
+            first = max(first, view.report.membership.next_worker)
+        actions = super().decide(view)
+        started = [one.worker for one in actions if isinstance(one, StartWorker)]
+        too_high = min(started, default=first) - first
+        return [
+            StartWorker(one.worker - too_high) if isinstance(one, StartWorker) else one
+            for one in actions
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A broken protocol, and within how many seeds it must be noticed."""
+
+    name: str
+    build: Build
+    faults: tuple[Fault, ...] = ()
+    num_seeds: int = 100
+
+    def schedule(self, seed: int) -> Schedule:
+        """A random schedule; of the faults that the mutation is sensitive to, if it is rare."""
+        return directed(seed, *self.faults) if self.faults else random_schedule(seed)
+
+
+def directed(seed: int, *faults: Fault) -> Schedule:
+    """A random job of 12 steps that is struck by these faults alone."""
+    return replace(random_schedule(seed), faults=faults, num_steps=12, standby=True)
+
+
+def _aggregator(kind: type[RecordedAggregator], *faults: Fault) -> Mutation:
+    return Mutation(kind.__name__, Build(aggregator=kind), faults)
+
+
+def _worker(kind: type[RecordedWorker], *faults: Fault) -> Mutation:
+    return Mutation(kind.__name__, Build(worker=kind), faults)
+
+
+UNHEARD = (  # taken to hang, dismissed, its slot dropped; it comes back to a successor
+    Fault(do="stop_worker", step=1, point=("Compute", "during"), for_s=0.45),
+    Fault(do="slow_kill", step=1, for_s=3.0),
+    Fault(do="kill_aggregator", step=1, offset_s=0.02, point=("DropSlot", "after")),
+)
+DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
+ALL_STOPPED = tuple(Fault(do="stop_worker", step=2, target=target) for target in range(8))
+
+
+MUTATIONS = (
+    Mutation("ActsWithoutTheLock", Build(needs_lock=False)),
+    _aggregator(NoFence, *UNHEARD),
+    _aggregator(StaleAttemptAccepted, DELAYS),
+    _aggregator(StaleStepAccepted),
+    _aggregator(GrantTwice),
+    _aggregator(RepeatedQuestionGrantedAgain),
+    _aggregator(ManifestBeforeRow),
+    _aggregator(DoneBeforeManifest),
+    _aggregator(FlipBeforeSum),
+    _aggregator(CountByWorker),
+    _aggregator(NotANumberCounts),
+    _aggregator(SameWorkerTriesAgain),
+    _aggregator(
+        AbsentAreForgotten, *ALL_STOPPED, Fault(do="kill_aggregator", step=2, offset_s=0.001)
+    ),
+    _worker(ManifestBeforeHalf),
+    _worker(WritesTheLiveHalf),
+    _worker(DoesNotWaitForTheAnswer),
+    _worker(
+        WelcomeCountsTwice,
+        *(
+            Fault(do="kill_aggregator", step=step, point=("SaveManifest", "after"))
+            for step in (1, 3, 5)
+        ),
+    ),
+    Mutation(
+        "NumbersAreUsedAgain",
+        Build(coordinator=NumbersAreUsedAgain),
+        (Fault(do="kill_coordinator", step=0, point=("StartWorker", "after")),),
+    ),
+)

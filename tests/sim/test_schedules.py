@@ -1,0 +1,200 @@
+"""The protocol under random faults, and that everything it can do is seen to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from mutations import ALL_STOPPED, UNHEARD, directed
+
+from elastic.core.protocol import aggregator, worker
+from elastic.core.simulator.faults import (
+    AGGREGATOR_POINTS,
+    COORDINATOR_POINTS,
+    WORKER_POINTS,
+    Fault,
+    Schedule,
+    random_schedule,
+)
+from elastic.core.simulator.search import Tried, check, check_seeds, search
+
+PART = 60  # seeds of one test
+NUM_TRIES = 60  # schedules within which a rare thing must be seen
+
+STOP_IN_COMPUTE, SLOW_KILL, KILL_AFTER_DROP = UNHEARD
+STOP_IN_ENCODE = replace(STOP_IN_COMPUTE, point=("Encode", "during"))
+
+
+def moves(who: str, table: dict[object, set[object]]) -> list[str]:
+    """Every legal move of a state machine, as the simulator counts it."""
+    names = [(old.name, new.name) for old, to in table.items() for new in to]  # type: ignore[attr-defined]
+    return sorted(f"{who} {old} -> {new}" for old, new in names)
+
+
+COMMON = [
+    "already yours",
+    "dismissed: left as planned",
+    "dismissed: no member any more",
+    "duplicate",
+    "duplicate won",
+    "hung aggregator killed",
+    "machine's NaN",
+    "nonfinite",
+    "overflow",
+    "refused: granted to another worker",
+    "refused: not finite",
+    "refused: stale",
+    "revoke",
+    "slot dropped",
+    "step committed",
+    "step_skipped",
+    "takeover mid-step",
+    "takeover mid-update",
+    "worker_hung",
+    "worker_joined",
+    "worker_leaving",
+    "worker_left",
+    "worker_lost",
+    "add_worker",
+    "delay_messages",
+    "drop_worker",
+    "flap",
+    "kill_aggregator",
+    "kill_coordinator",
+    "kill_worker",
+    "leave_worker",
+    "machine_nan",
+    "remove_worker",
+    "sick_worker",
+    "slow_kill",
+    "slow_start",
+    "slow_worker",
+    "stop_aggregator",
+    "stop_job",
+    "stop_worker",
+]
+NEVER = ["refused: sum"]  # a worker and its aggregator agree on what counts in its slot
+
+
+def dismissed_while_holding(seed: int) -> Schedule:
+    """A lone worker is taken to hang and comes back; the news crosses its question."""
+    schedule = directed(
+        seed,
+        replace(STOP_IN_COMPUTE, for_s=1.4),
+        SLOW_KILL,
+        Fault(do="stop_aggregator", step=1, offset_s=0.1, point=("Tell", "after"), for_s=2.5),
+    )
+    return replace(schedule, num_workers=1, standby=False, num_micro_batches=6)
+
+
+def dismissal_lost(seed: int) -> Schedule:
+    """A lone worker is taken to hang; the aggregator dies between the record and telling it."""
+    kill = replace(KILL_AFTER_DROP, point=("SaveMembership", "after"), offset_s=0.1)
+    schedule = directed(seed, replace(STOP_IN_ENCODE, for_s=1.4), SLOW_KILL, kill)
+    return replace(schedule, num_workers=1, num_micro_batches=6)
+
+
+RARE: dict[str, Callable[[int], Schedule]] = {
+    "worker COMPUTING -> ENDED": lambda seed: directed(seed, STOP_IN_COMPUTE, SLOW_KILL),
+    "worker ENCODING -> ENDED": lambda seed: directed(seed, STOP_IN_ENCODE, SLOW_KILL),
+    "worker HOLDING -> ENDED": dismissed_while_holding,
+    "dismissed: fenced": lambda seed: directed(seed, *UNHEARD),
+    "refused: not a member": dismissal_lost,
+    "refused: the step is complete": lambda seed: replace(
+        random_schedule(seed), skip_nonfinite=False, num_steps=25, num_micro_batches=8
+    ),
+    "no_workers": lambda seed: directed(seed, *ALL_STOPPED),
+    "worker_given_up": lambda seed: directed(
+        seed, *[Fault(do="kill_worker", step=step) for step in range(10)]
+    ),
+    "scaled after giving up": lambda seed: directed(
+        seed,
+        Fault(do="flap", step=1, factor=20.0),
+        *[Fault(do="kill_worker", step=1) for _ in range(9)],
+    ),
+}
+
+
+@pytest.mark.parametrize("first", range(0, 5 * PART, PART))
+def test_random_faults_change_nothing_that_is_computed(first: int) -> None:
+    tried = check_seeds(range(first, first + PART))
+    assert tried.failure is None, str(tried.failure)
+    assert tried.num_faults >= 2 * PART, "some faults never find their point"
+
+
+def test_random_schedules_are_as_hard_as_they_are_said_to_be() -> None:
+    for seed in range(500):
+        schedule = random_schedule(seed)
+        assert schedule.num_steps >= 5, seed
+        assert schedule.num_workers >= 3, seed
+        assert len(schedule.faults) >= 3, seed
+        assert schedule == random_schedule(seed)
+
+
+def test_what_is_common_is_seen() -> None:
+    expected = COMMON + moves("worker", worker._MOVES) + moves("aggregator", aggregator._MOVES)
+    missing = {what for what in expected if what not in RARE}
+    for first in range(1000, 1000 + 6 * PART, PART // 3):
+        tried = check_seeds(range(first, first + PART // 3))
+        assert tried.failure is None, str(tried.failure)
+        assert not any(tried.seen[what] for what in NEVER)
+        missing -= set(tried.seen)
+        if not missing:
+            return
+    pytest.fail(f"never seen: {sorted(missing)}")
+
+
+@pytest.mark.parametrize("what", RARE)
+def test_what_is_rare_is_seen(what: str) -> None:
+    see(what, RARE[what])
+
+
+@pytest.mark.parametrize("do", ["kill_aggregator", "stop_aggregator"])
+@pytest.mark.parametrize("point", AGGREGATOR_POINTS, ids=" ".join)
+def test_an_aggregator_may_die_or_stop_anywhere(do: str, point: tuple[str, str]) -> None:
+    fault = Fault(do=do, step=1, point=point, for_s=0.5 if "stop" in do else 0.0)
+    others = [Fault(do="kill_worker", step=1), Fault(do="remove_worker", step=2, target=1)]
+    see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, fault, *others))
+
+
+@pytest.mark.parametrize("do", ["kill_worker", "stop_worker"])
+@pytest.mark.parametrize("point", WORKER_POINTS, ids=" ".join)
+def test_a_worker_may_die_or_stop_anywhere(do: str, point: tuple[str, str]) -> None:
+    fault = Fault(do=do, step=2, point=point, for_s=0.5 if "stop" in do else 0.0)
+    see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, fault))
+
+
+@pytest.mark.parametrize("point", COORDINATOR_POINTS, ids=" ".join)
+def test_a_coordinator_may_die_anywhere(point: tuple[str, str]) -> None:
+    kill = Fault(do="kill_coordinator", step=1, point=point)
+    others = [
+        Fault(do="stop_worker", step=1),
+        *[Fault(do="kill_worker", step=2, target=1) for _ in range(3)],
+        Fault(do="kill_aggregator", step=3),
+    ]
+    see(f"kill_coordinator {point[1]} {point[0]}", lambda seed: directed(seed, kill, *others))
+
+
+def see(what: str, make: Callable[[int], Schedule]) -> None:
+    """Try the schedules of seeds 0, 1, ... until something is seen; none may break a rule."""
+    tried = Tried()
+    for seed in range(NUM_TRIES):
+        assert check(make(seed), tried=tried), str(tried.failure)
+        if tried.seen[what]:
+            return
+    pytest.fail(f"{what!r} is not seen in {NUM_TRIES} schedules")
+
+
+def test_processes_share_the_work_and_find_the_same() -> None:
+    told: list[int] = []
+    together = search(range(30), processes=2, found=told.append)
+    alone = search(range(30))
+    assert together.failure is None
+    assert together.seen == alone.seen
+    assert (together.num_schedules, together.num_faults) == (30, alone.num_faults)
+    assert told == [25, 30]
+
+
+def test_a_deadline_ends_an_endless_search() -> None:
+    assert search(iter(int, 1), deadline_s=0.0).num_schedules == 0
