@@ -269,7 +269,7 @@ class AggregatorShell:
         if step >= 0 and (newest is None or newest["step"] < step):
             skipped = step in state.skipped
             loss = float("nan") if skipped or state.loss is None else state.loss
-            self._later.append(protocol.Committed(step, 0, loss, float("nan"), skipped, 0, ()))
+            self._later.append(protocol.Committed(step, 0, loss, float("nan"), skipped, 0, 0, ()))
 
     def _recover(self) -> protocol.Recovered:
         """Read what counts from shared memory."""
@@ -512,6 +512,7 @@ class AggregatorShell:
                 "lr": groups[0].options["lr"] * factor,
                 "samples": batch.micro_batches * batch.micro_batch_size,
                 "num_workers": action.num_workers,
+                "num_duplicates": action.num_duplicates,
                 "attempt": action.attempt,
                 "update_s": self._update_s,
                 "work": [

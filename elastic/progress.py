@@ -33,9 +33,7 @@ _BAD = (
 )
 _WORST = ("job_failed", "checkpoint_failed", "nonfinite", "step_skipped")
 _GOOD = ("worker_joined", "aggregator_took_over", "coordinator_restarted", "job_finished")
-_QUIET = ("worker_started", "worker_ready", "checkpoint_written", "duplicate", "duplicate_won")
-_HIDDEN = ("duplicate", "duplicate_won")
-"""Too many to print one line each; the summary counts them."""
+_QUIET = ("worker_started", "worker_ready", "checkpoint_written")
 
 
 def make_progress(console: Console, name: str) -> LiveProgress | PlainProgress:
@@ -59,8 +57,7 @@ class _Events:
             if self._start_s is None:
                 self._start_s = float(event["time_s"])
             self._last = event
-            if event["kind"] not in _HIDDEN:
-                self._console.print(event_line(event, self._start_s), soft_wrap=False)
+            self._console.print(event_line(event, self._start_s), soft_wrap=False)
 
 
 def event_line(event: Mapping[str, Any], start_s: float) -> Text:

@@ -199,7 +199,7 @@ def read_story(path: str | Path) -> Story:
         marks=marks,
         workers=workers,
         lives=tuple(_lives(marks, work, workers, end_s)),
-        num_duplicates=sum(event["kind"] == "duplicate" for event in events),
+        num_duplicates=sum(int(line.get("num_duplicates", 0)) for line in metrics),
         end_s=end_s,
     )
 

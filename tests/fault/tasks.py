@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from elastic.core.data import ArrayRows
 from tests.integration.support import Tiny
 
@@ -26,3 +29,13 @@ class OpensTwice(Tiny):
         if number >= 2:
             raise RuntimeError(f"the disk is gone, opened {number} times before")
         return super().dataset()
+
+
+@dataclass(frozen=True)
+class FailsOnBroken(Tiny):
+    """Its loss raises where a row is broken, on every worker."""
+
+    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        if rows["factors"].isnan().any():
+            raise LookupError("no label for this row")
+        return super().loss(model, rows)

@@ -1,8 +1,9 @@
-"""A gradient that jumps, and one that is NaN because the data is: the same for any workers."""
+"""Data that makes a gradient jump, or NaN, or the user's code raise: the same for any workers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,10 @@ def row_of(step: int) -> int:
     return int(stream.micro_batch(step, MICRO_BATCH, *BATCH.values())[0])
 
 
-def bad_job(name: str, workers: int, action: str) -> JobConfig:
+def bad_job(name: str, workers: int, action: str, **settings: Any) -> JobConfig:
     return make_job(
         name,
+        **settings,
         workers=workers,
         steps=NUM_STEPS,
         task_args={"loud": [row_of(LOUD_STEP)], "broken": [row_of(BROKEN_STEP)]},
@@ -55,5 +57,16 @@ def test_a_nan_of_the_model_stops_the_job_and_says_where(tmp_path: Path) -> None
     run = RunFolder(tmp_path / "run")
     assert run.read_json(run.result_json)["outcome"] == "failed"
     assert run.read_json(run.result_json)["steps"] == BROKEN_STEP
+    assert run.read_events()[-1]["kind"] == "job_failed"
+    assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{BROKEN_STEP:08d}"]
+
+
+def test_an_error_of_the_users_code_stops_the_job_and_is_shown(tmp_path: Path) -> None:
+    """The worker that takes the place of the first one fails alike: it is not the machine."""
+    job = bad_job("raises", 1, "stop", task="tests.fault.tasks:FailsOnBroken")
+    with pytest.raises(FatalError, match="LookupError: no label for this row") as caught:
+        run_job(job, run_dir=tmp_path / "run")
+    assert "tasks.py" in str(caught.value), "the traceback leads to the line"
+    run = RunFolder(tmp_path / "run")
     assert run.read_events()[-1]["kind"] == "job_failed"
     assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{BROKEN_STEP:08d}"]

@@ -29,13 +29,13 @@ def test_a_run_with_every_kind_of_fault_equals_the_undisturbed_one(
         [
             {"do": "kill", "at": {"step": 3, "point": "after_grant"}, "target": "worker-1"},
             {"do": "nan_gradient", "at": {"step": 5}, "target": "worker-0"},
-            {"do": "stop", "at": {"step": 6}, "target": "worker-2", "for_s": 1.0},
-            {"do": "slow", "at": {"step": 7}, "target": "worker-0", "factor": 2.0, "for_s": 1.0},
+            {"do": "kill_coordinator", "at": {"step": 6}},
+            {"do": "stop", "at": {"step": 7}, "target": "worker-2", "for_s": 1.0},
+            {"do": "slow", "at": {"step": 8}, "target": "worker-0", "factor": 2.0, "for_s": 1.0},
             {"do": "stop_aggregator", "at": {"step": 9}},
-            {"do": "add_worker", "at": {"step": 12}},
-            {"do": "kill_aggregator", "at": {"step": 15, "point": "mid_update"}},
-            {"do": "remove_worker", "at": {"step": 18}},
-            {"do": "kill_coordinator", "at": {"step": 20}},
+            {"do": "add_worker", "at": {"step": 14}},
+            {"do": "remove_worker", "at": {"step": 16}, "target": "worker-0"},
+            {"do": "kill_aggregator", "at": {"step": 20, "point": "mid_update"}},
         ],
     )
     job = make_job(
@@ -49,9 +49,9 @@ def test_a_run_with_every_kind_of_fault_equals_the_undisturbed_one(
     result = run_job(job, run_dir=tmp_path / "run", faults=faults)
     assert outcome(result) == undisturbed
     check_faults_fired(result, faults)
-    seen = set(kinds(result))
-    assert {"worker_lost", "worker_joined", "nonfinite", "aggregator_took_over"} <= seen
-    assert {"coordinator_restarted", "worker_leaving", "checkpoint_written"} <= seen
+    happened = {"worker_lost", "worker_joined", "worker_left", "nonfinite", "checkpoint_written"}
+    happened |= {"aggregator_lost", "aggregator_took_over", "coordinator_restarted"}
+    assert happened <= set(kinds(result))
 
 
 @pytest.mark.parametrize("standby", [True, False], ids=["standby", "no standby"])

@@ -32,7 +32,6 @@ EVENTS = (
     {"time_s": 10.0, "kind": "job_started", "step": 0, "worker": None, "reason": ""},
     {"time_s": 12.0, "kind": "worker_joined", "step": 0, "worker": 1, "reason": "start"},
     {"time_s": 12.5, "kind": "fault", "step": 3, "worker": 1, "reason": "kill worker-1 at x"},
-    {"time_s": 12.6, "kind": "duplicate", "step": 3, "worker": 0, "reason": "never shown"},
 )
 
 
@@ -134,7 +133,6 @@ def test_train_without_a_terminal_prints_lines(
     assert "loss 2.5000 (from 5.0000)" in out
     assert "workers 3/4 + 1 spare" in out
     assert out.count("kill worker-1 at x") == 1
-    assert "never shown" not in out
     assert "ab" * 32 in out
     assert "1:15 min" in out
     assert "1 fault" in out

@@ -84,10 +84,11 @@ class FakeRun:
                 work[-1][4] = "refused"
                 del free[worker]
         end_s = max(free.values())
+        num_duplicates = 0
         if self.random.random() < 0.3:
             idle = min(free, key=lambda worker: free[worker])
             work.append([idle, 15, free[idle], end_s - 0.001, "refused"])
-            self.event("duplicate", step, worker=idle, time_s=free[idle])
+            num_duplicates = 1
         stall_s = 0.15 if fault == "aggregator" else 0.0
         self.now_s = end_s + 0.004 + stall_s
         if fault == "aggregator":
@@ -95,7 +96,7 @@ class FakeRun:
         loss = 5.5 * 0.5 ** (6 * step / self.num_steps) + 1.6 + self.random.gauss(0, 0.06)
         line = {"step": step, "time_s": self.now_s, "step_s": self.now_s - start_s, "loss": loss}
         rest = {"grad_norm": 1.0, "lr": 1e-3, "samples": 32, "attempt": 0, "update_s": 0.003}
-        count = {"num_workers": len(self.workers), "work": work}
+        count = {"num_workers": len(self.workers), "num_duplicates": num_duplicates, "work": work}
         self.folder.append_metrics({**line, **rest, **count})
 
     def _fault(self, step: int, fault: str) -> Iterator[int]:

@@ -210,6 +210,7 @@ class Committed:
     grad_norm: float
     skipped: bool
     num_workers: int
+    num_duplicates: int
     work: tuple[tuple[int, int, float, float, str], ...]
 
 
@@ -292,6 +293,7 @@ class Aggregator:
         self._nonfinite: dict[int, list[int]] = {}
         self._work: list[tuple[int, int, float, float, str]] = []
         self._leased = False
+        self._num_duplicates = 0
         self._watched_s = 0.0
         self._absent_s: dict[int, float] = {}
         self._stop_reason = ""
@@ -634,6 +636,7 @@ class Aggregator:
             grad_norm=grad_norm,
             skipped=skipped,
             num_workers=len(set(self.membership.members) & (set(self._peers) | granted)),
+            num_duplicates=self._num_duplicates,
             work=tuple(self._work),
         )
         self._begin(state)
@@ -647,6 +650,7 @@ class Aggregator:
         self._nonfinite.clear()
         self._work.clear()
         self._leased = False
+        self._num_duplicates = 0
 
     def _drop_slots(self) -> list[Action]:
         keep = set(self._peers) | set(self.membership.members) | set(self.membership.leaving)
@@ -730,9 +734,9 @@ class Aggregator:
                     Send(holder, Revoke(lease)),
                     self._lease(worker, [micro_batch], now_s),
                 ]
-            case Duplicate(micro_batch, holder, reason):
-                note = Note("duplicate", f"micro-batch {micro_batch}: {reason}", worker)
-                return [note, self._lease(worker, [micro_batch], now_s)]
+            case Duplicate(micro_batch):
+                self._num_duplicates += 1
+                return [self._lease(worker, [micro_batch], now_s)]
             case Wait(until_s):
                 self.next_tick_s = min(self.next_tick_s, until_s)
         return []

@@ -208,6 +208,7 @@ class Job:
 
     def committed(self, committed: Committed) -> None:
         self.clock.seen["step committed"] += 1
+        self.clock.seen["duplicate"] += committed.num_duplicates
 
     def machine_errs(self, process: WorkerProcess, key: Key, micro_batch: int) -> bool:
         """Whether this result comes out as NaN by the machine's fault.
