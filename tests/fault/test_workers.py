@@ -43,12 +43,12 @@ def test_a_job_without_any_worker_waits_for_one(undisturbed: Outcome, tmp_path: 
 def test_an_aggregator_that_hangs_while_the_coordinator_is_away_is_replaced(
     undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    """No standby is ready then: the first one has just taken over."""
+    """No other one is there: it has just taken over."""
     faults = write_faults(
         tmp_path / "faults.yaml",
         [
-            {"do": "kill_aggregator", "at": {"step": 5}},
-            {"do": "kill_coordinator", "at": {"step": 6}},
+            {"do": "kill_coordinator", "at": {"step": 5}},
+            {"do": "kill_aggregator", "at": {"step": 6}},
             {"do": "stop_aggregator", "at": {"step": 7}},
         ],
     )

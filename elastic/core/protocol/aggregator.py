@@ -271,6 +271,7 @@ class _Peer:
     samples_s: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_WINDOW))
     progress: int = -1
     progress_s: float = 0.0
+    ask_s: float = 0.0  # when to look again for something to do, if nothing becomes free before
 
 
 class Aggregator:
@@ -678,8 +679,13 @@ class Aggregator:
         if not self._leased and not self._stop_reason:
             self._leased = True
             return actions + self._share(idle, now_s)
+        pending = self._pending()
         for worker in idle:
-            actions += self._occupy(worker, now_s)
+            peer = self._peers[worker]
+            if pending or now_s >= peer.ask_s:
+                actions += self._occupy(worker, now_s)
+            if peer.ask_s:
+                self.next_tick_s = min(self.next_tick_s, peer.ask_s)
         return actions
 
     def _dismiss_leaving(self) -> list[Action]:
@@ -738,7 +744,7 @@ class Aggregator:
                 self._num_duplicates += 1
                 return [self._lease(worker, [micro_batch], now_s)]
             case Wait(until_s):
-                self.next_tick_s = min(self.next_tick_s, until_s)
+                peer.ask_s = until_s
         return []
 
     def _lease(self, worker: int, micro_batches: list[int], now_s: float) -> Send:
@@ -746,6 +752,7 @@ class Aggregator:
         leases = tuple(Lease(self.state.key, (one,), self._combine) for one in micro_batches)
         if not peer.queue:
             peer.since_s = now_s
+        peer.ask_s = 0.0
         peer.queue.extend(leases)
         return Send(worker, Leases(leases))
 
