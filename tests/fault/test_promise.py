@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,27 +55,33 @@ def test_a_run_with_every_kind_of_fault_equals_the_undisturbed_one(
     assert happened <= set(kinds(result))
 
 
-@pytest.mark.parametrize("standby", [True, False], ids=["standby", "no standby"])
-def test_an_aggregator_may_die_at_every_point(
-    standby: bool, undisturbed: Outcome, tmp_path: Path
+POINTS = {
+    "with standby": (AGGREGATOR_POINTS, (*WORKER_POINTS, "after_row", "before_flip")),
+    "alone": (
+        ("before_grant", "after_grant", "mid_update", "after_flip"),
+        ("step_start", "before_grant", "after_grant", "mid_update", "after_flip"),
+    ),
+}
+"""Where aggregators die, one after the other, and where workers do."""
+
+
+@pytest.mark.parametrize("case", POINTS)
+def test_aggregators_and_workers_may_die_at_every_point(
+    case: str, undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    """Workers die too, at the points of the worker and at those of the aggregator."""
-    kills = [
+    aggregator_points, worker_points = POINTS[case]
+    kills: list[dict[str, Any]] = [
         {"do": "kill_aggregator", "at": {"step": 6 + 4 * number, "point": point}}
-        for number, point in enumerate(AGGREGATOR_POINTS)
+        for number, point in enumerate(aggregator_points)
     ]
-    here = [*WORKER_POINTS, "after_row", "before_flip"] if standby else _OTHER_WORKER_KILLS
     kills += [
         {"do": "kill", "at": {"step": 3 + 4 * number, "point": point}, "target": f"worker-{number}"}
-        for number, point in enumerate(here)
+        for number, point in enumerate(worker_points)
     ]
     faults = write_faults(tmp_path / "faults.yaml", kills)
-    job = make_job("points", workers=3, standby=standby, steps=NUM_STEPS)
+    job = make_job("points", workers=3, standby=case != "alone", steps=NUM_STEPS)
     result = run_job(job, run_dir=tmp_path / "run", faults=faults)
     assert outcome(result) == undisturbed
     check_faults_fired(result, faults)
-    assert kinds(result).count("aggregator_took_over") >= standby
-    assert kinds(result).count("worker_lost") == len(here)
-
-
-_OTHER_WORKER_KILLS = ("step_start", "before_grant", "after_grant", "mid_update", "after_flip")
+    assert kinds(result).count("aggregator_took_over") == len(aggregator_points)
+    assert kinds(result).count("worker_lost") == len(worker_points)

@@ -185,7 +185,6 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = _D
     while not (answer := condition()):
         if time.monotonic() > deadline_s:
             raise AssertionError(f"after {timeout_s:.0f} s not yet: {what}")
-        os.sched_yield()
         time.sleep(0.02)
     return answer
 
