@@ -233,6 +233,8 @@ class CoordinatorShell:
                     text = f"{role} {number} failed like one before it: {ended.text}"
                     self._fail(FatalError(f"{text}\n{ended.traceback}"))
                 seen.add(ended.text)
+        if self._phase == "failed":
+            return {}  # every process is being ended
         self._bury_aggregators()
         return {
             number: (

@@ -113,8 +113,16 @@ class AggregatorInjector(Injector):
 class WorkerInjector(Injector):
     """Faults that a worker does to itself: death at a point, slowness, a NaN."""
 
-    def __init__(self, faults: Sequence[Fault], folder: Path, worker: int, seed: int) -> None:
+    def __init__(
+        self,
+        faults: Sequence[Fault],
+        folder: Path,
+        worker: int,
+        seed: int,
+        note: Callable[[Fault, int], None] = lambda fault, step: None,
+    ) -> None:
         super().__init__(faults, folder)
+        self._note = note
         self._worker = worker
         self._seed = seed
         self._mine = [
@@ -133,7 +141,7 @@ class WorkerInjector(Injector):
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
         for fault in self._mine:
             due = fault.do in signals and fault.point == point and step >= fault.step
-            if due and self._claim(fault, pid=os.getpid()):
+            if due and self._happens(fault, step, pid=os.getpid()):
                 os.kill(os.getpid(), signals[fault.do])
 
     def sleep(self, step: int, members: Callable[[], Sequence[int]]) -> None:
@@ -148,7 +156,7 @@ class WorkerInjector(Injector):
     def _sleep_s(self, fault: Fault, step: int, members: Callable[[], Sequence[int]]) -> float:
         if fault.index in self._traces and step >= fault.step:
             trace = self._traces[fault.index]
-            self._claim(fault)
+            self._happens(fault, step)
             row, column = step % trace.shape[0], self._worker % trace.shape[1]
             return float(trace[row, column]) * fault.scale
         if fault.sleep_s is None or not self._slow_now(fault, step):
@@ -158,22 +166,29 @@ class WorkerInjector(Injector):
             return 0.0
         if fault.target == "any" and dice.choice(list(members()) or [-1]) != self._worker:
             return 0.0
-        self._claim(fault)
+        self._happens(fault, step)
         return fault.sleep_s
 
     def stretch(self, step: int, elapsed_s: float) -> None:
         """Make a computation that took `elapsed_s` take `factor` times as long."""
         for fault in self._mine:
             if fault.factor is not None and self._slow_now(fault, step):
-                self._claim(fault)
+                self._happens(fault, step)
                 time.sleep(elapsed_s * (fault.factor - 1))
 
     def poisons(self, step: int) -> bool:
         """Whether this gradient shall be NaN."""
         return any(
-            fault.do == "nan_gradient" and step >= fault.step and self._claim(fault)
+            fault.do == "nan_gradient" and step >= fault.step and self._happens(fault, step)
             for fault in self._mine
         )
+
+    def _happens(self, fault: Fault, step: int, *, pid: int = 0) -> bool:
+        """Claim it, and say so once."""
+        claimed = self._claim(fault, pid=pid)
+        if claimed:
+            self._note(fault, step)
+        return claimed
 
     def _slow_now(self, fault: Fault, step: int) -> bool:
         if fault.do != "slow" or step < fault.step:

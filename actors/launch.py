@@ -6,6 +6,7 @@ coordinator, restarted by Ray, finds them again by their names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
@@ -155,6 +156,14 @@ def launch_coordinator(setup: JobSetup) -> Any:
         )
         .remote(setup)
     )
+
+
+def end_orphans(name: str) -> None:
+    """End the workers and aggregators of a job whose coordinator died with its driver."""
+    for named in ray.util.list_named_actors(all_namespaces=True):
+        if named["namespace"] == NAMESPACE and named["name"].startswith(f"{name}/"):
+            with contextlib.suppress(ValueError):  # it ended meanwhile
+                ray.kill(ray.get_actor(named["name"], NAMESPACE), no_restart=True)
 
 
 def find_coordinator(name: str) -> Any | None:

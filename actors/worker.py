@@ -18,6 +18,7 @@ from actors.setup import JobSetup
 if TYPE_CHECKING:
     from actors.channel import Channel
     from elastic.core.compute import MicroBatches
+    from elastic.core.faults import Fault
     from elastic.core.protocol import worker as protocol
     from elastic.core.protocol.messages import Message
     from elastic.core.store import Slot
@@ -73,9 +74,22 @@ class WorkerShell:
         spec = pickle.loads(self._store.spec_path.read_bytes())
         self._compute: MicroBatches = MicroBatches(job, task, spec, self._store)
         self._injector = WorkerInjector(
-            self._setup.faults, self._store.path, self._worker, job.seed
+            self._setup.faults, self._store.path, self._worker, job.seed, self._note
         )
         self._protocol = Worker(self._worker, os.getpid())
+
+    def _note(self, fault: Fault, step: int) -> None:
+        """Tell the event log that a fault happens here."""
+        self._setup.run.append_event(
+            {
+                "time_s": time.time(),
+                "kind": "fault",
+                "step": step,
+                "generation": 0,
+                "worker": self._worker,
+                "reason": str(fault),
+            }
+        )
 
     # ------------------------------------------------------------------ socket
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 
-from actors.launch import find_coordinator, launch_coordinator
+from actors.launch import end_orphans, find_coordinator, launch_coordinator
 from actors.setup import NAMESPACE, JobSetup
 from elastic.core import checkpoint
 from elastic.core.config import JobConfig, check_resume, load_job
@@ -32,13 +32,14 @@ from elastic.core.errors import ConfigError, FatalError
 from elastic.core.faults import Fault
 from elastic.core.runs import RunFolder, find_run, new_run_dir
 from elastic.core.status import Status
-from elastic.core.store import remove_leftovers
+from elastic.core.store import Store, remove_leftovers
 from elastic.core.task import Task, check_task, load_task
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _COORDINATOR_ABSENT_S = 60.0
+_ORPHANS_END_S = 30.0
 _OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
 
 
@@ -142,14 +143,18 @@ def run_job(
     run = RunFolder(run_dir)
     setup = _make_setup(job, run, task, faults, resume=resume)
     with local_cluster() as address:
-        removed = remove_leftovers()
-        if removed:
-            log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
         if find_coordinator(job.name) is not None:
             raise ConfigError(
                 f"name: a job {job.name!r} runs on this cluster; stop it with"
                 f" `elastic stop {job.name}` or choose another name"
             )
+        end_orphans(job.name)
+        _await_predecessor(run)
+        if resume:  # it may have written another checkpoint meanwhile
+            setup = replace(setup, resume_from=checkpoint.find_checkpoint(run.path).path)
+        removed = remove_leftovers()
+        if removed:
+            log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
         _begin_run(run, job, address, setup)
         coordinator = launch_coordinator(setup)
         try:
@@ -158,6 +163,7 @@ def run_job(
         finally:
             run.ray_json.unlink(missing_ok=True)
             ray.kill(coordinator, no_restart=True)
+            end_orphans(job.name)  # there are none unless an error brought us here
             setup.open_store().remove()
     if failure is not None:
         raise failure
@@ -196,6 +202,20 @@ def _make_setup(
     )
 
 
+def _await_predecessor(run: RunFolder) -> None:
+    """Wait until nobody writes to the run folder any more: its last driver may have been killed."""
+    if not run.ray_json.exists():
+        return
+    if run.is_running():
+        raise ConfigError(f"{run.path}: this job is running; end it with `elastic stop`")
+    store = Store(Path(run.read_json(run.ray_json).get("store", "/nonexistent")))
+    if not store.await_end(_ORPHANS_END_S):
+        raise ConfigError(
+            f"{run.path}: processes of its last job live on and hold {store.path}"
+            f" {_ORPHANS_END_S:.0f} s after its driver died; end them first"
+        )
+
+
 def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) -> None:
     run.create()
     run.result_json.unlink(missing_ok=True)
@@ -207,6 +227,7 @@ def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) ->
             "namespace": NAMESPACE,
             "coordinator": setup.coordinator_name,
             "pid": os.getpid(),
+            "store": str(setup.open_store().path),
         },
     )
     resumed = setup.resume_from

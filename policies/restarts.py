@@ -16,6 +16,8 @@ class RestartView:
 
     now_s: float
     deaths_s: Sequence[float]
+    failed_starts: int = 0
+    """Workers in a row that died before they could compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class BackOff:
     """Wait twice as long after each death within `window_s`; give up after `limit` of them."""
 
     limit: int = 12
+    start_limit: int = 6
     window_s: float = 60.0
     base_s: float = 0.25
     cap_s: float = 10.0
@@ -46,6 +49,11 @@ class BackOff:
 
     def decide(self, view: RestartView) -> Start | Hold | GiveUp:
         recent = [death_s for death_s in view.deaths_s if view.now_s - death_s < self.window_s]
+        if view.failed_starts >= self.start_limit:
+            return GiveUp(
+                f"{view.failed_starts} workers in a row died while starting (limit"
+                f" {self.start_limit}): starting more would not help; `elastic scale` tries again"
+            )
         if len(recent) >= self.limit:
             return GiveUp(
                 f"{len(recent)} workers died within {self.window_s:.0f} s (limit {self.limit}):"

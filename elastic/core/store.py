@@ -311,6 +311,22 @@ class Store:
         for name in (f"manifest-{worker}", f"slot-{worker}"):
             (self.path / name).unlink(missing_ok=True)
 
+    def await_end(self, timeout_s: float) -> bool:
+        """Wait until no process of the job lives. False if one still does."""
+        deadline_s = time.monotonic() + timeout_s
+        while (self.path / "alive").exists():
+            descriptor = os.open(self.path / "alive", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    return False
+            finally:
+                os.close(descriptor)
+            time.sleep(0.05)
+        return True
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 

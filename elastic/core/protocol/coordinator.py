@@ -71,8 +71,9 @@ Action = SetMembership | StartWorker | KillWorker | StartAggregator | Note
 class Limits:
     """`workers` of the job file, and whether an aggregator stands by.
 
-    `start_s` is long enough for any start: a worker that needs longer is taken to hang, and an
-    aggregator that says nothing for so long gets a successor, which ends it if it hangs.
+    `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
+    aggregator says nothing for `silence_s` another one is started: it waits while the first
+    prepares, and ends it if it hangs.
     """
 
     min_workers: int
@@ -81,6 +82,7 @@ class Limits:
     standby: bool = True
     restarts: BackOff = BackOff()
     start_s: float = 600.0
+    silence_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -92,6 +94,8 @@ class Coordinator:
     _membership: Membership = field(default_factory=Membership)
     _deaths_s: list[float] = field(default_factory=list)
     _gone: set[int] = field(default_factory=set)
+    _came: set[int] = field(default_factory=set)
+    _failed_starts: int = 0
     _starting_s: dict[int, float] = field(default_factory=dict)
     _silent_s: float | None = None
     _given_up: str = ""
@@ -105,6 +109,7 @@ class Coordinator:
         self.target = target
         self._given_up = ""
         self._deaths_s.clear()
+        self._failed_starts = 0
         return ""
 
     def remove(self, worker: int) -> None:
@@ -130,6 +135,10 @@ class Coordinator:
         if report is not None and report.membership.generation > self._membership.generation:
             self._membership = report.membership  # we were restarted: the aggregator remembers
             self.target = report.membership.target or self.target
+        came = {worker for worker, life in view.processes.items() if life is Life.ALIVE}
+        if came - self._came:
+            self._came |= came
+            self._failed_starts = 0
         actions = self._bury(view)
         if report is not None and not report.finished:
             generation = self._membership.generation
@@ -160,6 +169,7 @@ class Coordinator:
                 actions.append(Note("worker_left", "finished what it held", worker))
                 continue
             self._deaths_s.append(view.now_s)
+            self._failed_starts += worker not in self._came
             reason = hung.get(worker) or view.ends.get(worker, "its process is gone")
             actions.append(Note("worker_lost", reason, worker))
         return actions
@@ -229,7 +239,8 @@ class Coordinator:
             return actions  # spares start one at a time, behind those that are needed
         if self._given_up:
             return actions
-        match self.limits.restarts.decide(RestartView(view.now_s, self._deaths_s)):
+        deaths = RestartView(view.now_s, self._deaths_s, self._failed_starts)
+        match self.limits.restarts.decide(deaths):
             case Start():
                 num = max(1, self.target - len(living))
                 # an earlier coordinator may have died before the aggregator heard of its last one
@@ -251,7 +262,7 @@ class Coordinator:
             return 2 if self.limits.standby else 1
         if self._silent_s is None:
             self._silent_s = view.now_s
-        return 2 if view.now_s - self._silent_s > self.limits.start_s else 1
+        return 2 if view.now_s - self._silent_s > self.limits.silence_s else 1
 
     def _change(self, membership: Membership) -> None:
         self._membership = replace(
