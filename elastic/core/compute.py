@@ -85,7 +85,7 @@ class MicroBatches:
         }
         polled(self._model, self._poll)
         self.progress = memoryview(bytearray(8)).cast("Q")
-        self._wanted: tuple[int, int] = (0, 0)
+        self._wanted: tuple[int, int] | None = None
 
     def _first_tensors(self, store: Store) -> dict[str, torch.Tensor]:
         layout = self._spec.layout
@@ -117,9 +117,26 @@ class MicroBatches:
 
     def _poll(self) -> None:
         self.progress[0] += 1
+        if self._wanted is None:
+            return
         word, micro_batch = self._wanted
         if self._control.key[0] != word or self._control.done[micro_batch] == word:
             raise AbandonedError
+
+    def warm_up(self) -> None:
+        """Compute a micro-batch for nothing: the first one of a process takes many times as long.
+
+        The version may be written meanwhile; nobody looks at what comes out.
+        """
+        batch = self._job.batch
+        indices = self._stream.micro_batch(0, 0, batch.micro_batches, batch.micro_batch_size)
+        data = self._control.state.read()
+        self._load(State.from_bytes(data).step % 2 if data else 0)
+        loss_sum, _ = forward(
+            self._task, self._model, self._dataset.fetch(indices), self._job.precision
+        )
+        loss_sum.backward()
+        self._encoder.maxima(self._values())
 
     def compute(self, lease: Lease) -> Outcome:
         """Forward and backward; the gradients stay in the parameters until `encode`.
