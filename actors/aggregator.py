@@ -184,6 +184,7 @@ class AggregatorShell:
         if self._spec.constants:
             path = self._store.path / "constants"
             self._constants = MappedFile(path, self._sizes.constants_bytes, writable=False)
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._updater = Updater(
             self._spec,
             self._versions,
@@ -193,7 +194,6 @@ class AggregatorShell:
         )
         self._schedule = getattr(self._task, "schedule", None)
         self._injector = AggregatorInjector(self._setup.faults, self._store.path)
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def _stand_by(self) -> bool:
         """Wait until the acting aggregator is dead; kill it if it hangs. False: the job ended.

@@ -28,8 +28,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elastic.core.config import JobConfig, load_job
-from elastic.core.data import SampleStream
-from elastic.core.model import seed_generators
+from elastic.core.model import sample_stream, seed_generators
 from elastic.core.permutation import derive_key
 from elastic.core.task import Task, load_task
 
@@ -79,12 +78,7 @@ class Rank:
         self._schedule: Callable[[int], float] = getattr(task, "schedule", lambda step: 1.0)
         self._wrapped = DistributedDataParallel(self.model)
         self._dataset = task.dataset()
-        self._stream = SampleStream(
-            num_samples=len(self._dataset),
-            held_out=job.held_out,
-            seed=job.seed,
-            split_seed=job.split_seed,
-        )
+        self._stream = sample_stream(job, self._dataset)
         batch = job.batch
         self._share = batch.micro_batches * batch.micro_batch_size // self.num_ranks
 

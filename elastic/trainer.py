@@ -149,8 +149,7 @@ def run_job(
                 f" `elastic stop {job.name}` or choose another name"
             )
         end_orphans(job.name)
-        _await_predecessor(run)
-        if resume:  # it may have written another checkpoint meanwhile
+        if _await_predecessor(run) and resume:  # it may have written another checkpoint meanwhile
             setup = replace(setup, resume_from=checkpoint.find_checkpoint(run.path).path)
         removed = remove_leftovers()
         if removed:
@@ -202,10 +201,10 @@ def _make_setup(
     )
 
 
-def _await_predecessor(run: RunFolder) -> None:
-    """Wait until nobody writes to the run folder any more: its last driver may have been killed."""
+def _await_predecessor(run: RunFolder) -> bool:
+    """Wait until nobody writes to the run folder any more, if its last driver was killed."""
     if not run.ray_json.exists():
-        return
+        return False
     if run.is_running():
         raise ConfigError(f"{run.path}: this job is running; end it with `elastic stop`")
     store = Store(Path(run.read_json(run.ray_json).get("store", "/nonexistent")))
@@ -214,6 +213,7 @@ def _await_predecessor(run: RunFolder) -> None:
             f"{run.path}: processes of its last job live on and hold {store.path}"
             f" {_ORPHANS_END_S:.0f} s after its driver died; end them first"
         )
+    return True
 
 
 def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) -> None:

@@ -13,10 +13,17 @@ import numpy as np
 import torch
 
 from elastic.core.config import JobConfig
-from elastic.core.data import SampleStream, digest
+from elastic.core.data import digest
 from elastic.core.errors import TaskError
 from elastic.core.fixed_point import Encoder, Exponents
-from elastic.core.model import ModelSpec, forward, polled, raw_bytes, seed_generators
+from elastic.core.model import (
+    ModelSpec,
+    forward,
+    polled,
+    raw_bytes,
+    sample_stream,
+    seed_generators,
+)
 from elastic.core.permutation import derive_key
 from elastic.core.protocol.messages import Key, Lease, Membership, Outcome, State
 from elastic.core.store import Control, MappedFile, Sizes, Slot, Store, Version
@@ -56,12 +63,7 @@ class MicroBatches:
         self._task = task
         self._spec = spec
         self._dataset = task.dataset()
-        self._stream = SampleStream(
-            num_samples=len(self._dataset),
-            held_out=job.held_out,
-            seed=job.seed,
-            split_seed=job.split_seed,
-        )
+        self._stream = sample_stream(job, self._dataset)
         self._control = Control(store.path, self.sizes, writable=False)
         self._versions = tuple(
             Version(store.path, index, self.sizes, writable=False, optimizer=False)

@@ -93,6 +93,13 @@ class Prepared:
     values: Tensors
 
 
+def sample_stream(job: JobConfig, dataset: Dataset) -> SampleStream:
+    """Which samples each micro-batch of the job holds."""
+    return SampleStream(
+        num_samples=len(dataset), held_out=job.held_out, seed=job.seed, split_seed=job.split_seed
+    )
+
+
 def seed_generators(key: int) -> None:
     """Seed the default generators of torch (CPU), numpy and random; dropout takes no other."""
     torch.default_generator.manual_seed(key & (2**63 - 1))
@@ -200,9 +207,7 @@ def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Data
 
     A parameter that forward changes would end a worker with SIGSEGV: it is mapped read-only there.
     """
-    stream = SampleStream(
-        num_samples=len(dataset), held_out=job.held_out, seed=job.seed, split_seed=job.split_seed
-    )
+    stream = sample_stream(job, dataset)
     batch = job.batch
     indices = stream.micro_batch(0, 0, batch.micro_batches, batch.micro_batch_size)
     before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
