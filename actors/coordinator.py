@@ -56,8 +56,12 @@ class Ended:
 class Processes(Protocol):
     """Where workers and aggregators live. Roles are 'worker' and 'aggregator'."""
 
+    def look(self) -> None:
+        """Find out which processes have ended since. Not free: once per turn is enough."""
+        ...
+
     def known(self, role: str) -> Mapping[int, Ended | None]:
-        """Every process started so far, by number, and how it ended if it did."""
+        """Every process started so far, by number, and how it had ended at the last look."""
         ...
 
     def start(self, role: str, number: int) -> None: ...
@@ -160,6 +164,7 @@ class CoordinatorShell:
     def _turn(self) -> None:
         """Observe, decide, act once."""
         self._listen()
+        self._processes.look()
         lives = self._observe()
         if self._phase == "failed":
             return

@@ -72,19 +72,23 @@ class RayProcesses:
                 role, number = named["name"].removeprefix(prefix).split("-")
                 self._adopt(role, int(number), ray.get_actor(named["name"], NAMESPACE))
 
-    def known(self, role: str) -> Mapping[int, Ended | None]:
-        """Every process started so far, by number, and how it ended if it did."""
+    def look(self) -> None:
+        """Ask Ray once which processes have ended since."""
         waiting = {
-            join: number
-            for number, join in self._joins[role].items()
+            join: (role, number)
+            for role, joins in self._joins.items()
+            for number, join in joins.items()
             if self._ended[role][number] is None
         }
-        if waiting:
-            done, _ = ray.wait(
-                list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False
-            )
-            for join in done:
-                self._ended[role][waiting[join]] = _how_it_ended(join)
+        if not waiting:
+            return
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
+        for join in done:
+            role, number = waiting[join]
+            self._ended[role][number] = _how_it_ended(join)
+
+    def known(self, role: str) -> Mapping[int, Ended | None]:
+        """Every process started so far, by number, and how it had ended at the last look."""
         return self._ended[role]
 
     def start(self, role: str, number: int) -> None:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from elastic import Result
 from elastic.core.config import JobConfig, load_job
@@ -33,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100, help="steps of each run")
     steps = parser.parse_args().steps
-    console = Console()
+    console = Console(highlight=False, markup=False)
     job = load_job(EXAMPLE / "job.yaml", [f"steps={steps}"])
     console.rule("1. with faults: one worker is killed, one is stopped for 5 s")
     faults = load_faults(EXAMPLE / "faults.yaml", num_steps=steps)
@@ -46,13 +45,12 @@ def main() -> int:
     for name, result in (("with faults", disturbed), ("undisturbed", calm)):
         assert result.metrics is not None
         first, last = result.metrics["first_loss"], result.metrics["loss"]
-        console.print(Text(f"{name:12} loss {first:.4f} -> {last:.4f}  in {result.path}"))
-        console.print(Text(f"{'':12} parameters {result.params_sha256}"))
+        console.print(f"{name}: loss {first:.4f} -> {last:.4f}, in {result.path}", soft_wrap=True)
+        console.print(f"params_sha256 {result.params_sha256}", soft_wrap=True)
     verdict = "equal, bit for bit" if equal else "DIFFERENT: please report this"
-    console.print(
-        Text(f"The parameters are {verdict}.", style="bold green" if equal else "bold red")
-    )
-    console.print(Text(f"See it: .venv/bin/elastic report {disturbed.path}"))
+    style = "bold green" if equal else "bold red"
+    console.print(f"The parameters are {verdict}.", style=style)
+    console.print(f"See it: .venv/bin/elastic report {disturbed.path}", soft_wrap=True)
     return 0 if equal else 1
 
 

@@ -11,7 +11,7 @@ Legend: M micro-batches, C chunks, N elements. Nothing here depends on an order 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ LIMIT = 2**31 - 1
 HEADROOM_BITS = 3
 TARGET_BITS = 31 - HEADROOM_BITS
 MAX_EXPONENT = 120  # 2**k and 2**-k are normal float32 numbers
-BLOCK = 1 << 16  # elements a kernel touches at once: source, scratch and sums fit the L2 cache
+BLOCK = 1 << 17  # elements a kernel touches at once: scratch memory stays in the cache
+GATHERED = 1 << 14  # elements up to which small neighbours are put together: cheaper than kernels
 
 Exponents = npt.NDArray[np.int64]
 Maxima = npt.NDArray[np.float32]
@@ -48,30 +49,32 @@ def overflowing(maxima_MC: Maxima, exponents_C: Exponents) -> list[int]:
     return [int(chunk) for chunk in np.flatnonzero(scaled_MC.sum(axis=0) > LIMIT)]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Neighbouring pieces of one chunk that kernels take at once, padding between them included."""
+
+    pieces: tuple[Piece, ...]
+    start: int
+    stop: int
+    chunk: int
+
+
 class Encoder:
-    """Turns the gradients of one micro-batch into int32 sums in a slot, block by block.
+    """Turns the gradients of one micro-batch into int32 sums in a slot, span by span.
 
     Holds the scratch memory of one thread; buffers are reused for the whole run, because large
     temporaries cost page faults.
     """
 
-    layout: Layout
-    _pieces: list[Piece] = field(init=False)
-    _highest: torch.Tensor = field(init=False)
-    _lowest: torch.Tensor = field(init=False)
-    _scratch: torch.Tensor = field(init=False)
-    _integers: torch.Tensor = field(init=False)
-    _chunk_starts: npt.NDArray[np.int64] = field(init=False)
-    _chunks: npt.NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._pieces = list(self.layout.pieces(BLOCK))
-        self._highest = torch.zeros(len(self._pieces))
-        self._lowest = torch.zeros(len(self._pieces))
+    def __init__(self, layout: Layout) -> None:
+        self._num_chunks = len(layout.chunks)
+        self._spans = _spans(layout)
+        self._highest = torch.zeros(len(self._spans))
+        self._lowest = torch.zeros(len(self._spans))
         self._scratch = torch.empty(BLOCK)
-        self._integers = torch.empty(BLOCK, dtype=torch.int32)
-        owners = np.array([piece.chunk for piece in self._pieces], np.int64)
+        self._gathered = torch.empty(GATHERED)
+        self._zeros = torch.zeros(GATHERED)
+        owners = np.array([span.chunk for span in self._spans], np.int64)
         self._chunks, self._chunk_starts = np.unique(owners, return_index=True)
 
     def maxima(self, values: Sequence[torch.Tensor | None]) -> Maxima:
@@ -89,7 +92,7 @@ class Encoder:
                 torch.amax(block, 0, out=high)
                 torch.amin(block, 0, out=low)
         maxima = np.maximum(self._highest.numpy(), -self._lowest.numpy())
-        maxima_C = np.zeros(len(self.layout.chunks), np.float32)
+        maxima_C = np.zeros(self._num_chunks, np.float32)
         if len(self._chunks):
             maxima_C[self._chunks] = np.maximum.reduceat(maxima, self._chunk_starts)
         return maxima_C
@@ -108,28 +111,50 @@ class Encoder:
         range give garbage: the overflow rule sees them by their maxima.
         """
         scales = np.ldexp(1.0, exponents_C).tolist()
-        for piece, block in zip(self._pieces, self._blocks(values), strict=True):
-            target = out[piece.start : piece.start + piece.size]
-            source = None if base is None else base[piece.start : piece.start + piece.size]
+        for span, block in zip(self._spans, self._blocks(values), strict=True):
+            target = out[span.start : span.stop]
             if block is None:
-                target.zero_() if source is None else target.copy_(source)
-                continue
-            scaled = self._scratch[: piece.size]
-            torch.mul(block, scales[piece.chunk], out=scaled).round_()
-            if source is None:
-                target.copy_(scaled)
+                target.zero_()
             else:
-                integers = self._integers[: piece.size].copy_(scaled)
-                torch.add(source, integers, out=target)
+                scaled = self._scratch[: span.stop - span.start]
+                target.copy_(torch.mul(block, scales[span.chunk], out=scaled).round_())
+            if base is not None:
+                target += base[span.start : span.stop]
 
     def _blocks(self, values: Sequence[torch.Tensor | None]) -> Iterator[torch.Tensor | None]:
+        """The values of each span; padding inside a span is zero."""
         flat = [None if value is None else value.reshape(-1) for value in values]
-        for piece in self._pieces:
-            value = flat[piece.field]
-            if value is None:
-                yield None
-            else:
-                yield value[piece.field_start : piece.field_start + piece.size]
+        for span in self._spans:
+            parts = [_part(flat[piece.field], piece) for piece in span.pieces]
+            if len(parts) == 1:
+                yield parts[0]
+                continue
+            block, at = self._gathered[: span.stop - span.start], span.start
+            gathered: list[torch.Tensor] = []
+            for piece, part in zip(span.pieces, parts, strict=True):
+                if piece.start > at:
+                    gathered.append(self._zeros[: piece.start - at])
+                gathered.append(self._zeros[: piece.size] if part is None else part)
+                at = piece.start + piece.size
+            yield torch.cat(gathered, out=block)
+
+
+def _part(value: torch.Tensor | None, piece: Piece) -> torch.Tensor | None:
+    if value is None or piece.size == len(value):
+        return value
+    return value[piece.field_start : piece.field_start + piece.size]
+
+
+def _spans(layout: Layout) -> list[_Span]:
+    spans: list[_Span] = []
+    for piece in layout.pieces(BLOCK):
+        last = spans[-1] if spans else None
+        stop = piece.start + piece.size
+        if last and last.chunk == piece.chunk and stop - last.start <= GATHERED:
+            spans[-1] = replace(last, pieces=(*last.pieces, piece), stop=stop)
+        else:
+            spans.append(_Span((piece,), piece.start, stop, piece.chunk))
+    return spans
 
 
 def add_slots(slots: Sequence[torch.Tensor], out: torch.Tensor) -> None:

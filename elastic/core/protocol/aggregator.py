@@ -707,6 +707,8 @@ class Aggregator:
             mine, pending = pending[:num], pending[num:]
             if mine:
                 actions.append(self._lease(worker, mine, now_s))
+            elif samples_s := self._peers[worker].samples_s:
+                samples_s.popleft()  # who gets nothing is measured no more: what was, fades
         return actions
 
     def _occupy(self, worker: int, now_s: float) -> list[Action]:
