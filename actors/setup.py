@@ -69,6 +69,7 @@ def compute_environment(threads: int) -> dict[str, str]:
         "MKL_CBWR": os.environ.get("MKL_CBWR", "AVX2"),
         "ATEN_CPU_CAPABILITY": os.environ.get("ATEN_CPU_CAPABILITY", "avx2"),
         "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        "TORCHINDUCTOR_DETERMINISTIC": "1",
         # temporaries stay mapped: giving them back costs a page fault for every 4 KiB
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),

@@ -177,7 +177,7 @@ def one_thread() -> Iterator[None]:
     random_state = torch.get_rng_state()
     deterministic(1)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.set_num_threads(threads)
     torch.set_rng_state(random_state)

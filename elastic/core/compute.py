@@ -49,7 +49,8 @@ def make_sizes(spec: ModelSpec, job: JobConfig) -> Sizes:
 def deterministic(threads: int) -> None:
     """Settle what could make two processes round differently."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms(True) imports the compiler besides: 70 MiB and a second
+    torch.set_deterministic_debug_mode("error")
     # filling every empty tensor would make allocation 200 times slower
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

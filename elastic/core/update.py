@@ -157,8 +157,11 @@ class Updater:
                 work(chunk, self._scratch[thread])
                 beat(chunk.index)
 
-        for future in [self._threads.submit(some, thread) for thread in range(self._num_threads)]:
-            future.result()
+        num = min(self._num_threads, len(self._layout.chunks))
+        others = [self._threads.submit(some, thread) for thread in range(1, num)]
+        some(0)
+        for other in others:
+            other.result()
 
     def _wait(self, plan: Plan, chunk: Chunk) -> None:
         snapshot = self.snapshot  # another thread takes it away once it is complete
