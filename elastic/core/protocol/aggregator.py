@@ -764,10 +764,11 @@ class Aggregator:
 
     def _wanted(self, queue: Iterable[Lease]) -> tuple[int, ...]:
         """The micro-batches of a queue that still matter."""
+        key = self.state.key
         return tuple(
             micro_batch
             for lease in queue
-            if lease.key == self.state.key
+            if lease.key == key
             for micro_batch in lease.micro_batches
             if micro_batch not in self._outcomes
         )
