@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from actors.channel import Channel, accept, listen
 from actors.injector import AggregatorInjector
-from actors.setup import JobSetup
+from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, set_nice
 from elastic.core import checkpoint
 from elastic.core.compute import deterministic, make_sizes, model_tensors
 from elastic.core.errors import ChannelClosed, CheckpointError
@@ -220,6 +220,7 @@ class AggregatorShell:
 
     def _act(self) -> str:
         job = self._job
+        set_nice(NICE_STEP)
         self._control.active_pid[0] = os.getpid()
         recovered = self._recover()
         self._slots: dict[int, Slot] = {}
@@ -551,7 +552,7 @@ class AggregatorShell:
 
     def _write_checkpoint(self, snapshot: Snapshot, state: State) -> None:
         """Copy, then write. On the background thread; a failure is reported, training goes on."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        set_nice(NICE_BEHIND)
         try:
             path = self._write(snapshot, state)
             self._event("checkpoint_written", str(path))

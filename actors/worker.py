@@ -6,7 +6,6 @@ so that a worker that starts does not slow down those that compute.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -14,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from actors.setup import JobSetup
+from actors.setup import NICE_START, NICE_STEP, JobSetup, set_nice
 
 if TYPE_CHECKING:
     from actors.channel import Channel
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOWEST_PRIORITY = 19
-_RISE = 5  # nice values; each is a quarter more or less of the processor
 _RETRY_S = 0.003
 _IDLE_S = 0.5
 
@@ -50,7 +47,7 @@ class WorkerShell:
         loader.join()
         if loader.error is not None:
             raise loader.error
-        _rise()
+        set_nice(NICE_STEP)
         while not self._exit:
             if self._channel is None and not self._reconnect():
                 break
@@ -203,18 +200,8 @@ class WorkerShell:
         return Encoded()
 
 
-def _rise() -> None:
-    """Compute before processes that only start: Ray gives both the same priority.
-
-    Needs a privilege that containers usually have; without it a start costs the others more.
-    """
-    mine = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, max(0, mine - _RISE))
-
-
 class _Loader(threading.Thread):
-    """Runs a function at the lowest priority. Nice values belong to threads on Linux."""
+    """Runs a function at low priority. Nice values belong to threads on Linux."""
 
     def __init__(self, load: object) -> None:
         super().__init__(name="loader")
@@ -222,7 +209,7 @@ class _Loader(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        set_nice(NICE_START)
         try:
             self._load()  # type: ignore[operator]
         except BaseException as error:  # handed to the thread that waits
