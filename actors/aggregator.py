@@ -15,7 +15,6 @@ import select
 import selectors
 import socket
 import statistics
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
