@@ -18,6 +18,7 @@ never decides anything; the protocols do.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -36,8 +37,11 @@ import torch
 from elastic.core.errors import StoreError
 from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned
 
-ROOT = Path("/dev/shm/elastic")
+ROOT = Path(f"/dev/shm/elastic-{os.getuid()}")  # users of one machine do not share it
 PAGE = 4096
+_ENLARGE = (
+    "Lower workers.max, train a smaller model, or enlarge it: mount -o remount,size=... /dev/shm"
+)
 _SLOT_HEADER = PAGE
 _MEMBERSHIP_BYTES = 16 * PAGE  # 1024 workers
 _RECORD_HEADER = struct.Struct("<II")  # length, crc32
@@ -141,14 +145,19 @@ class Sizes:
 
 
 class MappedFile:
-    """One file mapped into memory. The bytes outlive the process; the mapping does not."""
+    """One file mapped into memory. The bytes outlive the process; the mapping does not.
+
+    Raises:
+        StoreError: there is no room for a new one; mapped all the same, it would end the first
+            process that touches a missing page (SIGBUS).
+    """
 
     def __init__(self, path: Path, size_bytes: int, *, writable: bool) -> None:
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
         try:
-            if writable and os.fstat(descriptor).st_size != size_bytes:
-                os.ftruncate(descriptor, size_bytes)
+            if writable and os.fstat(descriptor).st_size < size_bytes:
+                _allocate(descriptor, path, size_bytes)
             access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
             self._mmap = mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, access)
         finally:
@@ -165,6 +174,18 @@ class MappedFile:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")
             return torch.frombuffer(self._mmap, dtype=dtype, count=num, offset=start_byte)
+
+
+def _allocate(descriptor: int, path: Path, size_bytes: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreError(
+            f"{path}: no room for {size_bytes / 2**20:.0f} MiB more of shared memory; something"
+            f" else filled it since the job began. {_ENLARGE}"
+        ) from error
 
 
 class Version:
@@ -365,8 +386,7 @@ def check_space(need_bytes: int, *, root: Path = ROOT) -> None:
     if need_bytes > free:
         raise StoreError(
             f"{root}: {need_bytes / 2**20:.0f} MiB of shared memory are needed and"
-            f" {free / 2**20:.0f} MiB are free: lower workers.max, train a smaller model,"
-            f" or enlarge it (mount -o remount,size=... /dev/shm)"
+            f" {free / 2**20:.0f} MiB are free. {_ENLARGE}"
         )
 
 

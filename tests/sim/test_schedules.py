@@ -72,6 +72,7 @@ COMMON = [
     "slow_worker",
     "stop_aggregator",
     "stop_job",
+    "fail_job",
     "stop_worker",
 ]
 NEVER = ["refused: sum"]  # a worker and its aggregator agree on what counts in its slot

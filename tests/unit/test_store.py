@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -227,6 +229,15 @@ def test_a_layout_without_buffers_or_state_has_files_too(tmp_path: Path) -> None
 def test_a_read_only_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         MappedFile(tmp_path / "none", PAGE, writable=False)
+
+
+def test_a_file_without_room_is_refused_before_it_is_touched() -> None:
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        path, size = Path(folder) / "big", 2 * shutil.disk_usage(shared).total
+        with pytest.raises(StoreError, match=r"no room for \d+ MiB more"):
+            MappedFile(path, size, writable=True)
+        assert path.stat().st_size == 0, "a second try is refused as well"
 
 
 @pytest.mark.parametrize("what", ["values", "key", "slot"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elastic.core.protocol import coordinator as coord
-from elastic.core.protocol.messages import Admit, Membership, Report, Stop
+from elastic.core.protocol.messages import Admit, Membership, Report
 from elastic.core.simulator.world import END_OF_FILE, Connection, Process
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class CoordinatorProcess(Process):
             self._do(action)
 
     def _ask_to_stop(self) -> None:
-        if self._connection is not None and self.job.stop_asked:
-            self._connection.send(self, Stop("asked to"))
+        if self._connection is not None and self.job.stop is not None:
+            self._connection.send(self, self.job.stop)
 
     def _do(self, action: coord.Action) -> None:
         match action:

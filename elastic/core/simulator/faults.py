@@ -141,6 +141,7 @@ class _Draw:
             (5, self._all_workers),
             (5, self._unheard),
             (2, self._stop_job),
+            (2, self._fail_job),
         ]
         self._weights = [weight for weight, _ in kinds]
         self._kinds = [kind for _, kind in kinds]
@@ -234,6 +235,10 @@ class _Draw:
 
     def _stop_job(self) -> list[Fault]:
         return [self._at("stop_job")]
+
+    def _fail_job(self) -> list[Fault]:
+        """The user's code raises an error in a worker's process."""
+        return [self._at("fail_job")]
 
     def _all_workers(self) -> list[Fault]:
         """Every worker is lost at once."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from elastic.core.protocol.aggregator import Update
-from elastic.core.protocol.messages import Manifest, State
+from elastic.core.protocol.messages import Manifest, State, Stop
 from elastic.core.simulator.memory import Half, Memory, Version
 from elastic.core.simulator.truth import Entry, Truth, next_digest
 
@@ -98,9 +98,9 @@ class Checker:
         wanted = states[self._position : self._position + 2]
         raise Violation(f"the commit record becomes {state}; the truth is {wanted}")
 
-    def finished(self, failure: str, *, stopped: bool) -> None:
+    def finished(self, failure: str, stop: Stop | None) -> None:
         """The job says that it is at its end, or that it was asked to stop."""
-        if stopped and not failure:
+        if stop is not None and failure == (stop.reason if stop.failed else ""):
             return  # at a commit record that was checked when it was saved
         if bool(failure) != self._truth.fails:
             raise Violation(f"the job ended with failure {failure!r}")
