@@ -215,7 +215,7 @@ class AggregatorProcess(Process):
                 self._busy = True
                 self._update(action)
             case agg.Finish(failure):
-                self.job.checker.finished(failure, self.job.stop)
+                self.job.checker.finished(failure, self.job.stops)
                 self.after(self.clock.rng.uniform(0.0, 0.02), self._finished)
         return True
 

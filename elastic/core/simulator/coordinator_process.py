@@ -66,8 +66,8 @@ class CoordinatorProcess(Process):
             self._do(action)
 
     def _ask_to_stop(self) -> None:
-        if self._connection is not None and self.job.stop is not None:
-            self._connection.send(self, self.job.stop)
+        if self._connection is not None and self.job.stops:
+            self._connection.send(self, self.job.stops[-1])
 
     def _do(self, action: coord.Action) -> None:
         match action:

@@ -98,9 +98,9 @@ class Checker:
         wanted = states[self._position : self._position + 2]
         raise Violation(f"the commit record becomes {state}; the truth is {wanted}")
 
-    def finished(self, failure: str, stop: Stop | None) -> None:
-        """The job says that it is at its end, or that it was asked to stop."""
-        if stop is not None and failure == (stop.reason if stop.failed else ""):
+    def finished(self, failure: str, stops: Sequence[Stop]) -> None:
+        """The job says that it is at its end, or that it was asked to stop in one of these ways."""
+        if any(failure == (stop.reason if stop.failed else "") for stop in stops):
             return  # at a commit record that was checked when it was saved
         if bool(failure) != self._truth.fails:
             raise Violation(f"the job ended with failure {failure!r}")

@@ -71,7 +71,7 @@ class Job:
         self.listener: AggregatorProcess | None = None
         self.lock_owner: AggregatorProcess | None = None
         self.finished = False
-        self.stop: Stop | None = None
+        self.stops: list[Stop] = []
         self.num_fired = 0
         self._armed: list[tuple[Fault, str]] = []
         self._num_coordinators = 0
@@ -330,9 +330,9 @@ class Job:
                 self.clock.extra_latency_s = fault.factor
                 self.clock.push(fault.for_s, self._end_delay)
             case "stop_job":
-                self.stop = Stop("asked to")
+                self.stops.append(Stop("asked to"))
             case "fail_job":
-                self.stop = Stop("the task raised an error", failed=True)
+                self.stops.append(Stop("the task raised an error", failed=True))
             case "add_worker":
                 self._scale(1)
             case "drop_worker":
