@@ -7,6 +7,7 @@ and in order: a crash between any two is what the protocol is made for.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
@@ -31,6 +32,15 @@ from elastic.core.compute import deterministic, make_sizes, model_tensors
 from elastic.core.errors import ChannelClosed, CheckpointError
 from elastic.core.faults import Fault
 from elastic.core.fingerprint import differences, fingerprint, parameters_sha256
+from elastic.core.mapped import (
+    Control,
+    MappedFile,
+    Record,
+    Slot,
+    Version,
+    check_space,
+    open_manifest,
+)
 from elastic.core.model import ModelSpec, prepare, raw_bytes
 from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol.messages import (
@@ -45,15 +55,7 @@ from elastic.core.protocol.messages import (
     pack_outcome,
     unpack_outcome,
 )
-from elastic.core.store import (
-    Control,
-    MappedFile,
-    Record,
-    Slot,
-    Version,
-    check_space,
-    kill_and_wait,
-)
+from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater, snapshot_state
 
@@ -93,6 +95,7 @@ class AggregatorShell:
             if not acting:
                 return "the job has ended"
             self._prepare()
+            ctypes.CDLL(None).malloc_trim(0)  # the model and its trial took several times its size
         self._open()
         if not acting and not self._stand_by():
             return "the job has ended"
@@ -278,7 +281,7 @@ class AggregatorShell:
         state = State.from_bytes(data)
         manifests = {}
         for worker in self._store.worker_ids():
-            raw = self._store.manifest(worker, self._sizes).read()
+            raw = open_manifest(self._store.path, worker, self._sizes).read()
             manifests[worker] = manifest_from_bytes(raw) or Manifest(state.key)
         counted = {
             one
@@ -419,7 +422,7 @@ class AggregatorShell:
 
     def _open_slot(self, worker: int) -> None:
         if worker not in self._slots:
-            self._manifests[worker] = self._store.manifest(worker, self._sizes)
+            self._manifests[worker] = open_manifest(self._store.path, worker, self._sizes)
             self._slots[worker] = Slot(self._store.path, worker, self._sizes, writable=True)
 
     def _update(self, action: protocol.Update) -> float:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from actors.channel import Channel
     from elastic.core.compute import MicroBatches
     from elastic.core.faults import Fault
+    from elastic.core.mapped import Slot
     from elastic.core.protocol import worker as protocol
     from elastic.core.protocol.messages import Message
-    from elastic.core.store import Slot
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ class WorkerShell:
             self._handle(Disconnected())
 
     def _receive(self, message: Message) -> None:
+        from elastic.core.mapped import Slot
         from elastic.core.protocol.messages import Welcome
-        from elastic.core.store import Slot
 
         if isinstance(message, Welcome) and self._slot is None:
             self._slot = Slot(self._store.path, self._worker, self._compute.sizes, writable=True)

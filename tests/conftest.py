@@ -22,9 +22,10 @@ from elastic.core import fixed_point
 from elastic.core.compute import MicroBatches, deterministic, make_sizes
 from elastic.core.config import JobConfig, load_job
 from elastic.core.data import ArrayRows
+from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import ModelSpec, Prepared, prepare, raw_bytes
 from elastic.core.protocol.messages import Combine, Key, Lease, Outcome, State
-from elastic.core.store import Control, MappedFile, Sizes, Slot, Store, Version
+from elastic.core.store import Store
 from elastic.core.update import Plan, Updater
 
 NUM_SAMPLES, NUM_INPUTS = 60, 6

@@ -16,6 +16,7 @@ from elastic.core.config import JobConfig
 from elastic.core.data import digest
 from elastic.core.errors import TaskError
 from elastic.core.fixed_point import Encoder, Exponents
+from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import (
     ModelSpec,
     forward,
@@ -26,7 +27,7 @@ from elastic.core.model import (
 )
 from elastic.core.permutation import derive_key
 from elastic.core.protocol.messages import Key, Lease, Membership, Outcome, State
-from elastic.core.store import Control, MappedFile, Sizes, Slot, Store, Version
+from elastic.core.store import Store
 from elastic.core.task import Task
 from elastic.core.update import Snapshot
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT, BUFFERS, Chunk, Layout
-from elastic.core.store import Version
+from elastic.core.mapped import Version
 
 ALLOWED: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.SGD,

@@ -17,9 +17,9 @@ import torch
 
 from elastic.core.fixed_point import add_slots, decode
 from elastic.core.layout import BUFFERS, Chunk
+from elastic.core.mapped import Sizes, Slot, Version
 from elastic.core.model import ModelSpec
 from elastic.core.optim import ChunkUpdater
-from elastic.core.store import Sizes, Slot, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

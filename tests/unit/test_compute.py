@@ -13,10 +13,10 @@ from torch import nn
 
 from elastic.core.compute import AbandonedError, MicroBatches, deterministic, model_tensors
 from elastic.core.errors import TaskError
+from elastic.core.mapped import MappedFile
 from elastic.core.model import seed_generators
 from elastic.core.permutation import derive_key
 from elastic.core.protocol.messages import Key, Lease, Membership, Outcome
-from elastic.core.store import MappedFile
 from elastic.core.update import Snapshot
 
 MakeNode = Callable[..., Any]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from elastic.core.errors import ProtocolError
 from elastic.core.layout import make_layout
+from elastic.core.mapped import Sizes
 from elastic.core.protocol.messages import (
     Admit,
     Combine,
@@ -42,7 +43,6 @@ from elastic.core.protocol.messages import (
     pack_outcome,
     unpack_outcome,
 )
-from elastic.core.store import Sizes
 
 WORDS = st.integers(0, 2**64 - 1)
 SHORTS = st.integers(0, 2**16 - 1)

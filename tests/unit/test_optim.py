@@ -14,6 +14,7 @@ from torch import nn, optim
 
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT, Chunk, Field, Layout, make_layout
+from elastic.core.mapped import Sizes, Version
 from elastic.core.optim import (
     ALLOWED,
     ChunkUpdater,
@@ -23,7 +24,6 @@ from elastic.core.optim import (
     check_elementwise,
     inspect_optimizer,
 )
-from elastic.core.store import Sizes, Version
 
 SHAPES = {"a": (37, 11), "b": (13,), "c": (5, 3, 7), "d": (1000,), "e": (1,)}
 CHUNK_ELEMENTS = 160  # cuts inside tensors, and leaves small rests

@@ -19,20 +19,18 @@ import torch
 
 from elastic.core.errors import StoreError
 from elastic.core.layout import ALIGNMENT_BYTES, make_layout
-from elastic.core.store import (
+from elastic.core.mapped import (
     PAGE,
-    ROOT,
     Control,
     MappedFile,
     Record,
     Sizes,
     Slot,
-    Store,
     Version,
     check_space,
-    kill_and_wait,
-    remove_leftovers,
+    open_manifest,
 )
+from elastic.core.store import ROOT, Store, kill_and_wait, remove_leftovers
 
 Fork = Callable[[Callable[[], None]], Any]
 
@@ -214,7 +212,7 @@ def test_files_are_as_large_as_was_said(tmp_path: Path) -> None:
     assert before == used + snapshot + SIZES.constants_bytes
     per_slot = SIZES.total_bytes(max_workers=3) - SIZES.total_bytes(max_workers=2)
     Slot(tmp_path, 0, SIZES, writable=True)
-    Store(tmp_path).manifest(0, SIZES)
+    open_manifest(tmp_path, 0, SIZES)
     slot = sum((tmp_path / name).stat().st_size for name in ("slot-0", "manifest-0"))
     assert per_slot == slot
 
@@ -270,13 +268,13 @@ def test_memory_outlives_the_process_that_wrote_it(tmp_path: Path, fork: Fork) -
     def work() -> None:
         slot = Slot(tmp_path, 3, SIZES, writable=True)
         slot.halves[1][4] = 42
-        Store(tmp_path).manifest(3, SIZES).write(b"granted")
+        open_manifest(tmp_path, 3, SIZES).write(b"granted")
 
     child = fork(work)
     assert child.is_ready
     assert child.kill() == signal.SIGKILL
     assert Slot(tmp_path, 3, SIZES, writable=False).halves[1][4] == 42
-    assert Store(tmp_path).manifest(3, SIZES).read() == b"granted"
+    assert open_manifest(tmp_path, 3, SIZES).read() == b"granted"
 
 
 def test_opening_files_leaks_no_descriptor(tmp_path: Path) -> None:
@@ -311,7 +309,7 @@ def test_slots_are_known_by_their_manifests(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.worker_ids() == []
     for worker in (11, 2, 30):
-        store.manifest(worker, SIZES)
+        open_manifest(store.path, worker, SIZES)
         Slot(tmp_path, worker, SIZES, writable=True)
     assert store.worker_ids() == [2, 11, 30]
     store.drop_slot(11)
@@ -323,11 +321,11 @@ def test_slots_are_known_by_their_manifests(tmp_path: Path) -> None:
 def test_a_dropped_slot_is_never_seen_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     fenced = Slot(tmp_path, 4, SIZES, writable=True)
-    store.manifest(4, SIZES).write(b"old")
+    open_manifest(store.path, 4, SIZES).write(b"old")
     store.drop_slot(4)
     fenced.halves[0].fill_(9)  # its worker still maps it
     assert not Slot(tmp_path, 4, SIZES, writable=True).halves[0].any()
-    assert store.manifest(4, SIZES).read() is None
+    assert open_manifest(store.path, 4, SIZES).read() is None
 
 
 def test_one_process_acts_at_a_time(tmp_path: Path, fork: Fork) -> None:
