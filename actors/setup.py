@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import sys
 import threading
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from elastic.core.store import Store
     from elastic.core.task import Task
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "elastic"
 
 NICE_STEP = 0  # what a step waits for: computing, and the acting aggregator
-NICE_START = 10  # a worker on its way
+NICE_START = 10  # a worker on its way, where the step is at 0
 NICE_BEHIND = 19  # checkpoints
 
 
@@ -71,11 +73,13 @@ def set_nice(value: int) -> None:
     """Set the nice value of this thread and of the threads that it makes later.
 
     Ray starts processes at 15. What a step waits for runs at 0, so that a process that starts
-    beside it takes little from it; to lower the value needs a privilege that containers usually
-    have, and without it all stay alike.
+    beside it takes little from it. To lower the value needs a privilege that containers usually
+    have; without it the value stays, and the log says so.
     """
-    with contextlib.suppress(PermissionError):
+    try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), value)
+    except PermissionError:
+        log.warning("not allowed to lower the nice value to %d; a start slows others more", value)
 
 
 def compute_environment(threads: int) -> dict[str, str]:

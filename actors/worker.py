@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from actors.setup import NICE_START, NICE_STEP, JobSetup, set_nice
+from actors.setup import NICE_BEHIND, NICE_START, NICE_STEP, JobSetup, set_nice
 
 if TYPE_CHECKING:
     from actors.channel import Channel
@@ -209,7 +209,8 @@ class _Loader(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        set_nice(NICE_START)
+        set_nice(NICE_BEHIND)
+        set_nice(NICE_START)  # where that is not allowed, everything computes at Ray's 15
         try:
             self._load()  # type: ignore[operator]
         except BaseException as error:  # handed to the thread that waits

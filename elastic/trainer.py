@@ -202,7 +202,10 @@ def _make_setup(
 
 
 def _await_predecessor(run: RunFolder) -> bool:
-    """Wait until nobody writes to the run folder any more, if its last driver was killed."""
+    """Wait until nobody writes to the run folder any more, if its last driver was killed.
+
+    Returns whether it was, so that what the folder holds may have changed meanwhile.
+    """
     if not run.ray_json.exists():
         return False
     if run.is_running():

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from elastic.core.config import JobConfig
-from elastic.core.data import digest
+from elastic.core.data import Int64Array, digest
 from elastic.core.errors import TaskError
 from elastic.core.fixed_point import Encoder, Exponents
 from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
@@ -132,14 +133,9 @@ class MicroBatches:
 
         The version may be written meanwhile; nobody looks at what comes out.
         """
-        batch = self._job.batch
-        indices = self._stream.micro_batch(0, 0, batch.micro_batches, batch.micro_batch_size)
-        data = self._control.state.read()
-        self._load(State.from_bytes(data).step % 2 if data else 0)
-        loss_sum, _ = forward(
-            self._task, self._model, self._dataset.fetch(indices), self._job.precision
-        )
-        loss_sum.backward()
+        state = self._control.state.read()
+        data = self._dataset.fetch(self._indices(0, 0))
+        self._differentiate(data, State.from_bytes(state).step % 2 if state else 0)
         self._encoder.maxima(self._values())
 
     def compute(self, lease: Lease) -> Outcome:
@@ -153,20 +149,15 @@ class MicroBatches:
         step = lease.key.step
         self._wanted = (lease.key.word, micro_batch)
         self._poll()
-        batch = self._job.batch
-        indices = self._stream.micro_batch(
-            step, micro_batch, batch.micro_batches, batch.micro_batch_size
-        )
+        indices = self._indices(step, micro_batch)
         data = self._dataset.fetch(indices)
-        self._load(step % 2)
         seed_generators(derive_key("micro-batch", self._job.seed, step, micro_batch))
-        loss_sum, weight = forward(self._task, self._model, data, self._job.precision)
-        loss_sum.backward()
+        loss_sum, weight = self._differentiate(data, step % 2)
         self._poll()
         self._check_constants()
         return Outcome(
             micro_batch=micro_batch,
-            loss_sum=float(loss_sum.detach()),
+            loss_sum=loss_sum,
             weight=weight,
             samples=digest(indices),
             counters=self._counters_digest(),
@@ -174,6 +165,20 @@ class MicroBatches:
             start_s=start_s,
             end_s=time.monotonic(),
         )
+
+    def _indices(self, step: int, micro_batch: int) -> Int64Array:
+        """The samples of a micro-batch."""
+        batch = self._job.batch
+        return self._stream.micro_batch(
+            step, micro_batch, batch.micro_batches, batch.micro_batch_size
+        )
+
+    def _differentiate(self, data: Any, version: int) -> tuple[float, float]:
+        """Forward and backward on one version; the sum of the losses and its weight."""
+        self._load(version)
+        loss_sum, weight = forward(self._task, self._model, data, self._job.precision)
+        loss_sum.backward()
+        return float(loss_sum.detach()), weight
 
     def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> None:
         """Add what `compute` left in the gradients to `base`, into `half` of the slot."""

@@ -7,8 +7,8 @@
     slot-N                  worker N's sums: progress word, two halves
     manifest-N              what counts in slot N; written by the aggregator only
 
-Only two kinds of store change what counts: a `Record`'s selector and nothing else. This module
-never decides anything; the protocols do.
+One write of 8 bytes changes what counts: that of a `Record`'s selector. This module never decides
+anything; the protocols do.
 """
 
 from __future__ import annotations

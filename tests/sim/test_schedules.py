@@ -59,6 +59,7 @@ COMMON = [
     "add_worker",
     "delay_messages",
     "drop_worker",
+    "fail_job",
     "flap",
     "kill_aggregator",
     "kill_coordinator",
@@ -72,7 +73,6 @@ COMMON = [
     "slow_worker",
     "stop_aggregator",
     "stop_job",
-    "fail_job",
     "stop_worker",
 ]
 NEVER = ["refused: sum"]  # a worker and its aggregator agree on what counts in its slot

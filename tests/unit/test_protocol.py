@@ -359,6 +359,25 @@ def test_what_a_lost_worker_held_is_taken_by_another() -> None:
     assert node.holds(1) == lost
 
 
+def test_a_worker_that_gets_nothing_is_tried_again() -> None:
+    start = State(step=0, attempt=0, exponents=(10,))
+    node, shares = Node(3, num_micro_batches=3, state=start), []
+    peers = node.aggregator._peers
+    for step in range(3):
+        counted = [0, 0, 0]
+        while busy := [worker for worker in peers if node.holds(worker)]:
+            worker, num = busy[0], counted[busy[0]]
+            node.ask(worker, node.holds(worker)[0], num_base=num, half=num % 2)
+            counted[worker] += 1
+        for worker, samples_s in enumerate(([1.0], [1.0], [3.0, 3.0])):
+            if worker < 2 or step == 0:
+                peers[worker].samples_s.clear()
+                peers[worker].samples_s.extend(samples_s)
+        node.do(agg.Updated())
+        shares.append(len(node.holds(2)))
+    assert shares == [0, 0, 1], "two bad samples are not held against it for ever"
+
+
 def test_a_successor_goes_on_from_manifests_and_rows() -> None:
     done = Manifest(RUNNING.key, half=1, micro_batches=(1,))
     old = Manifest(Key(0, 2, 0), half=0, micro_batches=(0,))

@@ -50,3 +50,7 @@ def test_the_links_lead_somewhere(target: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"-m (benchmarks\.\w+)", README))))
 def test_the_benchmarks_exist(name: str) -> None:
     assert (ROOT / f"{name.replace('.', '/')}.py").exists()
+
+
+def test_no_placeholder_is_left() -> None:
+    assert not re.search(r"RESULTS_TABLE|TODO", README)

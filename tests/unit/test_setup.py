@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from actors.setup import JobSetup, compute_environment
+from actors.setup import NICE_BEHIND, NICE_START, JobSetup, compute_environment
+from actors.worker import _Loader
 from elastic.core.config import JobConfig
 from elastic.core.errors import ConfigError
 from elastic.core.faults import Fault
@@ -145,3 +147,25 @@ def test_a_cap_that_is_set_already_stays(
 ) -> None:
     monkeypatch.setenv(name, "default")
     assert compute_environment(1)[name] == "default"
+
+
+# --- priority --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("privileged", "nice"), [(True, NICE_START), (False, NICE_BEHIND)])
+def test_a_worker_loads_behind_those_that_compute(
+    privileged: bool, nice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [15]  # as Ray starts processes; without the privilege, computing stays there
+
+    def set_priority(_which: int, _who: int, value: int) -> None:
+        if value < values[-1] and not privileged:
+            raise PermissionError
+        values.append(value)
+
+    monkeypatch.setattr(os, "setpriority", set_priority)
+    loader = _Loader(lambda: None)
+    loader.start()
+    loader.join()
+    assert loader.error is None
+    assert values[-1] == nice
