@@ -143,13 +143,12 @@ def run_job(
     run = RunFolder(run_dir)
     setup = _make_setup(job, run, task, faults, resume=resume)
     with local_cluster() as address:
-        if find_coordinator(job.name) is not None:
-            raise ConfigError(
-                f"name: a job {job.name!r} runs on this cluster; stop it with"
-                f" `elastic stop {job.name}` or choose another name"
-            )
+        killed = _last_driver_was_killed(run)
+        _await_name(job.name, _ORPHANS_END_S if killed else 0.0)
         end_orphans(job.name)
-        if _await_predecessor(run) and resume:  # it may have written another checkpoint meanwhile
+        if killed:
+            _await_writers(run)
+        if killed and resume:  # it may have written another checkpoint meanwhile
             setup = replace(setup, resume_from=checkpoint.find_checkpoint(run.path).path)
         removed = remove_leftovers()
         if removed:
@@ -201,22 +200,33 @@ def _make_setup(
     )
 
 
-def _await_predecessor(run: RunFolder) -> bool:
-    """Wait until nobody writes to the run folder any more, if its last driver was killed.
-
-    Returns whether it was, so that what the folder holds may have changed meanwhile.
-    """
-    if not run.ray_json.exists():
-        return False
+def _last_driver_was_killed(run: RunFolder) -> bool:
+    """Whether the run folder's last job ended without its driver, so that parts may live on."""
     if run.is_running():
         raise ConfigError(f"{run.path}: this job is running; end it with `elastic stop`")
+    return run.ray_json.exists()
+
+
+def _await_name(name: str, timeout_s: float) -> None:
+    """Refuse a second job of this name. Ray takes a while to end a killed driver's coordinator."""
+    deadline_s = time.monotonic() + timeout_s
+    while find_coordinator(name) is not None:
+        if time.monotonic() >= deadline_s:
+            raise ConfigError(
+                f"name: a job {name!r} runs on this cluster; stop it with"
+                f" `elastic stop {name}` or choose another name"
+            )
+        time.sleep(_POLL_S)
+
+
+def _await_writers(run: RunFolder) -> None:
+    """Wait until nobody writes to the run folder any more, after its driver was killed."""
     store = Store(Path(run.read_json(run.ray_json).get("store", "/nonexistent")))
     if not store.await_end(_ORPHANS_END_S):
         raise ConfigError(
             f"{run.path}: processes of its last job live on and hold {store.path}"
             f" {_ORPHANS_END_S:.0f} s after its driver died; end them first"
         )
-    return True
 
 
 def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) -> None:
