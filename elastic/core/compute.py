@@ -150,8 +150,8 @@ class MicroBatches:
         self._wanted = (lease.key.word, micro_batch)
         self._poll()
         indices = self._indices(step, micro_batch)
-        data = self._dataset.fetch(indices)
         seed_generators(derive_key("micro-batch", self._job.seed, step, micro_batch))
+        data = self._dataset.fetch(indices)  # it may augment: the seed is this micro-batch's own
         loss_sum, weight = self._differentiate(data, step % 2)
         self._poll()
         self._check_constants()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -78,6 +79,31 @@ def test_random_numbers_differ_with_step_micro_batch_and_seed(
         assert seen[:2] == seen[2:4]
         assert seen[4:6] == seen[6:8]
     assert len({*drawn[0], *drawn[1]}) == 2 * 2 * 2
+
+
+class Augmented:
+    """Draws a random number for every micro-batch that is read."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def fetch(self, indices: Any) -> Any:
+        batch = self._dataset.fetch(indices)
+        draws = (float(torch.rand(())), float(np.random.rand()), random.random())
+        return {**batch, "inputs": batch["inputs"] * sum(draws)}
+
+
+def test_random_numbers_of_the_data_set_belong_to_the_micro_batch(make_node: MakeNode) -> None:
+    node = make_node()
+    dataset = node.task.dataset
+    node.task.dataset = lambda: Augmented(dataset())
+    first, second = node.worker(), node.worker()
+    answers = [run(node, first, one) for one in (0, 1, 0)]
+    assert answers[0] == answers[2] == run(node, second, 0)
+    assert answers[1] == run(node, second, 1)
 
 
 def test_the_gradient_equals_that_of_plain_torch(make_node: MakeNode) -> None:
