@@ -25,10 +25,10 @@ from benchmarks import record
 from benchmarks.ddp import JOB
 from benchmarks.jobs import RUNS, Run, make_job, run_elastic
 from benchmarks.record import figure
+from elastic.cluster import local_cluster
 from elastic.core.config import JobConfig
 from elastic.core.errors import ElasticError
 from elastic.core.faults import AGGREGATOR_POINTS, WORKER_POINTS
-from elastic.trainer import local_cluster
 
 MIN_FAULTS, MAX_FAULTS = 3, 7
 NUM_WORKERS = 4

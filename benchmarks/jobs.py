@@ -27,12 +27,14 @@ from benchmarks import record
 from benchmarks.ddp import JOB, WARM_UP
 from benchmarks.processes import JobProcesses, find_processes, find_store
 from benchmarks.record import Figure
+from elastic.cluster import local_cluster
 from elastic.core.config import JobConfig, load_job
 from elastic.core.errors import FatalError
 from elastic.core.faults import load_faults
 from elastic.core.runs import RunFolder, new_run_dir
 from elastic.core.status import Status
-from elastic.trainer import connect, local_cluster, run_job
+from elastic.driver import run_job
+from elastic.handle import connect
 
 RUNS = Path("runs/benchmarks")
 ENDLESS = 100_000

@@ -28,8 +28,8 @@ from benchmarks.ddp import WARM_UP
 from benchmarks.jobs import Peer, hand_over, make_job, run_ddp, run_elastic, say, timed
 from benchmarks.processes import JobProcesses, Memory
 from benchmarks.record import Figure, figure, ratio
+from elastic.cluster import local_cluster
 from elastic.core.status import Status
-from elastic.trainer import local_cluster
 
 PARTS = ("ratio", "memory", "control", "convergence")
 SIZES = ("small", "10m")

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from elastic.core.task import Dataset, Task
-    from elastic.trainer import ElasticTrainer, Result
+    from elastic.result import Result
+    from elastic.trainer import ElasticTrainer
 
 __all__ = ["Dataset", "ElasticTrainer", "Result", "Task"]
 
 _HOMES = {
     "Dataset": "elastic.core.task",
     "ElasticTrainer": "elastic.trainer",
-    "Result": "elastic.trainer",
+    "Result": "elastic.result",
     "Task": "elastic.core.task",
 }
 

@@ -170,8 +170,8 @@ def status(name: _Running) -> None:
 
         elastic status stdlib-lm
     """
+    from elastic.handle import connect
     from elastic.progress import event_line, numbers_line
-    from elastic.trainer import connect
 
     now = connect(name).status()
     console = Console()
@@ -199,7 +199,7 @@ def scale(
 
         elastic scale stdlib-lm --workers 6
     """
-    from elastic.trainer import connect
+    from elastic.handle import connect
 
     handle = connect(name)
     before = handle.status().target_workers
@@ -217,7 +217,7 @@ def stop(name: _Running) -> None:
 
         elastic stop stdlib-lm
     """
-    from elastic.trainer import connect
+    from elastic.handle import connect
 
     handle = connect(name)
     run_dir = handle.status().run_dir
@@ -311,8 +311,8 @@ def _needs_task(config: JobConfig, path: Path) -> None:
 
 def _run(config: JobConfig, run_dir: Path, *, faults: tuple[Fault, ...], resume: bool) -> None:
     """Run a job to its end behind a live display."""
+    from elastic.driver import run_job
     from elastic.progress import make_progress, print_summary
-    from elastic.trainer import run_job
 
     console = Console()
     with make_progress(console, config.name) as progress:

@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from elastic import Result
+from elastic.cluster import local_cluster
 from elastic.core.config import JobConfig, load_job
 from elastic.core.faults import Fault, load_faults
 from elastic.core.runs import new_run_dir
+from elastic.driver import run_job
 from elastic.progress import make_progress
-from elastic.trainer import local_cluster, run_job
 
 EXAMPLE = Path(__file__).parent / "stdlib_lm"
 

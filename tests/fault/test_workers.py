@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastic.core.status import Status
-from elastic.trainer import connect
+from elastic.handle import connect
 from tests.integration.support import (
     Once,
     Outcome,

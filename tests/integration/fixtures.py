@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from elastic.trainer import local_cluster, run_job
+from elastic.cluster import local_cluster
+from elastic.driver import run_job
 from tests.integration.support import Outcome, hosts_below, leftovers, make_job, outcome, wait_until
 
 NUM_STEPS = 40

@@ -24,7 +24,8 @@ from elastic.core.faults import Fault, load_faults
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
 from elastic.core.store import ROOT
-from elastic.trainer import Result, run_job
+from elastic.driver import run_job
+from elastic.result import Result
 
 NUM_ROWS = 4096
 NUM_FEATURES = 16

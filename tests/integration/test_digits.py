@@ -11,7 +11,8 @@ import torch
 
 import examples
 from elastic.core.config import JobConfig, load_job
-from elastic.trainer import Result, run_job
+from elastic.driver import run_job
+from elastic.result import Result
 from examples.digits.task import Digits
 from tests.integration.support import TAG, outcome
 

@@ -19,7 +19,7 @@ from elastic.core.errors import ConfigError
 from elastic.core.faults import Fault
 from elastic.core.runs import RunFolder
 from elastic.core.store import ROOT, Store
-from elastic.trainer import connect
+from elastic.handle import connect
 from tests.integration.fixtures import NUM_STEPS
 from tests.integration.support import (
     TAG,
@@ -106,7 +106,7 @@ import sys
 from pathlib import Path
 from elastic.core.config import load_job
 from elastic.core.faults import load_faults
-from elastic.trainer import run_job
+from elastic.driver import run_job
 job, faults, run_dir = sys.argv[1:]
 run_job(load_job(job), run_dir=Path(run_dir), faults=load_faults(faults))
 """

@@ -56,10 +56,10 @@ def a_status(step: int, events: Any = (), run_dir: str = "runs/tiny") -> Status:
 
 
 class FakeTrainer(types.ModuleType):
-    """Stands where `elastic.trainer` would be; remembers how it was called."""
+    """Stands where `elastic.driver` and `elastic.handle` would be; remembers how it was called."""
 
     def __init__(self) -> None:
-        super().__init__("elastic.trainer")
+        super().__init__("elastic.driver")
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
 
@@ -95,7 +95,8 @@ class FakeTrainer(types.ModuleType):
 def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTrainer:
     """A fake trainer, and an empty current directory with a job file."""
     fake = FakeTrainer()
-    monkeypatch.setitem(sys.modules, "elastic.trainer", fake)
+    monkeypatch.setitem(sys.modules, "elastic.driver", fake)
+    monkeypatch.setitem(sys.modules, "elastic.handle", fake)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(sys, "path", list(sys.path))

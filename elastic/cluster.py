@@ -1,0 +1,48 @@
+"""The Ray cluster that jobs run on: the one at hand, or one on this machine for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from actors.setup import NAMESPACE
+
+_OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
+
+
+@contextlib.contextmanager
+def local_cluster() -> Iterator[str]:
+    """The Ray cluster at hand, or one on this machine until the end of the block. Its address.
+
+    Several jobs run in one block share the cluster, which takes seconds to start.
+    """
+    started = not ray.is_initialized()
+    if started:
+        join_cluster(os.environ.get("RAY_ADDRESS"))
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def join_cluster(address: str | None) -> None:
+    """Connect to the cluster at `address`, or start one on this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # left unset, two processes may disagree
+    settings: dict[str, Any] = {"address": address}
+    if address is None:
+        settings = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    _silence_raylet()
+
+
+def _silence_raylet() -> None:
+    """Stop Ray from printing a paragraph on each worker's death: our events say it in a line."""
+    driver: Any = ray._private.worker.global_worker
+    driver.threads_stopped.set()
+    driver.gcs_error_subscriber.close()

@@ -1,0 +1,72 @@
+"""A running job, seen from another process: find it, ask it, scale it, stop it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.launch import find_coordinator
+from elastic.cluster import join_cluster
+from elastic.core.errors import ConfigError
+from elastic.core.runs import find_run
+from elastic.core.status import Status
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """A running job, seen from another process."""
+
+    _coordinator: Any
+
+    def status(self) -> Status:
+        status: Status = ray.get(self._coordinator.status.remote(), timeout=30)
+        return status
+
+    def scale(self, num_workers: int) -> None:
+        """Want that many workers from now on.
+
+        Raises:
+            ConfigError: outside workers.min and workers.max.
+        """
+        refusal = ray.get(self._coordinator.scale.remote(num_workers), timeout=30)
+        if refusal:
+            raise ConfigError(refusal)
+
+    def stop(self) -> None:
+        """Let the job finish its step, write a checkpoint and end."""
+        ray.get(self._coordinator.stop.remote("asked by a person"), timeout=30)
+
+
+def connect(name_or_run: str) -> JobHandle:
+    """Find a running job by its run folder, or by its name: through its newest run folder here,
+    else through its actor on the cluster of RAY_ADDRESS or of this machine.
+
+    Raises:
+        ConfigError: no such job runs.
+    """
+    try:
+        run = find_run(name_or_run)
+    except ConfigError:
+        coordinator = _find_by_actor(name_or_run)
+        if coordinator is None:
+            raise
+        return JobHandle(coordinator)
+    where = run.read_json(run.ray_json)
+    if not ray.is_initialized():
+        join_cluster(where["address"])
+    coordinator = find_coordinator(str(where["coordinator"]).removesuffix("/coordinator"))
+    if coordinator is None:
+        raise ConfigError(f"{name_or_run}: its Ray cluster runs no such job")
+    return JobHandle(coordinator)
+
+
+def _find_by_actor(name: str) -> Any | None:
+    try:
+        if not ray.is_initialized():
+            join_cluster(os.environ.get("RAY_ADDRESS", "auto"))
+    except ConnectionError:
+        return None
+    return find_coordinator(name)
