@@ -17,6 +17,7 @@ import selectors
 import socket
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -236,6 +237,8 @@ class AggregatorShell:
                 num_chunks=len(self._spec.layout.chunks),
                 skip_nonfinite=job.nonfinite.action == "skip",
                 max_skipped=job.nonfinite.max_skipped,
+                evaluate_every=job.evaluate.every,
+                num_evaluated=job.evaluate.micro_batches,
             ),
             recovered,
         )
@@ -272,7 +275,8 @@ class AggregatorShell:
         if step >= 0 and (newest is None or newest["step"] < step):
             skipped = step in state.skipped
             loss = float("nan") if skipped or state.loss is None else state.loss
-            self._later.append(protocol.Committed(step, 0, loss, float("nan"), skipped, 0, 0, ()))
+            nan, metrics = float("nan"), () if skipped else state.metrics
+            self._later.append(protocol.Committed(step, 0, loss, nan, skipped, 0, 0, (), metrics))
 
     def _recover(self) -> protocol.Recovered:
         """Read what counts from shared memory."""
@@ -417,6 +421,8 @@ class AggregatorShell:
                 self._save_state(state)
             case protocol.Note() | protocol.Committed():
                 self._later.append(action)
+            case protocol.Evaluated():
+                self._write_evaluation(action)
             case protocol.Finish(failure):
                 self._finishing = self._background.submit(self._finish, failure)
 
@@ -501,16 +507,16 @@ class AggregatorShell:
         if isinstance(action, protocol.Note):
             self._event(action.kind, action.reason, action.worker)
             return
-        now_s, unix_s = time.monotonic(), time.time()
-        batch = self._job.batch
+        now_s, batch = time.monotonic(), self._job.batch
         groups = self._spec.optimizer.groups
         factor = 1.0 if self._schedule is None else float(self._schedule(action.step))
         self._run.append_metrics(
             {
                 "step": action.step,
-                "time_s": unix_s,
+                "time_s": time.time(),
                 "step_s": now_s - self._commit_s,
                 "loss": _finite(action.loss),
+                "metrics": _by_name(self._spec.metrics, action.metrics),
                 "grad_norm": _finite(action.grad_norm),
                 "lr": groups[0].options["lr"] * factor,
                 "samples": batch.micro_batches * batch.micro_batch_size,
@@ -518,13 +524,28 @@ class AggregatorShell:
                 "num_duplicates": action.num_duplicates,
                 "attempt": action.attempt,
                 "update_s": self._update_s,
-                "work": [
-                    [worker, one, start_s + unix_s - now_s, end_s + unix_s - now_s, outcome]
-                    for worker, one, start_s, end_s, outcome in action.work
-                ],
+                "work": _unix_times(action.work),
             }
         )
         self._commit_s = now_s
+
+    def _write_evaluation(self, action: protocol.Evaluated) -> None:
+        metrics = _by_name(self._spec.evaluated_metrics, action.metrics)
+        self._run.append_evaluation(
+            {
+                "step": action.step,
+                "time_s": time.time(),
+                "loss": _finite(action.loss),
+                "metrics": metrics,
+                "work": _unix_times(action.work),
+            }
+        )
+        shown = {"loss": _finite(action.loss), **metrics}
+        text = ", ".join(
+            f"{name} {'not finite' if value is None else format(value, '.4g')}"
+            for name, value in shown.items()
+        )
+        self._event("evaluated", text)
 
     # --------------------------------------------------------- checkpoints
 
@@ -582,6 +603,13 @@ class AggregatorShell:
             keep_last=self._job.checkpoint.keep_last,
         )
 
+    def _last_evaluation(self) -> dict[str, Any] | None:
+        """The newest one, without who computed it."""
+        evaluations = self._run.read_evaluations()
+        if not evaluations:
+            return None
+        return {name: evaluations[-1][name] for name in ("step", "loss", "metrics")}
+
     def _finish(self, failure: str) -> None:
         """The last checkpoint and the result. Doing it twice does no harm."""
         state = self._protocol.state
@@ -614,6 +642,8 @@ class AggregatorShell:
                 "num_generations": self._protocol.membership.generation,
                 "overflows": state.overflows,
                 "skipped_steps": list(state.skipped),
+                "metrics": _by_name(self._spec.metrics, state.metrics),
+                "evaluation": self._last_evaluation(),
                 "faults_fired": sorted(self._injector.fired()),
                 "versions": fingerprint(self._job.workers.threads),
             },
@@ -624,6 +654,21 @@ class AggregatorShell:
 def _finite(value: float) -> float | None:
     """JSON knows no NaN: a skipped step has no loss."""
     return value if math.isfinite(value) else None
+
+
+def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    """Metrics for JSON; all of a step that was skipped have no value."""
+    known = values or [math.nan] * len(names)
+    return {name: _finite(value) for name, value in zip(names, known, strict=True)}
+
+
+def _unix_times(work: Iterable[tuple[int, int, float, float, str]]) -> list[list[Any]]:
+    """Who computed what when, for JSON, in seconds since the epoch."""
+    ahead_s = time.time() - time.monotonic()
+    return [
+        [worker, one, start_s + ahead_s, end_s + ahead_s, outcome]
+        for worker, one, start_s, end_s, outcome in work
+    ]
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

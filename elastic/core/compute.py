@@ -20,6 +20,9 @@ from elastic.core.fixed_point import Encoder, Exponents
 from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import (
     ModelSpec,
+    Sums,
+    evaluate,
+    evaluation_samples,
     forward,
     polled,
     raw_bytes,
@@ -27,7 +30,14 @@ from elastic.core.model import (
     seed_generators,
 )
 from elastic.core.permutation import derive_key
-from elastic.core.protocol.messages import Key, Lease, Membership, Outcome, State
+from elastic.core.protocol.messages import (
+    Combine,
+    Key,
+    Lease,
+    Membership,
+    Outcome,
+    State,
+)
 from elastic.core.store import Store
 from elastic.core.task import Task
 from elastic.core.update import Snapshot
@@ -41,7 +51,10 @@ def make_sizes(spec: ModelSpec, job: JobConfig) -> Sizes:
     """What the files of a job's store hold."""
     return Sizes(
         layout=spec.layout,
-        num_micro_batches=job.batch.micro_batches,
+        num_micro_batches=max(
+            job.batch.micro_batches, job.evaluate.micro_batches if job.evaluate.every else 0
+        ),
+        num_metrics=max(len(spec.metrics), len(spec.evaluated_metrics)),
         optimizer_keys=spec.optimizer.tensor_keys,
         scalar_keys=spec.optimizer.scalar_keys,
         constants_bytes=spec.constants_bytes,
@@ -67,6 +80,8 @@ class MicroBatches:
         self._spec = spec
         self._dataset = task.dataset()
         self._stream = sample_stream(job, self._dataset)
+        if job.evaluate.every:
+            self._evaluated = evaluation_samples(task, job, self._dataset)
         self._control = Control(store.path, self.sizes, writable=False)
         self._versions = tuple(
             Version(store.path, index, self.sizes, writable=False, optimizer=False)
@@ -149,19 +164,43 @@ class MicroBatches:
         step = lease.key.step
         self._wanted = (lease.key.word, micro_batch)
         self._poll()
+        if lease.combine is Combine.EVALUATE:
+            return self._evaluate(step, micro_batch, start_s)
         indices = self._indices(step, micro_batch)
         seed_generators(derive_key("micro-batch", self._job.seed, step, micro_batch))
         data = self._dataset.fetch(indices)  # it may augment: the seed is this micro-batch's own
-        loss_sum, weight = self._differentiate(data, step % 2)
+        sums = self._differentiate(data, step % 2)
         self._poll()
         self._check_constants()
         return Outcome(
             micro_batch=micro_batch,
-            loss_sum=loss_sum,
-            weight=weight,
+            loss_sum=float(sums.loss.detach()),
+            weight=sums.weight,
             samples=digest(indices),
             counters=self._counters_digest(),
             maxima_C=self._encoder.maxima(self._values()),
+            metrics=sums.in_order(self._spec.metrics),
+            start_s=start_s,
+            end_s=time.monotonic(),
+        )
+
+    def _evaluate(self, step: int, micro_batch: int, start_s: float) -> Outcome:
+        """Forward only. Every evaluation draws the same samples and random numbers."""
+        dataset, samples = self._evaluated
+        indices = samples[micro_batch]
+        seed_generators(derive_key("evaluation", self._job.seed, micro_batch))
+        data = dataset.fetch(indices)
+        self._load(step % 2)
+        sums = evaluate(self._task, self._model, data, self._job.precision)
+        self._poll()
+        return Outcome(
+            micro_batch=micro_batch,
+            loss_sum=float(sums.loss),
+            weight=sums.weight,
+            samples=digest(indices),
+            counters=bytes(8),
+            maxima_C=np.empty(0, np.float32),
+            metrics=sums.in_order(self._spec.evaluated_metrics),
             start_s=start_s,
             end_s=time.monotonic(),
         )
@@ -173,12 +212,12 @@ class MicroBatches:
             step, micro_batch, batch.micro_batches, batch.micro_batch_size
         )
 
-    def _differentiate(self, data: Any, version: int) -> tuple[float, float]:
-        """Forward and backward on one version; the sum of the losses and its weight."""
+    def _differentiate(self, data: Any, version: int) -> Sums:
+        """Forward and backward on one version."""
         self._load(version)
-        loss_sum, weight = forward(self._task, self._model, data, self._job.precision)
-        loss_sum.backward()
-        return float(loss_sum.detach()), weight
+        sums = forward(self._task, self._model, data, self._job.precision)
+        sums.loss.backward()  # type: ignore[no-untyped-call]
+        return sums
 
     def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> None:
         """Add what `compute` left in the gradients to `base`, into `half` of the slot."""

@@ -23,7 +23,9 @@ from elastic.core.yaml_file import (
 MAX_SEED = 2**63 - 1
 MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
-FREE_AT_RESUME = frozenset({"name", "steps", "workers", "standby", "nonfinite", "checkpoint"})
+FREE_AT_RESUME = frozenset(
+    {"name", "steps", "workers", "standby", "nonfinite", "evaluate", "checkpoint"}
+)
 
 
 class _Section(BaseModel):
@@ -80,6 +82,16 @@ class Nonfinite(_Section):
     """With skip: the job fails after this many skipped steps."""
 
 
+class Evaluate(_Section):
+    """When the model is evaluated on samples that it is not trained on."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations; there is one at the end, too. 0: never."""
+    micro_batches: int = Field(default=8, ge=1, le=MAX_MICRO_BATCHES)
+    """Micro-batches of one evaluation, each of batch.micro_batch_size samples: always the same
+    ones. They are leased to workers like those of a step."""
+
+
 class CheckpointConfig(_Section):
     """When checkpoints are written. They are written behind training."""
 
@@ -134,6 +146,8 @@ class JobConfig(_Section):
     """Largest global norm of the gradient; null: no clipping."""
     nonfinite: Nonfinite = Nonfinite()
     """What to do about NaN and Inf."""
+    evaluate: Evaluate = Evaluate()
+    """When the model is evaluated."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written."""
     chunk_elements: int = Field(default=262_144, ge=1024, le=2**24, multiple_of=16)
@@ -184,6 +198,7 @@ __all__ = [
     "FREE_AT_RESUME",
     "Batch",
     "CheckpointConfig",
+    "Evaluate",
     "JobConfig",
     "Nonfinite",
     "Workers",

@@ -81,10 +81,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the files of a store must hold. Elements are of four bytes unless said."""
+    """What the files of a store must hold. Elements are of four bytes unless said.
+
+    `num_micro_batches` counts those of a step or of an evaluation, whichever has more.
+    """
 
     layout: Layout
     num_micro_batches: int
+    num_metrics: int = 0
     optimizer_keys: tuple[str, ...] = ()
     scalar_keys: tuple[str, ...] = ()
     constants_bytes: int = 0
@@ -108,11 +112,11 @@ class Sizes:
 
     @property
     def row_bytes(self) -> int:
-        return aligned(64 + 4 * len(self.layout.chunks), ALIGNMENT_BYTES)
+        return aligned(64 + 8 * self.num_metrics + 4 * len(self.layout.chunks), ALIGNMENT_BYTES)
 
     @property
     def state_bytes(self) -> int:
-        return Record.size_for(8192 + 32 * len(self.layout.chunks))
+        return Record.size_for(8192 + 32 * (self.num_metrics + len(self.layout.chunks)))
 
     @property
     def control_bytes(self) -> int:

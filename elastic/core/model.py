@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from elastic.core.config import JobConfig
-from elastic.core.data import SampleStream
+from elastic.core.data import Int64Array, SampleStream
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned, make_layout
 from elastic.core.optim import OptimizerSpec, check_elementwise, inspect_optimizer
@@ -29,6 +29,7 @@ from elastic.core.permutation import derive_key
 from elastic.core.task import Dataset, Task
 
 MAX_POLLS = 16
+MAX_METRICS = 64
 MAX_CHUNKS = 32_768  # a message with a maximum for each fits the socket buffer of any Linux
 
 Tensors = dict[str, torch.Tensor]
@@ -54,7 +55,9 @@ class ModelSpec:
     """All that a process needs, besides the store, to hold the model. Picklable.
 
     `skeleton` is the model with every parameter and buffer replaced by its name.
-    `state_dict` maps each key of the model's state_dict to the tensor that holds it.
+    `state_dict` maps each key of the model's state_dict to the tensor that holds it. `metrics`
+    names what `loss` sums besides the loss, in the order of an outcome's; `evaluated_metrics` what
+    `evaluate` does.
     """
 
     layout: Layout
@@ -62,6 +65,8 @@ class ModelSpec:
     constants: tuple[Constant, ...]
     state_dict: Mapping[str, str]
     skeleton: bytes
+    metrics: tuple[str, ...] = ()
+    evaluated_metrics: tuple[str, ...] = ()
 
     @property
     def constants_bytes(self) -> int:
@@ -107,26 +112,119 @@ def seed_generators(key: int) -> None:
     random.seed(key)
 
 
-def forward(task: Task, model: nn.Module, micro_batch: Any, precision: str) -> tuple[Any, float]:
-    """The loss of one micro-batch and its weight, checked.
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the task says of one micro-batch: sums over its samples."""
+
+    loss: torch.Tensor
+    weight: float
+    metrics: dict[str, float]
+
+    def in_order(self, names: Sequence[str]) -> tuple[float, ...]:
+        """The metrics in the order of `names`.
+
+        Raises:
+            TaskError: they are not those of the first micro-batch.
+        """
+        if self.metrics.keys() != set(names):
+            raise TaskError(
+                f"the metrics are {', '.join(self.metrics) or 'none'}, and were"
+                f" {', '.join(names) or 'none'} in the first try: return the same ones every time"
+            )
+        return tuple(self.metrics[name] for name in names)
+
+
+def forward(task: Task, model: nn.Module, micro_batch: Any, precision: str) -> Sums:
+    """The loss of one micro-batch, its weight and metrics, checked.
 
     Raises:
-        TaskError: `loss` returned something else than two scalars.
+        TaskError: `loss` returned something else.
     """
+    sums = _sums("loss", task.loss, model, micro_batch, precision)
+    if not sums.loss.requires_grad:
+        raise TaskError("loss_sum does not depend on any parameter (it has no gradient)")
+    return sums
+
+
+def evaluate(task: Task, model: nn.Module, micro_batch: Any, precision: str) -> Sums:
+    """The same by the task's `evaluate`, without gradients, the model in evaluation mode.
+
+    Raises:
+        TaskError: `evaluate` returned something else.
+    """
+    method = getattr(task, "evaluate", None)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            if method is None:
+                return _sums("loss", task.loss, model, micro_batch, precision)
+            return _sums("evaluate", method, model, micro_batch, precision)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _sums(
+    name: str, method: Callable[..., Any], model: nn.Module, micro_batch: Any, precision: str
+) -> Sums:
     context: AbstractContextManager[Any] = nullcontext()
     if precision == "bfloat16":
         context = torch.autocast("cpu", torch.bfloat16)
     with context:
-        result = task.loss(model, micro_batch)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TaskError(f"loss returned {type(result).__name__}, must be (loss_sum, weight)")
-    loss_sum, weight = result
+        result = method(model, micro_batch)
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        shown = type(result).__name__
+        if isinstance(result, tuple):
+            shown += f" of {len(result)}"
+        raise TaskError(f"{name} returned {shown}, must be (loss_sum, weight[, metric_sums])")
+    loss_sum, weight, *rest = result
     if not isinstance(loss_sum, torch.Tensor) or loss_sum.numel() != 1:
         shape = tuple(getattr(loss_sum, "shape", ()))
-        raise TaskError(f"loss_sum must be a scalar tensor; its shape is {shape}")
-    if not loss_sum.requires_grad:
-        raise TaskError("loss_sum does not depend on any parameter (it has no gradient)")
-    return loss_sum, float(weight)
+        raise TaskError(f"{name}: loss_sum must be a scalar tensor; its shape is {shape}")
+    metrics = rest[0] if rest else {}
+    if not isinstance(metrics, Mapping) or not all(isinstance(one, str) for one in metrics):
+        shown = type(metrics).__name__
+        raise TaskError(f"{name}: metric_sums is {shown}, must be a dict of sums by name")
+    if len(metrics) > MAX_METRICS:
+        raise TaskError(f"{name} returned {len(metrics)} metrics, at most {MAX_METRICS}")
+    return Sums(
+        loss_sum,
+        _number(name, "weight", weight),
+        {key: _number(name, f"metric {key!r}", value) for key, value in metrics.items()},
+    )
+
+
+def _number(name: str, what: str, value: Any) -> float:
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise TaskError(f"{name}: {what} must be one number; its shape is {tuple(value.shape)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        kind = type(value).__name__
+        raise TaskError(f"{name}: {what} is {value!r} ({kind}), must be a number") from error
+
+
+def evaluation_samples(task: Task, job: JobConfig, dataset: Dataset) -> tuple[Dataset, Int64Array]:
+    """What an evaluation reads: a data set, and its samples by micro-batch, shape (E, size).
+
+    Raises:
+        TaskError: there are too few.
+    """
+    shape = (job.evaluate.micro_batches, job.batch.micro_batch_size)
+    need = shape[0] * shape[1]
+    method = getattr(task, "evaluation_dataset", None)
+    if method is not None:
+        dataset = method()
+        samples, where = np.arange(len(dataset), dtype=np.int64), "evaluation_dataset() has"
+    else:
+        samples, where = sample_stream(job, dataset).held_out_samples(), "held_out is"
+    if len(samples) < need:
+        raise TaskError(
+            f"{where} {len(samples)}, an evaluation needs {need} samples: evaluate.micro_batches"
+            f" ({shape[0]}) x batch.micro_batch_size ({shape[1]})"
+        )
+    return dataset, samples[:need].reshape(shape)
 
 
 def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
@@ -147,7 +245,8 @@ def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
     trained = {name for group in optimizer.groups for name in group.names}
     if not trained:
         raise TaskError("optimizer() holds no parameter that requires a gradient")
-    changing = _try_micro_batch(task, job, model, dataset)
+    changing, metrics = _try_micro_batch(task, job, model, dataset)
+    evaluated = _try_evaluation(task, job, model, dataset) if job.evaluate.every else ()
     tensors = dict(_named_tensors(model))
     layout = _layout(optimizer, tensors, changing, job.chunk_elements)
     if len(layout.chunks) > MAX_CHUNKS:
@@ -165,7 +264,15 @@ def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
             at = aligned(at + constants[-1].size_bytes, ALIGNMENT_BYTES)
     names = {id(tensor): name for name, tensor in tensors.items()}
     state_dict = _state_names(model, names)
-    spec = ModelSpec(layout, optimizer, tuple(constants), state_dict, _skeleton(model, names))
+    spec = ModelSpec(
+        layout,
+        optimizer,
+        tuple(constants),
+        state_dict,
+        _skeleton(model, names),
+        metrics,
+        evaluated,
+    )
     return Prepared(spec, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
@@ -202,8 +309,12 @@ def _check_tensors(model: nn.Module) -> None:
         raise TaskError("the model cannot be trained:\n  " + "\n  ".join(problems))
 
 
-def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Dataset) -> set[str]:
-    """Run one micro-batch; return the buffers that forward changes. The model is left as it was.
+def _try_micro_batch(
+    task: Task, job: JobConfig, model: nn.Module, dataset: Dataset
+) -> tuple[set[str], tuple[str, ...]]:
+    """Run one micro-batch; return the buffers that forward changes, and the names of the metrics.
+
+    The model is left as it was.
 
     A parameter that forward changes would end a worker with SIGSEGV: it is mapped read-only there.
     """
@@ -212,8 +323,8 @@ def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Data
     indices = stream.micro_batch(0, 0, batch.micro_batches, batch.micro_batch_size)
     before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
     seed_generators(derive_key("try", job.seed))
-    loss_sum, _ = forward(task, model, dataset.fetch(indices), job.precision)
-    loss_sum.backward()
+    sums = forward(task, model, dataset.fetch(indices), job.precision)
+    sums.loss.backward()  # type: ignore[no-untyped-call]
     _check_shapes(model, before)
     changed = {
         name for name, tensor in _named_tensors(model) if not _equal(tensor.detach(), before[name])
@@ -232,7 +343,22 @@ def _try_micro_batch(task: Task, job: JobConfig, model: nn.Module, dataset: Data
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
     model.zero_grad(set_to_none=True)
-    return changed
+    return changed, tuple(sums.metrics)
+
+
+def _try_evaluation(
+    task: Task, job: JobConfig, model: nn.Module, dataset: Dataset
+) -> tuple[str, ...]:
+    """Evaluate one micro-batch; return the names of the metrics. It must change nothing."""
+    dataset, samples = evaluation_samples(task, job, dataset)
+    before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
+    seed_generators(derive_key("try", job.seed))
+    sums = evaluate(task, model, dataset.fetch(samples[0]), job.precision)
+    _check_shapes(model, before)
+    for name, tensor in _named_tensors(model):
+        if not _equal(tensor.detach(), before[name]):
+            raise TaskError(f"evaluate changes {name}: it may only look")
+    return tuple(sums.metrics)
 
 
 def _check_shapes(model: nn.Module, before: Tensors) -> None:

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def evaluations_jsonl(self) -> Path:
+        """One line an evaluation."""
+        return self.path / "evaluations.jsonl"
+
+    @property
     def result_json(self) -> Path:
         """The outcome; absent until the job has ended."""
         return self.path / "result.json"
@@ -83,14 +88,21 @@ class RunFolder:
         """Add one committed step to metrics.jsonl."""
         self._append(self.metrics_jsonl, metrics)
 
+    def append_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Add one line to evaluations.jsonl."""
+        self._append(self.evaluations_jsonl, evaluation)
+
     def read_events(self) -> list[dict[str, Any]]:
         """All events, in the order of their time."""
         return sorted(_read_lines(self.events_jsonl), key=lambda event: float(event["time_s"]))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One entry a step, in the order of steps; of a step written twice the last line."""
-        newest = {int(line["step"]): line for line in _read_lines(self.metrics_jsonl)}
-        return [newest[step] for step in sorted(newest)]
+        return _by_step(self.metrics_jsonl)
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """One entry an evaluation, in the order of steps; of one written twice the last line."""
+        return _by_step(self.evaluations_jsonl)
 
     def newest_metrics(self) -> dict[str, Any] | None:
         """The last line of metrics.jsonl that is whole, read from the end of the file."""
@@ -220,6 +232,11 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(record, dict):
                 yield record
+
+
+def _by_step(path: Path) -> list[dict[str, Any]]:
+    newest = {int(line["step"]): line for line in _read_lines(path)}
+    return [newest[step] for step in sorted(newest)]
 
 
 def _ends_torn(path: Path) -> bool:

@@ -16,6 +16,9 @@ from torch import nn
 
 from elastic.core.errors import ConfigError
 
+Number = torch.Tensor | float
+LossSums = tuple[torch.Tensor, Number] | tuple[torch.Tensor, Number, Mapping[str, Number]]
+
 
 @runtime_checkable
 class Dataset(Protocol):
@@ -32,7 +35,14 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """The user's code. `schedule(step) -> float`, a factor on every learning rate, is optional."""
+    """The user's code. Optional methods beside those below, for a task that has them:
+
+    `schedule(step) -> float`: a factor on every learning rate; steps count from 0.
+    `evaluate(model, micro_batch)`: what `loss` returns, of a model in evaluation mode and without
+    gradients; where it is missing, `loss` is called that way.
+    `evaluation_dataset() -> Dataset`: what to evaluate on; where it is missing, the samples that
+    the job holds out (`held_out`).
+    """
 
     def model(self) -> nn.Module:
         """Build the model. Called once per job with seeded generators; its state is distributed."""
@@ -42,10 +52,12 @@ class Task(Protocol):
         """Open the data set. Called once in every worker."""
         ...
 
-    def loss(self, model: nn.Module, micro_batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def loss(self, model: nn.Module, micro_batch: Any) -> LossSums:
         """Return (sum of losses, sum of weights) of one micro-batch; both scalars.
 
-        The loss of the step is the sum of the first over the sum of the second.
+        The loss of the step is the sum of the first over the sum of the second. A third value, a
+        dict of further sums by name, is reported likewise: each over the sum of weights. A loss of
+        several terms returns their total, and the terms in the dict.
         """
         ...
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from elastic.core.data import ArrayRows
+from elastic.core.task import LossSums
 
 
 class Digits:
@@ -33,9 +34,10 @@ class Digits:
         images = torch.from_numpy(digits.images / 16.0).float().unsqueeze(1)  # (1797, 1, 8, 8)
         return ArrayRows(images=images, labels=torch.from_numpy(digits.target).long())
 
-    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> LossSums:
         logits, labels = model(batch["images"]), batch["labels"]
-        return F.cross_entropy(logits, labels, reduction="sum"), float(len(labels))
+        correct = (logits.argmax(dim=1) == labels).sum()  # reported over the sum of the weights
+        return F.cross_entropy(logits, labels, reduction="sum"), len(labels), {"accuracy": correct}
 
     def optimizer(self, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for _, p in named], lr=self.lr, momentum=0.9)

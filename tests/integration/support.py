@@ -24,6 +24,7 @@ from elastic.core.faults import Fault, load_faults
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
 from elastic.core.store import ROOT
+from elastic.core.task import LossSums
 from elastic.driver import run_job
 from elastic.result import Result
 
@@ -77,9 +78,11 @@ class Tiny:
         factors[list(self.broken)] = torch.nan
         return ArrayRows(features=features, labels=labels, factors=factors)
 
-    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        losses = F.cross_entropy(model(rows["features"]), rows["labels"], reduction="none")
-        return (losses * rows["factors"]).sum(), float(len(losses))
+    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> LossSums:
+        logits, labels = model(rows["features"]), rows["labels"]
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        correct = (logits.argmax(dim=1) == labels).sum()
+        return (losses * rows["factors"]).sum(), float(len(losses)), {"accuracy": correct}
 
     def optimizer(self, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW([one for _, one in named], self.lr)
@@ -96,6 +99,8 @@ def make_job(name: str, *, workers: int = 1, **settings: Any) -> JobConfig:
         "task": f"{__name__}:Tiny",
         "steps": 20,
         "batch": BATCH,
+        "held_out": 48,
+        "evaluate": {"every": 7, "micro_batches": 3},
         "workers": {"start": workers, "max": max(4, workers), "spare": spare},
         "standby": False,
         "checkpoint": {"every": 0},
@@ -120,20 +125,26 @@ class Outcome:
     skipped_steps: tuple[int, ...]
     series: tuple[str, ...]
     """Each step's number, loss and learning rate; as text, since a NaN equals nothing."""
+    evaluations: tuple[str, ...]
+    """Each evaluation's step, loss and metrics."""
 
 
 def outcome(result: Result) -> Outcome:
     """What must be equal."""
     assert result.path is not None
-    keys = ("step", "loss", "lr")
-    steps = RunFolder(result.path).read_metrics()
+    run = RunFolder(result.path)
     return Outcome(
         params_sha256=result.params_sha256,
         samples_sha256=result.samples_sha256,
         overflows=result.metrics["overflows"],
         skipped_steps=tuple(result.metrics["skipped_steps"]),
-        series=tuple(" ".join(f"{key}={step[key]!r}" for key in keys) for step in steps),
+        series=_texts(run.read_metrics(), ("step", "loss", "lr")),
+        evaluations=_texts(run.read_evaluations(), ("step", "loss", "metrics")),
     )
+
+
+def _texts(lines: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(" ".join(f"{key}={line[key]!r}" for key in keys) for line in lines)
 
 
 def kinds(result: Result) -> list[str]:

@@ -105,8 +105,8 @@ class FlipBeforeSum(RecordedAggregator):
 class CountByWorker(RecordedAggregator):
     """A step is complete when every member has answered, whatever micro-batches are missing."""
 
-    def _advance(self, now_s: float) -> list[agg.Action]:
-        actions = super()._advance(now_s)
+    def _advance(self) -> list[agg.Action]:
+        actions = super()._advance()
         answered = set(self._granted_to.values())
         members = set(self.membership.members)
         if not actions and members and members <= answered:
@@ -126,6 +126,24 @@ class SameWorkerTriesAgain(RecordedAggregator):
 
     def _may_try(self, worker: int, micro_batch: int) -> bool:
         return True
+
+
+class TrainingSharesTheKeyOfTheEvaluation(RecordedAggregator):
+    """What an evaluation had granted is not told from the training of the same step."""
+
+    def _begin(self, state: agg.State) -> None:
+        if state.evaluated > self.state.evaluated:
+            state = replace(state, attempt=state.attempt - 1)
+        super()._begin(state)
+
+
+class EvaluationCountsByWorker(RecordedAggregator):
+    """An evaluation is over when every member has answered."""
+
+    @property
+    def _num_wanted(self) -> int:
+        wanted = super()._num_wanted
+        return min(wanted, len(self.membership.members)) if self._evaluates else wanted
 
 
 class AbsentAreForgotten(RecordedAggregator):
@@ -242,6 +260,8 @@ MUTATIONS = (
     _aggregator(CountByWorker),
     _aggregator(NotANumberCounts),
     _aggregator(SameWorkerTriesAgain),
+    _aggregator(TrainingSharesTheKeyOfTheEvaluation),
+    _aggregator(EvaluationCountsByWorker),
     _aggregator(
         AbsentAreForgotten, *ALL_STOPPED, Fault(do="kill_aggregator", step=2, offset_s=0.001)
     ),

@@ -38,6 +38,7 @@ COMMON = [
     "dismissed: no member any more",
     "duplicate",
     "duplicate won",
+    "evaluated",
     "hung aggregator killed",
     "machine's NaN",
     "nonfinite",

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from elastic.core.compute import AbandonedError, MicroBatches, deterministic, model_tensors
+from elastic.core.data import ArrayRows
 from elastic.core.errors import TaskError
 from elastic.core.mapped import MappedFile
 from elastic.core.model import seed_generators
 from elastic.core.permutation import derive_key
-from elastic.core.protocol.messages import Key, Lease, Membership, Outcome
+from elastic.core.protocol.messages import Combine, Key, Lease, Membership, Outcome
 from elastic.core.update import Snapshot
 
 MakeNode = Callable[..., Any]
@@ -431,6 +432,58 @@ def test_an_outcome_says_what_was_computed(make_node: MakeNode) -> None:
     assert {len(one.samples) for one in outcomes} == {16}
     assert {len(one.counters) for one in outcomes} == {8}
     assert all(len(one.maxima_C) == len(node.spec.layout.chunks) for one in outcomes)
+
+
+class Correct:
+    """Counts right signs; looks at dropout and BatchNorm as they are in evaluation."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def evaluate(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+        out = model(batch["inputs"])
+        correct = (out.sign() == batch["targets"].sign()).sum()
+        return out.square().sum(), len(out), {"correct": correct}
+
+
+def test_an_evaluation_is_that_of_plain_torch(make_node: MakeNode, tiny_task: Any) -> None:
+    job = {"held_out": 15, "evaluate": {"every": 1, "micro_batches": 3}}
+    node = make_node(Correct(tiny_task()), **job)
+    computer = node.worker()
+    before = node.versions[0].values.clone()
+    lease = Lease(node.state.key, (2,), Combine.EVALUATE)
+    outcome = computer.compute(lease)
+    again = node.worker().compute(lease)
+    same = ("loss_sum", "weight", "samples", "metrics", "micro_batch")
+    assert [getattr(outcome, one) for one in same] == [getattr(again, one) for one in same]
+    assert torch.equal(before, node.versions[0].values)
+
+    model = node.task.model()
+    model.load_state_dict(node.prepared.values)
+    model.eval()
+    samples = computer._stream.held_out_samples()[10:15]
+    loss_sum, weight, metrics = node.task.evaluate(model, node.task.dataset().fetch(samples))
+    assert (outcome.loss_sum, outcome.weight) == (loss_sum.item(), weight)
+    assert outcome.metrics == (metrics["correct"].item(),)
+    trained = run(node, computer, 0)
+    assert trained == run(node, node.worker(), 0), "training goes on as if nothing had been"
+
+
+def test_an_evaluation_reads_the_data_set_of_its_own(make_node: MakeNode, tiny_task: Any) -> None:
+    task = tiny_task()
+    task.evaluation_dataset = lambda: ArrayRows(
+        inputs=torch.zeros(10, 6), targets=torch.arange(10.0)[:, None]
+    )
+    task.evaluate = lambda model, batch: (batch["targets"].sum(), 1.0)
+    node = make_node(task, evaluate={"every": 1, "micro_batches": 2})
+    computer = node.worker()
+    sums = [
+        computer.compute(Lease(node.state.key, (one,), Combine.EVALUATE)).loss_sum for one in (0, 1)
+    ]
+    assert sums == [0 + 1 + 2 + 3 + 4, 5 + 6 + 7 + 8 + 9]
 
 
 def test_maxima_are_those_of_gradients_and_buffers(make_node: MakeNode) -> None:

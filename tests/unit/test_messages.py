@@ -138,7 +138,7 @@ def test_a_message_survives_its_bytes(kind: type) -> None:
 
 
 ONE = Lease(Key(0, 7, 1), (3,))
-OUTCOME = Outcome(3, 1.5, 2.0, b"s" * 16, b"c" * 8, np.ones(4, np.float32))
+OUTCOME = Outcome(3, 1.5, 2.0, b"s" * 16, b"c" * 8, np.ones(4, np.float32), (0.5, 7.0))
 SAMPLES: list[Message] = [
     Commit(ONE, 1, 2, (OUTCOME,)),
     Granted(ONE, 0),

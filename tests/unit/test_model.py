@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from elastic.core.config import JobConfig
+from elastic.core.data import ArrayRows
 from elastic.core.errors import DataError, TaskError
 from elastic.core.layout import BUFFERS
 from elastic.core.model import (
     Prepared,
+    evaluate,
     forward,
     polled,
     prepare,
@@ -290,13 +292,30 @@ def test_every_problem_of_a_model_is_named_at_once(prepared: Callable[..., Prepa
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda out: out.sum(), r"loss returned Tensor, must be \(loss_sum, weight\)"),
-        (lambda out: (out.sum(), 1, 2), r"loss returned tuple"),
+        (lambda out: out.sum(), r"loss returned Tensor, must be \(loss_sum, weight"),
+        (lambda out: (out.sum(), 1, {}, 3), r"loss returned tuple of 4"),
+        (lambda out: (out.sum(), 1, 2), r"metric_sums is int, must be a dict of sums by name"),
+        (lambda out: (out.sum(), 1, {"a": out}), r"metric 'a' must be one number; its shape is"),
+        (lambda out: (out.sum(), "x"), r"weight is 'x' \(str\), must be a number"),
+        (
+            lambda out: (out.sum(), 1, {str(one): 0 for one in range(65)}),
+            r"loss returned 65 metrics, at most 64",
+        ),
         (lambda out: (1.0, 1.0), r"loss_sum must be a scalar tensor; its shape is \(\)"),
         (lambda out: (out, 1.0), r"loss_sum must be a scalar tensor; its shape is \(5, 1\)"),
         (lambda out: (out.sum().detach(), 1.0), r"loss_sum does not depend on any parameter"),
     ],
-    ids=["no tuple", "three", "number", "not reduced", "detached"],
+    ids=[
+        "no tuple",
+        "four",
+        "metrics",
+        "metric",
+        "weight",
+        "too many",
+        "number",
+        "not reduced",
+        "detached",
+    ],
 )
 def test_a_loss_is_refused(
     result: Callable[[torch.Tensor], Any], message: str, prepared: Callable[..., Prepared]
@@ -326,8 +345,84 @@ def test_held_out_samples_must_leave_some(prepared: Callable[..., Prepared]) -> 
 def test_a_loss_of_one_element_and_a_weight_tensor_are_taken(tiny_task: Any) -> None:
     task, model = tiny_task(), nn.Linear(6, 1)
     task.loss = lambda model, batch: (model(batch).sum().reshape(1), torch.tensor(3))
-    loss_sum, weight = forward(task, model, torch.ones(2, 6), "float32")
-    assert (loss_sum.shape, weight) == ((1,), 3.0)
+    sums = forward(task, model, torch.ones(2, 6), "float32")
+    assert (sums.loss.shape, sums.weight, sums.metrics) == ((1,), 3.0, {})
+
+
+def test_metrics_are_numbers_in_the_order_of_the_first_try(tiny_task: Any) -> None:
+    task, model = tiny_task(), nn.Linear(6, 1)
+    task.loss = lambda model, batch: (model(batch).sum(), 2, {"b": torch.tensor([3]), "a": True})
+    sums = forward(task, model, torch.ones(2, 6), "float32")
+    assert sums.metrics == {"a": 1.0, "b": 3.0}
+    assert sums.in_order(("a", "b")) == (1.0, 3.0)
+    with pytest.raises(TaskError, match="the metrics are b, a, and were a in the first try"):
+        sums.in_order(("a",))
+
+
+# --- evaluation ------------------------------------------------------------------------------
+
+EVALUATE = {"held_out": 20, "evaluate": {"every": 2, "micro_batches": 4}}
+
+
+def test_a_model_is_evaluated_without_gradients_and_left_as_it_was(tiny_task: Any) -> None:
+    task = tiny_task()
+    model = task.model()
+    model[1].eval()
+    seen = []
+
+    def look(model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, float]:
+        seen.append((model.training, model[3].training, torch.is_grad_enabled()))
+        return model(batch).sum(), 2.0
+
+    task.evaluate = look
+    sums = evaluate(task, model, torch.ones(2, 6), "float32")
+    assert seen == [(False, False, False)]
+    assert not sums.loss.requires_grad
+    assert [one.training for one in model] == [True, False, True, True, True]
+
+
+def test_the_metrics_of_both_are_in_the_spec(prepared: Callable[..., Prepared]) -> None:
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+        out = model(batch["inputs"])
+        names = ("train",) if torch.is_grad_enabled() else ("x", "y")
+        return out.sum(), 1.0, dict.fromkeys(names, 0.0)
+
+    spec = prepared(loss=loss, job=EVALUATE).spec
+    assert (spec.metrics, spec.evaluated_metrics) == (("train",), ("x", "y"))
+    assert prepared(loss=loss).spec.evaluated_metrics == (), "it is not even tried"
+
+
+def change_batch_norm(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    model.train()
+    return model(batch["inputs"]).sum(), 1.0
+
+
+@pytest.mark.parametrize(
+    ("job", "methods", "message"),
+    [
+        (
+            {**EVALUATE, "held_out": 19},
+            {},
+            r"held_out is 19, an evaluation needs 20 samples: evaluate.micro_batches \(4\) x batch",
+        ),
+        (
+            EVALUATE,
+            {"evaluation_dataset": lambda: ArrayRows(inputs=torch.ones(3, 6))},
+            r"evaluation_dataset\(\) has 3, an evaluation needs 20",
+        ),
+        (EVALUATE, {"evaluate": lambda model, batch: 1.0}, "evaluate returned float, must be"),
+        (EVALUATE, {"evaluate": change_batch_norm}, "evaluate changes 1.running_mean"),
+    ],
+    ids=["held out", "data set", "result", "changes"],
+)
+def test_an_evaluation_is_refused(
+    job: dict[str, Any],
+    methods: dict[str, Any],
+    message: str,
+    prepared: Callable[..., Prepared],
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        prepared(job=job, **methods)
 
 
 @pytest.mark.parametrize(
@@ -345,8 +440,7 @@ def test_precision_is_that_of_the_layers(
         return out.float().sum(), 1.0
 
     task.loss = loss
-    loss_sum, _ = forward(task, model, torch.ones(2, 6), precision)
-    loss_sum.backward()
+    forward(task, model, torch.ones(2, 6), precision).loss.backward()  # type: ignore[no-untyped-call]
     assert seen == [dtype]
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32

@@ -111,6 +111,79 @@ def answer(actions: Sequence[agg.Action], worker: int) -> Message:
     return next(one.message for one in only(agg.Send, actions) if one.worker == worker)
 
 
+# Evaluation
+
+
+def evaluating(**rules: Any) -> Node:
+    """A node at a step that begins with an evaluation of three micro-batches."""
+    return Node(evaluate_every=3, num_evaluated=3, **rules)
+
+
+def test_a_step_that_is_due_begins_with_an_evaluation() -> None:
+    node = evaluating()
+    assert sorted(node.holds(0) + node.holds(1)) == [0, 1, 2]
+    assert node.aggregator._combine is Combine.EVALUATE
+    holders = {one: worker for worker in (0, 1) for one in node.holds(worker)}
+    other = 1 - holders[0]
+    actions = [*node.ask(holders[0], 0), *node.ask(other, 2, loss_sum=2.0)]
+    assert not only(agg.Evaluated, actions)
+    last = node.ask(holders[1], 1, num_base=1, half=1, loss_sum=6.0)
+    (evaluated,) = only(agg.Evaluated, last)
+    assert (evaluated.step, evaluated.loss) == (3, (1.0 + 2.0 + 6.0) / 3)
+    (saved,) = only(agg.SaveState, last)
+    assert saved.state == replace(RUNNING, attempt=1, evaluated=3)
+    assert last.index(evaluated) < last.index(saved), "written down before it is done with"
+    assert node.aggregator._combine is Combine.SUM
+    leases = [one for send in only(agg.Send, last) for one in getattr(send.message, "leases", ())]
+    assert {one.micro_batches for one in leases if one.key == saved.state.key} == {(0,), (1,)}
+
+
+def test_an_evaluation_that_counts_is_not_begun_again() -> None:
+    node = evaluating(state=replace(RUNNING, attempt=1, evaluated=3))
+    assert node.aggregator._combine is Combine.SUM
+
+
+def test_what_comes_late_from_an_evaluation_is_stale() -> None:
+    node = evaluating()
+    key = node.aggregator.state.key
+    for micro_batch in range(3):
+        node.ask(0, micro_batch, num_base=micro_batch, half=micro_batch % 2)
+    late = node.ask(1, 0, key=key)
+    assert isinstance(answer(late, 1), Refused)
+    assert not node.aggregator._outcomes
+
+
+def test_the_job_ends_with_an_evaluation() -> None:
+    node = Node(state=replace(RUNNING, step=5), evaluate_every=4, num_evaluated=1)
+    last = node.ask(0, 0)
+    assert [type(one) for one in last if isinstance(one, agg.Evaluated | agg.Finish)] == [
+        agg.Evaluated,
+        agg.Finish,
+    ]
+
+
+def test_an_evaluation_that_is_not_finite_twice_has_no_value_and_the_job_goes_on() -> None:
+    node = evaluating()
+    node.ask(0, 0, loss_sum=NAN)
+    last = node.ask(1, 0, loss_sum=NAN)
+    (evaluated,) = only(agg.Evaluated, last)
+    assert np.isnan(evaluated.loss)
+    assert "evaluation of step 3, micro-batch 0" in only(agg.Note, last)[-1].reason
+    assert not only(agg.Finish, last)
+    assert node.aggregator._combine is Combine.SUM
+
+
+def test_a_job_that_stops_does_not_begin_an_evaluation() -> None:
+    node = Node(0, evaluate_every=3, num_evaluated=1)
+    assert only(agg.Finish, node.hear(None, Stop("asked to")))
+
+
+def test_the_pace_of_an_evaluation_says_nothing_of_training() -> None:
+    node = evaluating()
+    node.ask(0, 0)
+    assert not node.aggregator._peers[0].samples_s
+
+
 # The grant
 
 

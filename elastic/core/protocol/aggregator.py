@@ -2,7 +2,8 @@
 
     LEASING ──all micro-batches granted──▶ UPDATING ──updated──▶ LEASING (next step)
        │  ▲                                                        │
-       │  └── overflow, or the first maxima: the same step again   │
+       │  ├── overflow, or the first maxima: the same step again   │
+       │  └── evaluated: the step's training begins                │
        └──────── all steps done, or asked to stop ──▶ FINISHING ──▶ ENDED
 
 Everything that counts is in shared memory: the state record, one manifest per slot, one row per
@@ -202,7 +203,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Committed:
-    """A step was committed: for the metrics. `work` names every answer: granted or refused."""
+    """A step was committed: for the metrics. `work` names every answer: granted or refused.
+
+    `attempt` counts the redoings of its training; `metrics` are sums over the sum of weights.
+    """
 
     step: int
     attempt: int
@@ -211,6 +215,20 @@ class Committed:
     skipped: bool
     num_workers: int
     num_duplicates: int
+    work: tuple[tuple[int, int, float, float, str], ...]
+    metrics: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The model of `step` was evaluated: sums over the sum of weights, NaN where that is none.
+
+    To be written down before the next action. A successor may come to the same evaluation again.
+    """
+
+    step: int
+    loss: float
+    metrics: tuple[float, ...]
     work: tuple[tuple[int, int, float, float, str], ...]
 
 
@@ -235,19 +253,22 @@ Action = (
     | SaveState
     | Note
     | Committed
+    | Evaluated
     | Finish
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the protocol must know of the job."""
+    """What the protocol must know of the job. An evaluation has `num_evaluated` micro-batches."""
 
     num_steps: int
     num_micro_batches: int
     num_chunks: int
     skip_nonfinite: bool = False
     max_skipped: int = 100
+    evaluate_every: int = 0
+    num_evaluated: int = 0
     scheduling: Shares = Shares()
     hangs: Silence = Silence()
 
@@ -313,7 +334,7 @@ class Aggregator:
         """Take one event; return what to do, in order."""
         actions = self._react(event, now_s)
         if self.phase is Phase.LEASING:
-            actions += self._advance(now_s)
+            actions += self._advance()
         if self.phase is Phase.LEASING:
             actions += self._feed(now_s)
         actions += self._tell()
@@ -463,7 +484,8 @@ class Aggregator:
             return [Send(worker, Refused(lease, refusal))]
         if not all(outcome.finite for outcome in commit.outcomes):
             return self._question(worker, commit)
-        peer.samples_s.append(now_s - begun_s)
+        if lease.combine is not Combine.EVALUATE:
+            peer.samples_s.append(now_s - begun_s)
         self._record(worker, commit, "granted")
         return self._grant(worker, commit, manifest)
 
@@ -482,7 +504,7 @@ class Aggregator:
             return "granted to another worker"
         if commit.num_base != len(mine) or (mine and commit.half == manifest.half):
             return f"sum of {commit.num_base} in half {commit.half}: {len(mine)} count here"
-        if not all(0 <= one < self._rules.num_micro_batches for one in lease.micro_batches):
+        if not all(0 <= one < self._num_wanted for one in lease.micro_batches):
             return f"micro-batches {lease.micro_batches} do not exist"
         return ""
 
@@ -523,17 +545,18 @@ class Aggregator:
 
     # -------------------------------------------------------------- the step
 
-    def _advance(self, now_s: float) -> list[Action]:
+    def _advance(self) -> list[Action]:
         """Go on where the step allows it."""
-        if self._failure or self.state.step >= self._rules.num_steps:
+        is_over = self.state.step >= self._rules.num_steps and not self._evaluates
+        if self._failure or is_over:
             return self._finish()
         if self._stop_reason and not self._leased and not self._outcomes:
             return self._finish()
         twice = sorted(one for one in self._nonfinite if self._is_own(one))
         if twice:
             return self._own_nonfinite(twice[0])
-        if len(self._outcomes) == self._rules.num_micro_batches:
-            return self._complete()
+        if len(self._outcomes) == self._num_wanted:
+            return self._evaluated(self._in_order()) if self._evaluates else self._complete()
         return []
 
     def _is_own(self, micro_batch: int) -> bool:
@@ -543,6 +566,9 @@ class Aggregator:
 
     def _own_nonfinite(self, micro_batch: int) -> list[Action]:
         where = f"step {self.state.step}, micro-batch {micro_batch}"
+        if self._evaluates:
+            note = Note("nonfinite", f"evaluation of {where}: not finite on two tries")
+            return [note, *self._evaluated([])]
         if not self._rules.skip_nonfinite:
             self._failure = (
                 f"{where}: the loss or gradient is not finite on two tries;"
@@ -586,6 +612,27 @@ class Aggregator:
         num_updates = self.state.num_updates
         return [Update(self.state.step, slots, self.state.exponents, weight, num_updates)]
 
+    @property
+    def _evaluates(self) -> bool:
+        """Whether the model of this step is to be evaluated before the step's training."""
+        step, every = self.state.step, self._rules.evaluate_every
+        if not every or step <= self.state.evaluated:
+            return False
+        return step % every == 0 or step >= self._rules.num_steps
+
+    @property
+    def _num_wanted(self) -> int:
+        """Micro-batches of the pass that runs."""
+        return self._rules.num_evaluated if self._evaluates else self._rules.num_micro_batches
+
+    def _evaluated(self, outcomes: list[Outcome]) -> list[Action]:
+        """Go on to the training of the step. Its key is another: nothing late can be mistaken."""
+        step = self.state.step
+        loss = _mean([one.loss_sum for one in outcomes], outcomes)
+        evaluated = Evaluated(step, loss, _metrics(outcomes), tuple(self._work))
+        self._begin(replace(self.state, attempt=self.state.attempt + 1, evaluated=step))
+        return [evaluated, SaveState(self.state), *self._advance()]
+
     def _again(self, maxima_MC: fixed_point.Maxima, overflowing: list[int]) -> list[Action]:
         """The same step once more, with exponents from all maxima."""
         old = self.state.exponents or (0,) * self._rules.num_chunks
@@ -618,7 +665,7 @@ class Aggregator:
             assert before.exponents is not None
             for outcome in outcomes:
                 samples.update(outcome.micro_batch.to_bytes(4, "little") + outcome.samples)
-            loss = _sum(one.loss_sum for one in outcomes) / _sum(one.weight for one in outcomes)
+            loss = _mean([one.loss_sum for one in outcomes], outcomes)
             maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
             exponents = fixed_point.exponents_for(maxima_MC, np.array(before.exponents, np.int64))
             state = replace(
@@ -627,18 +674,20 @@ class Aggregator:
                 num_updates=before.num_updates + 1,
                 loss=loss,
                 first_loss=loss if before.first_loss is None else before.first_loss,
+                metrics=_metrics(outcomes),
             )
         state = replace(state, samples=samples.hexdigest())
         granted = set(self._granted_to.values())  # after a takeover not all are back yet
         committed = Committed(
             step=before.step,
-            attempt=before.attempt,
+            attempt=before.attempt - (0 < before.step == before.evaluated),
             loss=loss,
             grad_norm=grad_norm,
             skipped=skipped,
             num_workers=len(set(self.membership.members) & (set(self._peers) | granted)),
             num_duplicates=self._num_duplicates,
             work=tuple(self._work),
+            metrics=() if skipped else state.metrics,
         )
         self._begin(state)
         self._move(Phase.LEASING)
@@ -760,6 +809,8 @@ class Aggregator:
 
     @property
     def _combine(self) -> Combine:
+        if self._evaluates:
+            return Combine.EVALUATE
         return Combine.MAXIMA if self.state.exponents is None else Combine.SUM
 
     def _wanted(self, queue: Iterable[Lease]) -> tuple[int, ...]:
@@ -778,7 +829,7 @@ class Aggregator:
         held = {one for peer in self._peers.values() for one in self._wanted(peer.queue)}
         return [
             micro_batch
-            for micro_batch in range(self._rules.num_micro_batches)
+            for micro_batch in range(self._num_wanted)
             if micro_batch not in self._outcomes and micro_batch not in held
         ]
 
@@ -810,3 +861,14 @@ def _sum(values: Iterable[float]) -> float:
     for value in values:
         total += value
     return total
+
+
+def _mean(sums: Iterable[float], outcomes: list[Outcome]) -> float:
+    """A sum over the sum of the weights, both in the order of the micro-batches."""
+    weight = _sum(one.weight for one in outcomes)
+    return _sum(sums) / weight if weight > 0 else float("nan")
+
+
+def _metrics(outcomes: list[Outcome]) -> tuple[float, ...]:
+    columns = zip(*(one.metrics for one in outcomes), strict=True)
+    return tuple(_mean(column, outcomes) for column in columns)

@@ -23,6 +23,7 @@ class Combine(IntEnum):
 
     SUM = 0
     MAXIMA = 1  # nothing is written: only the maxima are wanted
+    EVALUATE = 2  # forward only, on held-out samples; nothing is written
 
 
 class Key(NamedTuple):
@@ -52,7 +53,8 @@ class Outcome:
     """What a worker reports of one micro-batch; the gradient itself is in the slot.
 
     `samples` and `counters` are digests of the sample indices and of the raw counters after it.
-    Times are seconds of this node's monotonic clock.
+    `metrics` are sums, in the order of the names in the model's spec. Times are seconds of this
+    node's monotonic clock.
     """
 
     micro_batch: int
@@ -61,6 +63,7 @@ class Outcome:
     samples: bytes
     counters: bytes
     maxima_C: npt.NDArray[np.float32]
+    metrics: tuple[float, ...] = ()
     start_s: float = 0.0
     end_s: float = 0.0
 
@@ -89,18 +92,22 @@ class State:
     """The commit record: what the job is, besides the tensors of version `step % 2`.
 
     `exponents` is None until the first pass over the maxima. `samples` is a running digest of
-    (step, micro-batch, sample indices) of all committed steps.
+    (step, micro-batch, sample indices) of all committed steps. `loss` and `metrics` are those of
+    the newest committed step. `evaluated` is the newest step at which the model was evaluated:
+    before the first training attempt of that step.
     """
 
     step: int
     attempt: int
     exponents: tuple[int, ...] | None
     samples: str = ""
+    evaluated: int = 0
     num_updates: int = 0
     overflows: int = 0
     skipped: tuple[int, ...] = ()
     loss: float | None = None
     first_loss: float | None = None
+    metrics: tuple[float, ...] = ()
     exact: bool = True
 
     @property
@@ -115,7 +122,8 @@ class State:
         fields = json.loads(data)
         if fields["exponents"] is not None:
             fields["exponents"] = tuple(fields["exponents"])
-        return cls(**{**fields, "skipped": tuple(fields["skipped"])})
+        tuples = {name: tuple(fields[name]) for name in ("skipped", "metrics")}
+        return cls(**{**fields, **tuples})
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +291,7 @@ Message = (
 )
 
 _LEASE = struct.Struct("<BQHBH")
-_OUTCOME = struct.Struct("<Hdd16s8sddH")
+_OUTCOME = struct.Struct("<Hdd16s8sddHH")
 _COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON = range(1, 8)
 _RARE: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Scale)
@@ -301,19 +309,31 @@ def pack_outcome(outcome: Outcome) -> bytes:
         outcome.counters,
         outcome.start_s,
         outcome.end_s,
+        len(outcome.metrics),
         len(outcome.maxima_C),
     )
-    return head + np.ascontiguousarray(outcome.maxima_C, np.float32).tobytes()
+    metrics = struct.pack(f"<{len(outcome.metrics)}d", *outcome.metrics)
+    return head + metrics + np.ascontiguousarray(outcome.maxima_C, np.float32).tobytes()
 
 
 def unpack_outcome(data: bytes, start: int = 0) -> tuple[Outcome, int]:
     """The outcome at `start`, and where the next thing begins."""
-    *values, num_chunks = _OUTCOME.unpack_from(data, start)
+    *values, num_metrics, num_chunks = _OUTCOME.unpack_from(data, start)
     at = start + _OUTCOME.size
+    metrics = struct.unpack_from(f"<{num_metrics}d", data, at)
+    at += 8 * num_metrics
     maxima_C = np.frombuffer(data, np.float32, num_chunks, at)
     micro_batch, loss_sum, weight, samples, counters, start_s, end_s = values
     outcome = Outcome(
-        micro_batch, loss_sum, weight, samples, counters, maxima_C, start_s=start_s, end_s=end_s
+        micro_batch,
+        loss_sum,
+        weight,
+        samples,
+        counters,
+        maxima_C,
+        metrics=metrics,
+        start_s=start_s,
+        end_s=end_s,
     )
     return outcome, at + 4 * num_chunks
 

@@ -209,7 +209,7 @@ class Worker:
             if self.phase is not Phase.HOLDING:
                 self._move(Phase.HOLDING)
             return []
-        if self._current.combine is Combine.MAXIMA:
+        if self._current.combine is not Combine.SUM:
             return self._ask()
         base = self._base(self._current)
         self._move(Phase.ENCODING)

@@ -181,6 +181,9 @@ class AggregatorProcess(Process):
             case agg.Committed():
                 self.job.committed(action)
                 return False
+            case agg.Evaluated():
+                self.clock.seen["evaluated"] += 1
+                self.job.checker.evaluated(action)
             case agg.HangUp(worker):
                 connection = self.peers.pop(worker, None)
                 if connection is not None:

@@ -88,12 +88,16 @@ class Schedule:
     standby: bool
     skip_nonfinite: bool
     faults: tuple[Fault, ...]
+    evaluate_every: int = 0
+    num_evaluated: int = 0
 
     def __str__(self) -> str:
         head = (
             f"seed {self.seed}: {self.num_steps} steps of {self.num_micro_batches} micro-batches,"
             f" {self.num_workers} workers, {'with' if self.standby else 'no'} standby"
         )
+        if self.evaluate_every:
+            head += f", {self.num_evaluated} evaluated every {self.evaluate_every} steps"
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
 
 
@@ -114,6 +118,8 @@ def random_schedule(seed: int) -> Schedule:
         standby=standby,
         skip_nonfinite=rng.random() < 0.9,
         faults=tuple(sorted(faults, key=lambda fault: (fault.step, fault.offset_s))),
+        evaluate_every=rng.choice((0, 0, 1, 2, 3)),
+        num_evaluated=rng.randint(1, 9),
     )
 
 

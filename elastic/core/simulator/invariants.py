@@ -5,13 +5,16 @@ Looks at shared memory and at who acts, never at what a protocol class remembers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from elastic.core.protocol.aggregator import Update
+import numpy as np
+
+from elastic.core.protocol.aggregator import Evaluated, Update
 from elastic.core.protocol.messages import Manifest, State, Stop
 from elastic.core.simulator.memory import Half, Memory, Version
-from elastic.core.simulator.truth import Entry, Truth, next_digest
+from elastic.core.simulator.truth import Entry, Truth, means, next_digest
 
 if TYPE_CHECKING:
     from elastic.core.simulator.aggregator_process import AggregatorProcess
@@ -63,12 +66,17 @@ class Checker:
                 seen[micro_batch] = worker
                 if self._memory.rows.get(micro_batch) is None:
                     raise Violation(f"the row of micro-batch {micro_batch} counts and is torn")
-            if self._memory.state.exponents is not None:
+            if self._memory.state.exponents is not None and not self._evaluates():
                 self._check_half(worker, manifest)
         word = self._memory.state.key.word
         for micro_batch, done in enumerate(self._memory.done):
             if done == word and micro_batch not in seen:
                 raise Violation(f"micro-batch {micro_batch} is marked done and does not count")
+
+    def _evaluates(self) -> bool:
+        """Whether the pass that runs evaluates, so that nothing is written."""
+        state = self._memory.state
+        return state.step in self._truth.evaluations and state.evaluated < state.step
 
     def _check_half(self, worker: int, manifest: Manifest) -> None:
         """The half that counts holds what its manifest says, computed from the right version."""
@@ -97,6 +105,18 @@ class Checker:
             return
         wanted = states[self._position : self._position + 2]
         raise Violation(f"the commit record becomes {state}; the truth is {wanted}")
+
+    def evaluated(self, evaluated: Evaluated) -> None:
+        """The model was evaluated: it reports the right sums, or nothing if it is not finite."""
+        state, answers = self._memory.state, self._truth.evaluations.get(evaluated.step)
+        if answers is None or state.step != evaluated.step:
+            raise Violation(f"step {evaluated.step} is evaluated at {state}")
+        is_finite = math.isfinite(evaluated.loss)
+        if is_finite and (evaluated.loss, *evaluated.metrics) != means(answers):
+            raise Violation(f"{evaluated} is reported, the truth is {means(answers)}")
+        broken = not all(bool(np.isfinite(one.maxima_C).all()) for one in answers)
+        if is_finite == broken:
+            raise Violation(f"{evaluated} is reported of answers that are {'not ' * broken}finite")
 
     def finished(self, failure: str, stops: Sequence[Stop]) -> None:
         """The job says that it is at its end, or that it was asked to stop in one of these ways."""

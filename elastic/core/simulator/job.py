@@ -47,15 +47,20 @@ class Job:
             num_steps=schedule.num_steps,
             num_micro_batches=schedule.num_micro_batches,
             skip=schedule.skip_nonfinite,
+            evaluate_every=schedule.evaluate_every,
+            num_evaluated=schedule.num_evaluated,
         )
         first = self.truth.states[0]
-        self.memory = Memory(schedule.num_micro_batches, first, first.key.word)
+        num = max(schedule.num_micro_batches, schedule.num_evaluated)
+        self.memory = Memory(num, first, first.key.word)
         self.checker = Checker(self.truth, self.memory)
         self.rules = Rules(
             num_steps=schedule.num_steps,
             num_micro_batches=schedule.num_micro_batches,
             num_chunks=NUM_CHUNKS,
             skip_nonfinite=schedule.skip_nonfinite,
+            evaluate_every=schedule.evaluate_every,
+            num_evaluated=schedule.num_evaluated,
             hangs=Silence(factor=8.0, floor_s=0.2),
         )
         self.limits = Limits(

@@ -149,6 +149,8 @@ def _simpler(schedule: Schedule) -> Iterator[Schedule]:
         yield replace(schedule, num_micro_batches=schedule.num_micro_batches - 1)
     if schedule.standby:
         yield replace(schedule, standby=False)
+    if schedule.evaluate_every:
+        yield replace(schedule, evaluate_every=0)
 
 
 def _lines(job: Job) -> Iterator[str]:

@@ -29,6 +29,7 @@ class Answer:
     weight: float
     samples: bytes
     maxima_C: npt.NDArray[np.float32]
+    metric: float
 
     def outcome(self, micro_batch: int, start_s: float, end_s: float) -> Outcome:
         return Outcome(
@@ -38,6 +39,7 @@ class Answer:
             self.samples,
             bytes(8),
             self.maxima_C,
+            metrics=(self.metric,),
             start_s=start_s,
             end_s=end_s,
         )
@@ -47,10 +49,12 @@ class Answer:
 class Truth:
     """`states`: every commit record in order, attempts included; `digests[t]`: version of step t.
 
+    `answers[t]` are those of step t's training, `evaluations[t]` those of the evaluation before it.
     `fails`: the job must end with a failure after the last of the states.
     """
 
     answers: list[list[Answer]]
+    evaluations: dict[int, list[Answer]]
     states: list[State] = field(default_factory=list)
     digests: list[int] = field(default_factory=lambda: [FIRST_DIGEST])
     fails: bool = False
@@ -60,13 +64,24 @@ class Truth:
         return len(self.answers[0])
 
 
-def make_truth(seed: int, *, num_steps: int, num_micro_batches: int, skip: bool) -> Truth:
+def make_truth(
+    seed: int,
+    *,
+    num_steps: int,
+    num_micro_batches: int,
+    skip: bool,
+    evaluate_every: int,
+    num_evaluated: int,
+) -> Truth:
     """Draw the answers of all micro-batches and work out the committed sequence."""
     rng = random.Random(f"truth {seed}")
-    truth = Truth([_draw_step(rng, num_micro_batches) for _ in range(num_steps)])
+    steps = [_draw_step(rng, num_micro_batches) for _ in range(num_steps)]
+    due = {*range(evaluate_every, num_steps, evaluate_every), num_steps} if evaluate_every else ()
+    truth = Truth(steps, {step: _draw_step(rng, num_evaluated) for step in sorted(due)})
     state = State(step=0, attempt=0, exponents=None)
     truth.states.append(state)
     for step, answers in enumerate(truth.answers):
+        state = _evaluate(truth, state)
         if _is_finite(answers):
             state = _apply(truth, state, answers)
         elif skip:
@@ -77,9 +92,18 @@ def make_truth(seed: int, *, num_steps: int, num_micro_batches: int, skip: bool)
             truth.digests.append(truth.digests[-1])
         else:
             truth.fails = True
-            break
+            return truth
         truth.states.append(state)
+    _evaluate(truth, state)
     return truth
+
+
+def _evaluate(truth: Truth, state: State) -> State:
+    """The state in which the training of a step begins."""
+    if state.step in truth.evaluations:
+        state = replace(state, attempt=1, evaluated=state.step)
+        truth.states.append(state)
+    return state
 
 
 def next_digest(digest: int, entries: list[Entry]) -> int:
@@ -97,7 +121,11 @@ def _draw_step(rng: random.Random, num_micro_batches: int) -> list[Answer]:
             maxima[0] = rng.choice((float("nan"), float("inf")))
         answers.append(
             Answer(
-                rng.random(), 1.0 + rng.random(), rng.randbytes(16), np.array(maxima, np.float32)
+                rng.random(),
+                1.0 + rng.random(),
+                rng.randbytes(16),
+                np.array(maxima, np.float32),
+                rng.random(),
             )
         )
     return answers
@@ -121,12 +149,9 @@ def _apply(truth: Truth, state: State, answers: list[Answer]) -> State:
     entries = [(state.step, state.attempt, m, truth.digests[-1]) for m in range(len(answers))]
     truth.digests.append(next_digest(truth.digests[-1], entries))
     chain = _chain(state, state.step)
-    loss_sum = weight = 0.0
     for micro_batch, one in enumerate(answers):
         chain.add(micro_batch, one.samples)
-        loss_sum += one.loss_sum
-        weight += one.weight
-    loss = loss_sum / weight
+    loss, metric = means(answers)
     return replace(
         state,
         step=state.step + 1,
@@ -136,7 +161,18 @@ def _apply(truth: Truth, state: State, answers: list[Answer]) -> State:
         num_updates=state.num_updates + 1,
         loss=loss,
         first_loss=loss if state.first_loss is None else state.first_loss,
+        metrics=(metric,),
     )
+
+
+def means(answers: list[Answer]) -> tuple[float, float]:
+    """The loss and the metric of a pass: sums in order, over the sum of the weights."""
+    loss_sum = metric_sum = weight = 0.0
+    for one in answers:
+        loss_sum += one.loss_sum
+        metric_sum += one.metric
+        weight += one.weight
+    return loss_sum / weight, metric_sum / weight
 
 
 class _chain:  # noqa: N801 - reads as a verb where it is used

@@ -11,7 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from elastic.core.protocol import worker as wrk
-from elastic.core.protocol.messages import Commit, Lease, Leave, Message, Outcome, Welcome
+from elastic.core.protocol.messages import (
+    Combine,
+    Commit,
+    Lease,
+    Leave,
+    Message,
+    Outcome,
+    Welcome,
+)
 from elastic.core.simulator.invariants import Violation
 from elastic.core.simulator.memory import Half, Slot
 from elastic.core.simulator.world import END_OF_FILE, Connection, Process
@@ -157,7 +165,9 @@ class WorkerProcess(Process):
             self._end_work(wrk.Computed(lease, outcomes))
 
     def _outcome(self, lease: Lease, micro_batch: int, start_s: float) -> Outcome:
-        answer = self.job.truth.answers[lease.key.step][micro_batch]
+        evaluates = lease.combine is Combine.EVALUATE
+        steps = self.job.truth.evaluations if evaluates else self.job.truth.answers
+        answer = steps[lease.key.step][micro_batch]
         outcome = answer.outcome(micro_batch, start_s, self.clock.now_s)
         if self.job.machine_errs(self, lease.key, micro_batch):
             return Outcome(
