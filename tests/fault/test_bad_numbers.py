@@ -11,7 +11,15 @@ from elastic.core.config import JobConfig
 from elastic.core.data import SampleStream
 from elastic.core.errors import FatalError
 from elastic.core.runs import RunFolder
-from tests.integration.support import BATCH, NUM_ROWS, kinds, make_job, outcome, run_job
+from tests.integration.support import (
+    BATCH,
+    HELD_OUT,
+    NUM_ROWS,
+    kinds,
+    make_job,
+    outcome,
+    run_job,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("cluster")]
 
@@ -20,7 +28,7 @@ LOUD_STEP, BROKEN_STEP, MICRO_BATCH, NUM_STEPS = 4, 7, 2, 12
 
 def row_of(step: int) -> int:
     """A row of the data that only this step's micro-batch `MICRO_BATCH` holds."""
-    stream = SampleStream(num_samples=NUM_ROWS, held_out=0, seed=0, split_seed=0)
+    stream = SampleStream(num_samples=NUM_ROWS, held_out=HELD_OUT, seed=0, split_seed=0)
     return int(stream.micro_batch(step, MICRO_BATCH, *BATCH.values())[0])
 
 

@@ -31,6 +31,7 @@ from elastic.result import Result
 NUM_ROWS = 4096
 NUM_FEATURES = 16
 NUM_CLASSES = 4
+HELD_OUT = 48
 BATCH = {"micro_batches": 8, "micro_batch_size": 16}
 TAG = f"-{os.getpid()}"
 """Ends the names of this process's jobs, which may run beside another one's."""
@@ -99,7 +100,7 @@ def make_job(name: str, *, workers: int = 1, **settings: Any) -> JobConfig:
         "task": f"{__name__}:Tiny",
         "steps": 20,
         "batch": BATCH,
-        "held_out": 48,
+        "held_out": HELD_OUT,
         "evaluate": {"every": 7, "micro_batches": 3},
         "workers": {"start": workers, "max": max(4, workers), "spare": spare},
         "standby": False,

@@ -707,6 +707,21 @@ def test_the_dead_are_buried_once_and_replaced_under_new_numbers() -> None:
     assert "worker_lost" not in kinds(world.decide())
 
 
+def test_who_died_while_there_was_no_coordinator_is_told_of_once() -> None:
+    world = World()
+    members, leaving = (0, 1), (2,)
+    membership = Membership(generation=5, members=members, leaving=leaving, next_worker=3, target=2)
+    world.report = Report(4, membership, connected=(0,), lost=(1, 2))
+    world.processes = {0: ALIVE}  # the names of the others ended with them
+    actions = world.decide()
+    assert {(one.kind, one.worker) for one in only(coord.Note, actions)} == {
+        ("worker_lost", 1),
+        ("worker_left", 2),
+    }
+    assert world.members == (0,)
+    assert not kinds(world.decide())
+
+
 def test_the_hung_are_killed() -> None:
     world = World()
     world.decide()

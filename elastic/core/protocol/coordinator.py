@@ -191,9 +191,11 @@ class Coordinator:
     def _settle_members(self, view: View, report: Report, actions: list[Action]) -> None:
         """Who is a member from now on."""
         now = self._membership
-        dead = self._gone | {
-            one for one in (*now.members, *now.leaving) if one not in view.processes
-        }
+        absent = {one for one in (*now.members, *now.leaving) if one not in view.processes}
+        for worker in sorted(absent):
+            kind = "worker_lost" if worker in now.members else "worker_left"
+            actions.append(Note(kind, "ended while no coordinator looked", worker))
+        dead = self._gone | absent
         dead |= set(report.lost) & {
             one for one in report.lost if view.processes.get(one) is not Life.ALIVE
         }
