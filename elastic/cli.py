@@ -245,10 +245,10 @@ def report(
         elastic report runs/with-faults --output faults.png
     """
     from elastic.core.runs import find_run
-    from elastic.report import report as draw
+    from elastic.report.picture import draw_picture
 
     folder = find_run(run, running=False)
-    path = draw(folder.path, output or folder.report_png)
+    path = draw_picture(folder.path, output or folder.report_png)
     Console().print(str(path), soft_wrap=True)
 
 

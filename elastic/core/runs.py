@@ -76,6 +76,11 @@ class RunFolder:
         """Where `elastic report` draws."""
         return self.path / "report.png"
 
+    @property
+    def report_html(self) -> Path:
+        """Where `elastic report --html` writes the page."""
+        return self.path / "report.html"
+
     def create(self) -> None:
         """Make the folder and checkpoints/ in it, where missing."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)

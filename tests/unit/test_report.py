@@ -13,8 +13,9 @@ import pytest
 
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder
-from elastic.report import report
-from elastic.run_story import AGGREGATOR, JOIN, KILL, LOST, STOP, busy_share, read_story
+from elastic.report.marks import AGGREGATOR, JOIN, KILL, LOST, STOP
+from elastic.report.picture import draw_picture
+from elastic.report.story import busy_share, read_story
 
 START_S = 1_700_000_000.0
 MICRO_BATCHES = 16
@@ -191,7 +192,7 @@ def test_busy_share_counts_no_second_twice(run: FakeRun) -> None:
 def test_runs_of_every_size_are_drawn(tmp_path: Path, num_steps: int) -> None:
     fake = FakeRun(tmp_path, num_steps=num_steps)
     fake.run({} if num_steps == 1 else {5: "kill", 9: "aggregator"})
-    path = report(tmp_path)
+    path = draw_picture(tmp_path)
     assert path == tmp_path / "report.png"
     assert path.read_bytes()[:4] == b"\x89PNG"
 
@@ -199,10 +200,10 @@ def test_runs_of_every_size_are_drawn(tmp_path: Path, num_steps: int) -> None:
 def test_a_torn_or_empty_run_is_drawn_or_refused_in_words(tmp_path: Path, run: FakeRun) -> None:
     with run.folder.metrics_jsonl.open("a") as file:
         file.write('{"step": 120, "time')
-    assert report(run.folder.path, tmp_path / "deep" / "x.png").exists()
+    assert draw_picture(run.folder.path, tmp_path / "deep" / "x.png").exists()
     with pytest.raises(ConfigError, match=r"is .* a run folder"):
-        report(tmp_path / "nothing")
+        draw_picture(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "job.json").write_text(json.dumps({"name": "x"}))
     with pytest.raises(ConfigError, match="no step has been committed"):
-        report(tmp_path / "empty")
+        draw_picture(tmp_path / "empty")

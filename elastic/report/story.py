@@ -6,9 +6,9 @@ Only reads. Never imports matplotlib, Ray or torch.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,19 @@ import numpy.typing as npt
 
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder
+from elastic.report.clock import Clock
+from elastic.report.marks import (
+    CHECKPOINT,
+    DUPLICATE,
+    JOB,
+    JOIN,
+    LEAVE,
+    LOST,
+    SLOW,
+    UNMARKED,
+    Mark,
+    mark_of,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -26,68 +39,8 @@ MAX_ZOOM_S = 12.0
 ZOOM_STEPS = 40
 ZOOM_MICRO_BATCHES = 260
 """The zoomed window is at most so many wide: few enough to tell micro-batches apart."""
-RESUME_GAP_S = 1.0
-"""A pause between a run's end and its resuming is drawn this long."""
-
-KILL, STOP, SLOW, NAN, AGGREGATOR, COORDINATOR, JOIN, LEAVE, LOST, CHECKPOINT, JOB = (
-    "worker killed",
-    "worker stopped or hung",
-    "worker slowed",
-    "NaN or overflow",
-    "aggregator fault, takeover",
-    "coordinator fault, restart",
-    "worker joins",
-    "worker leaves",
-    "worker lost",
-    "checkpoint",
-    "job starts, resumes, ends",
-)
-
-_OF_FAULT = {
-    "kill": KILL,
-    "stop": STOP,
-    "resume": STOP,
-    "slow": SLOW,
-    "delays": SLOW,
-    "add": JOIN,
-    "remove": LEAVE,
-    "nan": NAN,
-}
-_OF_KIND = {
-    "job_resumed": JOB,
-    "job_stopped": JOB,
-    "job_failed": JOB,
-    "worker_joined": JOIN,
-    "worker_left": LEAVE,
-    "worker_lost": LOST,
-    "worker_hung": STOP,
-    "worker_given_up": LOST,
-    "aggregator_lost": AGGREGATOR,
-    "aggregator_hung": AGGREGATOR,
-    "aggregator_took_over": AGGREGATOR,
-    "coordinator_restarted": COORDINATOR,
-    "no_workers": LOST,
-    "nonfinite": NAN,
-    "step_skipped": NAN,
-    "overflow": NAN,
-    "checkpoint_written": CHECKPOINT,
-    "checkpoint_failed": CHECKPOINT,
-}
 _WEIGHTS = {CHECKPOINT: 0.0, JOB: 0.5, JOIN: 2.0, LEAVE: 2.0, SLOW: 2.0}
 """How much an event draws the zoomed window to itself; 3 for the rest."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """An event worth a mark."""
-
-    time_s: float
-    step: int
-    category: str
-    worker: int | None
-    is_fault: bool
-    """Injected, not merely noticed."""
-    text: str
 
 
 @dataclass(frozen=True)
@@ -96,20 +49,38 @@ class Work:
 
     worker: Ints
     step: Ints
+    micro_batch: Ints
     start_s: Floats
     end_s: Floats
     granted: Bools
+    duplicate: Bools
+    """Computed under a duplicate lease; granted if it was first."""
 
-    def between(self, start_s: float, end_s: float) -> Work:
-        """Those that touch a window."""
-        keep = (self.end_s >= start_s) & (self.start_s <= end_s)
+    def where(self, keep: Bools) -> Work:
+        """The rows chosen by `keep`."""
         return Work(
             self.worker[keep],
             self.step[keep],
+            self.micro_batch[keep],
             self.start_s[keep],
             self.end_s[keep],
             self.granted[keep],
+            self.duplicate[keep],
         )
+
+    def between(self, start_s: float, end_s: float) -> Work:
+        """Those that touch a window."""
+        return self.where((self.end_s >= start_s) & (self.start_s <= end_s))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model measured on held-out data; NaN stands for what was not finite."""
+
+    time_s: float
+    step: int
+    loss: float
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -118,19 +89,35 @@ class Story:
 
     job: Mapping[str, Any]
     result: Mapping[str, Any] | None
+    start_unix_s: float
     step: Ints
     time_s: Floats
     step_s: Floats
     loss: Floats
+    samples: Ints
+    attempt: Ints
+    duplicates: Ints
     num_workers: Ints
+    numbers: Mapping[str, Floats]
+    """`grad_norm` and `lr` of each step, and whatever its `metrics` hold; NaN where absent."""
+    evaluations: tuple[Evaluation, ...]
     work: Work
-    marks: tuple[Mark, ...]
+    events: tuple[Mark, ...]
     workers: Ints
     """Ids of all workers that computed or joined, sorted."""
     lives: tuple[tuple[int, float, float], ...]
     """(worker, joined, gone)."""
-    num_duplicates: int
     end_s: float
+
+    @cached_property
+    def marks(self) -> tuple[Mark, ...]:
+        """The events that are worth a mark."""
+        return tuple(event for event in self.events if event.category not in UNMARKED)
+
+    @property
+    def num_duplicates(self) -> int:
+        """Duplicate leases of the whole run."""
+        return int(self.duplicates.sum())
 
     @property
     def first_step_s(self) -> float:
@@ -151,7 +138,11 @@ class Story:
 
     def _most_eventful(self, width_s: float, lead_s: float) -> float:
         """Start of the window whose marks weigh most; a second mark of a kind weighs less."""
-        marks = [mark for mark in self.marks if mark.time_s > self.first_step_s]
+        marks = [
+            mark
+            for mark in self.marks
+            if mark.time_s > self.first_step_s and mark.category != CHECKPOINT
+        ]
         best, best_start_s = 0.0, 0.0
         for first in marks:
             start_s = first.time_s - lead_s
@@ -177,111 +168,85 @@ def read_story(path: str | Path) -> Story:
     folder = RunFolder(path)
     job = folder.read_json(folder.job_json)
     result = folder.read_json(folder.result_json) if folder.result_json.exists() else None
-    metrics, events = folder.read_metrics(), folder.read_events()
+    metrics, lines = folder.read_metrics(), folder.read_events()
     if not metrics:
         raise ConfigError(f"{folder.path}: no step has been committed yet, nothing to draw")
-    clock = _Clock(metrics, events)
-    work = _work(metrics, clock)
-    time_s = np.array([clock(float(line["time_s"])) for line in metrics])
-    marks = tuple(mark for event in events if (mark := _mark(event, clock)) is not None)
+    clock = Clock(metrics, lines)
+    events = tuple(mark_of(line, clock) for line in lines)
+    work = _work(metrics, events, clock)
+    time_s = clock.seconds([float(line["time_s"]) for line in metrics])
+    marks = [event for event in events if event.category not in UNMARKED]
     joined = {mark.worker for mark in marks if mark.category == JOIN and mark.worker is not None}
     workers = np.array(sorted({*work.worker.tolist(), *joined}), dtype=np.int64)
     end_s = max([float(time_s.max()), *(mark.time_s for mark in marks), *work.end_s[-1:].tolist()])
     return Story(
         job=job,
         result=result,
-        step=np.array([int(line["step"]) for line in metrics], dtype=np.int64),
+        start_unix_s=clock.start_s,
+        step=_ints(metrics, "step"),
         time_s=time_s,
         step_s=np.array([float(line["step_s"]) for line in metrics]),
         loss=np.array([_float(line["loss"]) for line in metrics]),
-        num_workers=np.array([int(line["num_workers"]) for line in metrics], dtype=np.int64),
+        samples=_ints(metrics, "samples"),
+        attempt=_ints(metrics, "attempt"),
+        duplicates=_ints(metrics, "num_duplicates"),
+        num_workers=_ints(metrics, "num_workers"),
+        numbers=_numbers(metrics),
+        evaluations=_evaluations(folder, clock),
         work=work,
-        marks=marks,
+        events=events,
         workers=workers,
         lives=tuple(_lives(marks, work, workers, end_s)),
-        num_duplicates=sum(int(line.get("num_duplicates", 0)) for line in metrics),
         end_s=end_s,
     )
 
 
-class _Clock:
-    """From unix time to seconds since the start, with the pauses before resumes cut out."""
+def _numbers(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
+    own = {name: None for line in metrics for name in line.get("metrics") or ()}
+    numbers = {
+        name: np.array([_float((line.get("metrics") or {}).get(name)) for line in metrics])
+        for name in own
+    }
+    for name in ("grad_norm", "lr"):
+        if any(line.get(name) is not None for line in metrics):
+            numbers.setdefault(name, np.array([_float(line.get(name)) for line in metrics]))
+    return numbers
 
-    def __init__(
-        self, metrics: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
-    ) -> None:
-        times = sorted(
-            [float(line["time_s"]) for line in metrics]
-            + [float(event["time_s"]) for event in events]
+
+def _evaluations(folder: RunFolder, clock: Clock) -> tuple[Evaluation, ...]:
+    return tuple(
+        Evaluation(
+            time_s=clock(float(line["time_s"])),
+            step=int(line["step"]),
+            loss=_float(line.get("loss")),
+            metrics={name: _float(value) for name, value in (line.get("metrics") or {}).items()},
         )
-        first_s = float(metrics[0]["time_s"]) - float(metrics[0]["step_s"])
-        self._from: list[float] = [min(times[0], first_s)]
-        self._offset: list[float] = [self._from[0]]
-        for event in events:
-            if event["kind"] != "job_resumed":
-                continue
-            resumed_s = float(event["time_s"])
-            earlier = [time for time in times if time < resumed_s]
-            pause_s = resumed_s - earlier[-1] - RESUME_GAP_S if earlier else 0.0
-            self._from.append(resumed_s)
-            self._offset.append(self._offset[-1] + max(0.0, pause_s))
-
-    def __call__(self, time_s: float) -> float:
-        return time_s - self._offset[max(0, bisect_right(self._from, time_s) - 1)]
+        for line in folder.read_evaluations()
+    )
 
 
-def _work(metrics: Sequence[Mapping[str, Any]], clock: _Clock) -> Work:
+def _work(metrics: Sequence[Mapping[str, Any]], events: Sequence[Mark], clock: Clock) -> Work:
     rows = [
-        (int(worker), int(line["step"]), clock(float(start)), clock(float(end)), outcome)
+        (int(worker), int(line["step"]), int(one), float(start), float(end), outcome == "granted")
         for line in metrics
-        for worker, _, start, end, outcome in line.get("work", ())
+        for worker, one, start, end, outcome in line.get("work", ())
     ]
-    rows.sort(key=lambda row: row[2])
+    rows.sort(key=lambda row: row[3])
+    worker, step, micro_batch, start, end, granted = zip(*rows, strict=True) if rows else [()] * 6
+    leases = {
+        (event.worker, event.step, int(named[1]))
+        for event in events
+        if event.category == DUPLICATE and (named := re.match(r"micro-batch (\d+)", event.reason))
+    }
     return Work(
-        worker=np.array([row[0] for row in rows], dtype=np.int64),
-        step=np.array([row[1] for row in rows], dtype=np.int64),
-        start_s=np.array([row[2] for row in rows], dtype=np.float64),
-        end_s=np.array([row[3] for row in rows], dtype=np.float64),
-        granted=np.array([row[4] == "granted" for row in rows], dtype=np.bool_),
+        worker=np.array(worker, dtype=np.int64),
+        step=np.array(step, dtype=np.int64),
+        micro_batch=np.array(micro_batch, dtype=np.int64),
+        start_s=clock.seconds(start),
+        end_s=clock.seconds(end),
+        granted=np.array(granted, dtype=np.bool_),
+        duplicate=np.array([row[:3] in leases for row in rows], dtype=np.bool_),
     )
-
-
-def _mark(event: Mapping[str, Any], clock: _Clock) -> Mark | None:
-    kind, reason = str(event["kind"]), " ".join(str(event.get("reason") or "").split())
-    is_fault = kind == "fault"
-    category = _fault_category(reason) if is_fault else _OF_KIND.get(kind)
-    if category is None:
-        return None
-    worker = event.get("worker")
-    if worker is None and is_fault and (named := re.search(r"worker-(\d+)", reason)):
-        worker = int(named[1])
-    who = "" if worker is None else f"worker-{worker}"
-    text = reason if is_fault else _words(kind, who)
-    return Mark(
-        time_s=clock(float(event["time_s"])),
-        step=int(event.get("step", 0)),
-        category=category,
-        worker=None if worker is None else int(worker),
-        is_fault=is_fault,
-        text=text or kind,
-    )
-
-
-def _words(kind: str, who: str) -> str:
-    """`worker_joined`, `worker-3` as 'worker-3 joined'."""
-    words = kind.replace("_", " ")
-    if who and words.startswith("worker "):
-        return words.replace("worker", who, 1)
-    return f"{words} {who}".strip()
-
-
-def _fault_category(reason: str) -> str:
-    if "aggregator" in reason:
-        return AGGREGATOR
-    if "coordinator" in reason:
-        return COORDINATOR
-    first = re.split(r"[ _]", reason, maxsplit=1)[0]
-    return _OF_FAULT.get(first, KILL)
 
 
 def _lives(
@@ -320,6 +285,10 @@ def busy_share(work: Work, worker: int, edges_s: Floats) -> Floats:
     busy = np.concatenate([[0.0], np.cumsum(steps)])
     share: Floats = np.diff(np.interp(edges_s, times, busy)) / np.diff(edges_s)
     return np.clip(share, 0.0, 1.0)
+
+
+def _ints(metrics: Sequence[Mapping[str, Any]], name: str) -> Ints:
+    return np.array([int(line.get(name, 0)) for line in metrics], dtype=np.int64)
 
 
 def _float(value: Any) -> float:

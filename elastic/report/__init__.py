@@ -1,0 +1,1 @@
+"""The report of a run: read as arrays (`story`), drawn (`picture`), or made a page (`page`)."""
