@@ -127,11 +127,13 @@ class WorkerShell:
 
     def _receive(self, message: Message) -> None:
         from elastic.core.mapped import Slot
-        from elastic.core.protocol.messages import Welcome
+        from elastic.core.protocol.messages import Leases, Welcome
 
         if isinstance(message, Welcome) and self._slot is None:
             self._slot = Slot(self._store.path, self._worker, self._compute.sizes, writable=True)
             self._compute.progress = self._slot.progress
+        if isinstance(message, Leases):
+            self._compute.read_ahead(message.leases)
         self._handle(message)  # type: ignore[arg-type]
 
     def _handle(self, event: protocol.Event) -> None:

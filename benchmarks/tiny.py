@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 
 
 class Tiny:

@@ -4,17 +4,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic.core.data.map_style import MapDataset
+    from elastic.core.data.memory import ArrayRows
+    from elastic.core.data.rows import Rows, pad
+    from elastic.core.data.text import TextWindows
     from elastic.core.task import Dataset, Task
     from elastic.result import Result
     from elastic.trainer import ElasticTrainer
 
-__all__ = ["Dataset", "ElasticTrainer", "Result", "Task"]
+__all__ = [
+    "ArrayRows",
+    "Dataset",
+    "ElasticTrainer",
+    "MapDataset",
+    "Result",
+    "Rows",
+    "Task",
+    "TextWindows",
+    "pad",
+]
 
 _HOMES = {
+    "ArrayRows": "elastic.core.data.memory",
     "Dataset": "elastic.core.task",
     "ElasticTrainer": "elastic.trainer",
+    "MapDataset": "elastic.core.data.map_style",
     "Result": "elastic.result",
+    "Rows": "elastic.core.data.rows",
     "Task": "elastic.core.task",
+    "TextWindows": "elastic.core.data.text",
+    "pad": "elastic.core.data.rows",
 }
 
 

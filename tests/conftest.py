@@ -21,7 +21,7 @@ from torch import nn
 from elastic.core import fixed_point
 from elastic.core.compute import MicroBatches, deterministic, make_sizes
 from elastic.core.config import JobConfig, load_job
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import ModelSpec, Prepared, prepare, raw_bytes
 from elastic.core.protocol.messages import Combine, Key, Lease, Outcome, State

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from elastic.core.config import JobConfig
-from elastic.core.data import Int64Array, digest
+from elastic.core.data.map_style import as_dataset
+from elastic.core.data.order import Int64Array, digest
+from elastic.core.data.read_ahead import ReadAhead
 from elastic.core.errors import TaskError
 from elastic.core.fixed_point import Encoder, Exponents
 from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
@@ -78,8 +81,9 @@ class MicroBatches:
         self._job = job
         self._task = task
         self._spec = spec
-        self._dataset = task.dataset()
+        self._dataset = as_dataset(task.dataset())
         self._stream = sample_stream(job, self._dataset)
+        self._ahead = ReadAhead(self._prefetch) if hasattr(self._dataset, "prefetch") else None
         if job.evaluate.every:
             self._evaluated = evaluation_samples(task, job, self._dataset)
         self._control = Control(store.path, self.sizes, writable=False)
@@ -152,6 +156,18 @@ class MicroBatches:
         data = self._dataset.fetch(self._indices(0, 0))
         self._differentiate(data, State.from_bytes(state).step % 2 if state else 0)
         self._encoder.maxima(self._values())
+
+    def read_ahead(self, leases: Sequence[Lease]) -> None:
+        """Read for leases that have come, but for the first, which is computed now; and for the
+        same micro-batches one step on, which will probably come again. Returns at once."""
+        leases = [lease for lease in leases if lease.combine is not Combine.EVALUATE]
+        if self._ahead is None or not leases:
+            return
+        now = [(lease.key.step, one) for lease in leases for one in lease.micro_batches]
+        self._ahead.ask([*now[1:], *((step + 1, one) for step, one in now)])
+
+    def _prefetch(self, step: int, micro_batch: int) -> None:
+        self._dataset.prefetch(self._indices(step, micro_batch))  # type: ignore[attr-defined]
 
     def compute(self, lease: Lease) -> Outcome:
         """Forward and backward; the gradients stay in the parameters until `encode`.

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from elastic.core.config import JobConfig
-from elastic.core.data import Int64Array, SampleStream
+from elastic.core.data.map_style import as_dataset
+from elastic.core.data.order import Int64Array, SampleStream
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned, make_layout
 from elastic.core.optim import OptimizerSpec, check_elementwise, inspect_optimizer
@@ -215,7 +216,7 @@ def evaluation_samples(task: Task, job: JobConfig, dataset: Dataset) -> tuple[Da
     need = shape[0] * shape[1]
     method = getattr(task, "evaluation_dataset", None)
     if method is not None:
-        dataset = method()
+        dataset = as_dataset(method())
         samples, where = np.arange(len(dataset), dtype=np.int64), "evaluation_dataset() has"
     else:
         samples, where = sample_stream(job, dataset).held_out_samples(), "held_out is"
@@ -228,11 +229,14 @@ def evaluation_samples(task: Task, job: JobConfig, dataset: Dataset) -> tuple[Da
 
 
 def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
-    """Build the model once, try it on one micro-batch, and lay it out.
+    """Check the data, build the model once, try it on one micro-batch, and lay it out.
 
     Raises:
+        DataError: the data set cannot be read by number, or its `check` found damage.
         TaskError: something cannot be trained exactly, by name and with the reason.
     """
+    dataset = as_dataset(dataset)
+    _check_data(dataset)
     seed_generators(derive_key("model", job.seed))
     model = task.model()
     if not isinstance(model, nn.Module):
@@ -350,15 +354,23 @@ def _try_evaluation(
     task: Task, job: JobConfig, model: nn.Module, dataset: Dataset
 ) -> tuple[str, ...]:
     """Evaluate one micro-batch; return the names of the metrics. It must change nothing."""
-    dataset, samples = evaluation_samples(task, job, dataset)
+    evaluated, samples = evaluation_samples(task, job, dataset)
+    if evaluated is not dataset:
+        _check_data(evaluated)
     before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
     seed_generators(derive_key("try", job.seed))
-    sums = evaluate(task, model, dataset.fetch(samples[0]), job.precision)
+    sums = evaluate(task, model, evaluated.fetch(samples[0]), job.precision)
     _check_shapes(model, before)
     for name, tensor in _named_tensors(model):
         if not _equal(tensor.detach(), before[name]):
             raise TaskError(f"evaluate changes {name}: it may only look")
     return tuple(sums.metrics)
+
+
+def _check_data(dataset: Dataset) -> None:
+    """Once for all processes: workers may then open the data without reading it."""
+    if hasattr(dataset, "check"):
+        dataset.check()
 
 
 def _check_shapes(model: nn.Module, before: Tensors) -> None:

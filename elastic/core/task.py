@@ -22,14 +22,23 @@ LossSums = tuple[torch.Tensor, Number] | tuple[torch.Tensor, Number, Mapping[str
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A finite set of samples, numbered from 0, read by number in any order by any worker."""
+    """A finite set of samples, numbered from 0, read by number in any order by any worker.
+
+    Two methods are optional. `check()` reads everything and raises an error for damage; it is
+    called once, before training starts. `prefetch(indices)` brings what `fetch(indices)` will read
+    into memory. It is only a hint, is called on a thread of its own beside `fetch`, and must draw
+    no random numbers.
+    """
 
     def __len__(self) -> int:
         """Number of samples."""
         ...
 
     def fetch(self, indices: npt.NDArray[np.int64]) -> Any:
-        """Read the samples `indices`, shape (micro_batch_size,), in order, as one micro-batch."""
+        """Read the samples `indices`, shape (micro_batch_size,), in order, as one micro-batch.
+
+        The default generators of torch, numpy and random are seeded for the micro-batch before.
+        """
         ...
 
 
@@ -49,7 +58,10 @@ class Task(Protocol):
         ...
 
     def dataset(self) -> Dataset:
-        """Open the data set. Called once in every worker."""
+        """Open the data set. Called once in every worker.
+
+        One that has `__getitem__` instead of `fetch` is taken as `elastic.MapDataset` does.
+        """
         ...
 
     def loss(self, model: nn.Module, micro_batch: Any) -> LossSums:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 from elastic.core.task import LossSums
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from elastic.core.data import TextWindows
+from elastic.core.data.text import TextWindows
 from elastic.core.errors import ConfigError
 
 SIZES = {"small": (4, 128, 4), "10m": (6, 384, 6)}  # layers, width, heads

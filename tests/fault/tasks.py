@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 from tests.integration.support import Tiny
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elastic.core.config import JobConfig
-from elastic.core.data import SampleStream
+from elastic.core.data.order import SampleStream
 from elastic.core.errors import FatalError
 from elastic.core.runs import RunFolder
 from tests.integration.support import (

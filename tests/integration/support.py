@@ -19,7 +19,7 @@ import yaml
 from torch import nn
 
 from elastic.core.config import JobConfig, load_job
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 from elastic.core.faults import Fault, load_faults
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic.core.data import TextWindows
+from elastic.core.data.text import TextWindows
 from elastic.core.errors import DataError, FatalError, StoreError, TaskError
 from elastic.core.runs import RunFolder
 from tests.integration.support import Rows, Tiny, make_job, run_job

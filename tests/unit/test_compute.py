@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from elastic.core.compute import AbandonedError, MicroBatches, deterministic, model_tensors
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import TaskError
 from elastic.core.mapped import MappedFile
 from elastic.core.model import seed_generators

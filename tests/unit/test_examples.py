@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import examples
-from elastic.core.data import SampleStream
+from elastic.core.data.order import SampleStream
 from elastic.core.errors import ConfigError
 from elastic.core.task import load_task
 from examples.digits.task import Digits

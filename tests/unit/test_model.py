@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from elastic.core.config import JobConfig
-from elastic.core.data import ArrayRows
+from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import DataError, TaskError
 from elastic.core.layout import BUFFERS
 from elastic.core.model import (

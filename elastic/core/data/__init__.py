@@ -1,0 +1,1 @@
+"""Which samples a micro-batch holds, and the data sets that read samples by number."""
