@@ -34,6 +34,7 @@ from elastic.core.errors import ChannelClosed, CheckpointError
 from elastic.core.faults import Fault
 from elastic.core.fingerprint import differences, fingerprint, parameters_sha256
 from elastic.core.mapped import (
+    EMA,
     Control,
     MappedFile,
     Record,
@@ -127,6 +128,10 @@ class AggregatorShell:
             for version in versions:
                 view = version.values[field.start : field.stop].view(field.shape)
                 view.copy_(prepared.values[field.name])
+        if job.ema:
+            for version in versions:
+                average = version.states[EMA]
+                average.copy_(version.values[: len(average)])
         for counter in spec.layout.counters:
             (data,) = raw_bytes([prepared.values[counter.name]])
             stop = counter.start_byte + counter.size_bytes
@@ -193,6 +198,7 @@ class AggregatorShell:
             self._versions,
             num_micro_batches=job.batch.micro_batches,
             clip_norm=job.clip_norm,
+            ema_decay=job.ema.decay if job.ema else None,
             num_threads=len(os.sched_getaffinity(0)),
         )
         self._schedule = getattr(self._task, "schedule", None)

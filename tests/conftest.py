@@ -22,7 +22,7 @@ from elastic.core import fixed_point
 from elastic.core.compute import MicroBatches, deterministic, make_sizes
 from elastic.core.config import JobConfig, load_job
 from elastic.core.data.memory import ArrayRows
-from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
+from elastic.core.mapped import EMA, Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import ModelSpec, Prepared, prepare, raw_bytes
 from elastic.core.protocol.messages import Combine, Key, Lease, Outcome, State
 from elastic.core.store import Store
@@ -121,6 +121,7 @@ class Node:
             self.versions,
             num_micro_batches=self.job.batch.micro_batches,
             clip_norm=self.job.clip_norm,
+            ema_decay=self.job.ema.decay if self.job.ema else None,
             num_threads=num_threads,
         )
 
@@ -219,6 +220,8 @@ def _fill(node: Node) -> None:
     node.versions[1].values.fill_(torch.nan)
     for one in spec.layout.fields:
         version.values[one.start : one.stop].view(one.shape).copy_(values[one.name])
+    if node.job.ema:
+        version.states[EMA].copy_(version.values[: len(version.states[EMA])])
     for counter in spec.layout.counters:
         stop = counter.start_byte + counter.size_bytes
         (data,) = raw_bytes([values[counter.name]])

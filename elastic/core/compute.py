@@ -20,7 +20,7 @@ from elastic.core.data.order import Int64Array, digest
 from elastic.core.data.read_ahead import ReadAhead
 from elastic.core.errors import TaskError
 from elastic.core.fixed_point import Encoder, Exponents
-from elastic.core.mapped import Control, MappedFile, Sizes, Slot, Version
+from elastic.core.mapped import EMA, Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import (
     ModelSpec,
     Sums,
@@ -58,7 +58,7 @@ def make_sizes(spec: ModelSpec, job: JobConfig) -> Sizes:
             job.batch.micro_batches, job.evaluate.micro_batches if job.evaluate.every else 0
         ),
         num_metrics=max(len(spec.metrics), len(spec.evaluated_metrics)),
-        optimizer_keys=spec.optimizer.tensor_keys,
+        optimizer_keys=(*spec.optimizer.tensor_keys, *((EMA,) if job.ema else ())),
         scalar_keys=spec.optimizer.scalar_keys,
         constants_bytes=spec.constants_bytes,
     )
@@ -88,20 +88,18 @@ class MicroBatches:
             self._evaluated = evaluation_samples(task, job, self._dataset)
         self._control = Control(store.path, self.sizes, writable=False)
         self._versions = tuple(
-            Version(store.path, index, self.sizes, writable=False, optimizer=False)
+            Version(store.path, index, self.sizes, writable=False, optimizer=bool(job.ema))
             for index in range(2)
         )
         self._encoder = Encoder(spec.layout)
         self._model = spec.build(self._first_tensors(store))
         self._parameters = dict(self._model.named_parameters())
         self._trained = [self._parameters[field.name] for field in spec.layout.parameters]
-        self._views = [
-            [
-                version.values[field.start : field.stop].view(field.shape)
-                for field in spec.layout.parameters
-            ]
-            for version in self._versions
-        ]
+        self._views = [self._parameter_views(version.values) for version in self._versions]
+        self._evaluated_views = self._views
+        if job.ema:
+            averages = [version.states[EMA] for version in self._versions]
+            self._evaluated_views = [self._parameter_views(average) for average in averages]
         self._constant_buffers = {
             constant.name: self._tensor(constant.name)
             for constant in spec.constants
@@ -110,6 +108,10 @@ class MicroBatches:
         polled(self._model, self._poll)
         self.progress = memoryview(bytearray(8)).cast("Q")
         self._wanted: tuple[int, int] | None = None
+
+    def _parameter_views(self, values: torch.Tensor) -> list[torch.Tensor]:
+        fields = self._spec.layout.parameters
+        return [values[field.start : field.stop].view(field.shape) for field in fields]
 
     def _first_tensors(self, store: Store) -> dict[str, torch.Tensor]:
         layout = self._spec.layout
@@ -206,7 +208,7 @@ class MicroBatches:
         indices = samples[micro_batch]
         seed_generators(derive_key("evaluation", self._job.seed, micro_batch))
         data = dataset.fetch(indices)
-        self._load(step % 2)
+        self._load(step % 2, self._evaluated_views)
         sums = evaluate(self._task, self._model, data, self._job.precision)
         self._poll()
         return Outcome(
@@ -230,7 +232,7 @@ class MicroBatches:
 
     def _differentiate(self, data: Any, version: int) -> Sums:
         """Forward and backward on one version."""
-        self._load(version)
+        self._load(version, self._views)
         sums = forward(self._task, self._model, data, self._job.precision)
         sums.loss.backward()  # type: ignore[no-untyped-call]
         return sums
@@ -270,9 +272,9 @@ class MicroBatches:
             raise AbandonedError
         return np.array(state.exponents, np.int64)
 
-    def _load(self, version: int) -> None:
+    def _load(self, version: int, views: list[list[torch.Tensor]]) -> None:
         """Point the parameters at a version, copy the buffers in, forget old gradients."""
-        for parameter, view in zip(self._trained, self._views[version], strict=True):
+        for parameter, view in zip(self._trained, views[version], strict=True):
             parameter.data = view
         for parameter in self._parameters.values():
             parameter.grad = None

@@ -82,6 +82,13 @@ class Nonfinite(_Section):
     """With skip: the job fails after this many skipped steps."""
 
 
+class Ema(_Section):
+    """An exponential moving average of the parameters, updated with every step."""
+
+    decay: float = Field(gt=0, lt=1)
+    """Share of the old average in the new one, such as 0.999."""
+
+
 class Evaluate(_Section):
     """When the model is evaluated on samples that it is not trained on."""
 
@@ -89,7 +96,7 @@ class Evaluate(_Section):
     """Steps between evaluations; there is one at the end, too. 0: never."""
     micro_batches: int = Field(default=8, ge=1, le=MAX_MICRO_BATCHES)
     """Micro-batches of one evaluation, each of batch.micro_batch_size samples: always the same
-    ones. They are leased to workers like those of a step."""
+    ones. They are leased to workers like those of a step. With `ema` the average is evaluated."""
 
 
 class CheckpointConfig(_Section):
@@ -144,6 +151,8 @@ class JobConfig(_Section):
     """bfloat16: forward and backward under autocast; parameters stay float32."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest global norm of the gradient; null: no clipping."""
+    ema: Ema | None = None
+    """Average the parameters over the steps; null: do not."""
     nonfinite: Nonfinite = Nonfinite()
     """What to do about NaN and Inf."""
     evaluate: Evaluate = Evaluate()
@@ -198,6 +207,7 @@ __all__ = [
     "FREE_AT_RESUME",
     "Batch",
     "CheckpointConfig",
+    "Ema",
     "Evaluate",
     "JobConfig",
     "Nonfinite",

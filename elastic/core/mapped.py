@@ -30,6 +30,7 @@ from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned
 from elastic.core.store import ROOT
 
 PAGE = 4096
+EMA = "ema"  # the key of the averaged parameters beside the tensors of the optimizer
 _ENLARGE = (
     "Lower workers.max, train a smaller model, or enlarge it: mount -o remount,size=... /dev/shm"
 )
@@ -83,6 +84,7 @@ class Record:
 class Sizes:
     """What the files of a store must hold. Elements are of four bytes unless said.
 
+    `optimizer_keys` name the tensors of the optimizer, and `EMA` where the parameters are averaged.
     `num_micro_batches` counts those of a step or of an evaluation, whichever has more.
     """
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT, BUFFERS, Chunk, Layout
-from elastic.core.mapped import Version
+from elastic.core.mapped import EMA, Version
 
 ALLOWED: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.SGD,
@@ -311,11 +311,17 @@ class ChunkUpdater:
     """
 
     def __init__(
-        self, spec: OptimizerSpec, layout: Layout, versions: tuple[Version, Version]
+        self,
+        spec: OptimizerSpec,
+        layout: Layout,
+        versions: tuple[Version, Version],
+        *,
+        ema_decay: float | None = None,
     ) -> None:
-        """`versions` are written, and need the optimizer state mapped."""
+        """`versions` are written, and need the optimizer state mapped, with the average if any."""
         self._cells = tuple(
-            [_Cell(spec, chunk, version) for chunk in layout.chunks] for version in versions
+            [_Cell(spec, chunk, version, ema_decay) for chunk in layout.chunks]
+            for version in versions
         )
 
     def update(
@@ -354,21 +360,28 @@ class _Cell:
     __slots__ = (
         "_base_lr",
         "_chunk",
+        "_ema_decay",
         "_group",
         "_optimizer",
         "_spec",
+        "ema",
         "scalars",
         "states",
         "values",
     )
 
-    def __init__(self, spec: OptimizerSpec, chunk: Chunk, version: Version) -> None:
-        self._spec, self._chunk = spec, chunk
+    def __init__(
+        self, spec: OptimizerSpec, chunk: Chunk, version: Version, ema_decay: float | None
+    ) -> None:
+        self._spec, self._chunk, self._ema_decay = spec, chunk, ema_decay
         self.values = version.values[chunk.start : chunk.stop]
         self.states: dict[str, torch.Tensor] = {}
         self.scalars: dict[str, torch.Tensor] = {}
+        self.ema: list[torch.Tensor] = []
         if chunk.group == BUFFERS:
             return
+        if ema_decay is not None:
+            self.ema = [version.states[EMA][chunk.start : chunk.stop]]
         group = spec.groups[chunk.group]
         self._base_lr = group.options["lr"]
         self.states = {
@@ -387,8 +400,8 @@ class _Cell:
 
     def copy(self, source: _Cell) -> None:
         _copy(
-            [self.values, *self.states.values(), *self.scalars.values()],
-            [source.values, *source.states.values(), *source.scalars.values()],
+            [self.values, *self.ema, *self.states.values(), *self.scalars.values()],
+            [source.values, *source.ema, *source.states.values(), *source.scalars.values()],
         )
 
     def step(self, source: _Cell, gradient: torch.Tensor, *, factor: float, fresh: bool) -> None:
@@ -406,6 +419,8 @@ class _Cell:
         self._group["lr"] = self._base_lr * factor
         _step(self._optimizer, self.values, gradient)
         self._keep(self._optimizer.state.get(self.values, {}))
+        if self._ema_decay is not None:
+            torch.lerp(source.ema[0], self.values, 1 - self._ema_decay, out=self.ema[0])
 
     def _keep(self, state: State) -> None:
         """Write what the optimizer made new, rather than changed in place, to the store."""

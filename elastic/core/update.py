@@ -79,13 +79,14 @@ class Updater:
         *,
         num_micro_batches: int,
         clip_norm: float | None,
+        ema_decay: float | None,
         num_threads: int,
     ) -> None:
         self._layout = spec.layout
         self._versions = versions
         self._num_micro_batches = num_micro_batches
         self._clip_norm = clip_norm
-        self._chunks = ChunkUpdater(spec.optimizer, spec.layout, versions)
+        self._chunks = ChunkUpdater(spec.optimizer, spec.layout, versions, ema_decay=ema_decay)
         self._gradient = torch.zeros(spec.layout.num_parameter_elements)
         largest = max(chunk.size for chunk in spec.layout.chunks)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="update")

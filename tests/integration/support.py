@@ -102,6 +102,7 @@ def make_job(name: str, *, workers: int = 1, **settings: Any) -> JobConfig:
         "batch": BATCH,
         "held_out": HELD_OUT,
         "evaluate": {"every": 7, "micro_batches": 3},
+        "ema": {"decay": 0.9},
         "workers": {"start": workers, "max": max(4, workers), "spare": spare},
         "standby": False,
         "checkpoint": {"every": 0},

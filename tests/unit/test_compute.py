@@ -15,7 +15,7 @@ from torch import nn
 from elastic.core.compute import AbandonedError, MicroBatches, deterministic, model_tensors
 from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import TaskError
-from elastic.core.mapped import MappedFile
+from elastic.core.mapped import EMA, MappedFile
 from elastic.core.model import seed_generators
 from elastic.core.permutation import derive_key
 from elastic.core.protocol.messages import Combine, Key, Lease, Membership, Outcome
@@ -470,6 +470,20 @@ def test_an_evaluation_is_that_of_plain_torch(make_node: MakeNode, tiny_task: An
     assert outcome.metrics == (metrics["correct"].item(),)
     trained = run(node, computer, 0)
     assert trained == run(node, node.worker(), 0), "training goes on as if nothing had been"
+
+
+def test_with_an_average_it_is_the_average_that_is_evaluated(
+    make_node: MakeNode, tiny_task: Any
+) -> None:
+    job = {"held_out": 5, "evaluate": {"every": 1, "micro_batches": 1}, "ema": {"decay": 0.5}}
+    node = make_node(tiny_task(lambda: nn.Linear(6, 1)), **job)
+    computer = node.worker()
+    lease = Lease(node.state.key, (0,), Combine.EVALUATE)
+    before, gradient = computer.compute(lease).loss_sum, run(node, computer, 0)
+    node.versions[0].states[EMA].zero_()
+    targets = node.task.dataset().fetch(computer._stream.held_out_samples())["targets"]
+    assert computer.compute(lease).loss_sum == targets.square().sum().item() != before
+    assert run(node, computer, 0) == gradient, "training reads the parameters"
 
 
 def test_an_evaluation_reads_the_data_set_of_its_own(make_node: MakeNode, tiny_task: Any) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from elastic.core.layout import BUFFERS
+from elastic.core.mapped import EMA
 from elastic.core.update import Plan, Snapshot, Updater, snapshot_state
 
 MakeNode = Callable[..., Any]
@@ -485,3 +487,43 @@ def test_a_model_without_optimizer_state_has_snapshots_too(
     assert torch.equal(snapshot.values, node.versions[0].values)
     snapshot.wait_for(0)
     assert set(snapshot_state(snapshot)) == {"values", "counters"}
+
+
+EMA_JOB = {"ema": {"decay": 0.75}}
+
+
+def averages(node: Any) -> torch.Tensor:
+    average: torch.Tensor = node.versions[node.state.step % 2].states[EMA]
+    return average.clone()
+
+
+def test_the_average_follows_the_parameters(make_node: MakeNode, tiny_task: Any) -> None:
+    node = wide_node(make_node, tiny_task, **EMA_JOB)
+    expected = averages(node)
+    trainer = Trainer(node, num_threads=2)
+    for _ in range(3):
+        trainer.step()
+        values = node.versions[node.state.step % 2].values[: len(expected)]
+        get_ema_multi_avg_fn(0.75)([expected], [values], None)
+        assert torch.equal(averages(node), expected)
+    trainer.updater.close()
+    assert not torch.equal(expected, values)
+
+
+def test_averaging_changes_no_parameter(make_node: MakeNode, tiny_task: Any) -> None:
+    plain, averaged = (
+        Trainer(wide_node(make_node, tiny_task, **job)).run(3) for job in ({}, EMA_JOB)
+    )
+    assert equal(plain, averaged)
+
+
+def test_a_skipped_step_carries_the_average_over(make_node: MakeNode, tiny_task: Any) -> None:
+    node = wide_node(make_node, tiny_task, **EMA_JOB)
+    trainer = Trainer(node)
+    trainer.step()
+    before = averages(node)
+    plan = replace(node.plan(weight=1.0), slots=[])
+    trainer.updater.run(plan, quiet)
+    node.commit()
+    trainer.updater.close()
+    assert torch.equal(averages(node), before)
