@@ -43,6 +43,7 @@ from elastic.core.mapped import (
     check_space,
     open_manifest,
 )
+from elastic.core.memory import check_memory
 from elastic.core.model import ModelSpec, prepare, raw_bytes
 from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol.messages import (
@@ -119,6 +120,7 @@ class AggregatorShell:
         prepared = prepare(self._task, job, self._task.dataset())
         spec = prepared.spec
         sizes = make_sizes(spec, job)
+        check_memory(spec.layout, job.workers.start)
         check_space(sizes.total_bytes(max_workers=job.workers.max + job.workers.spare))
         versions = tuple(
             Version(self._store.path, index, sizes, writable=True, optimizer=True)

@@ -156,8 +156,11 @@ class MicroBatches:
         """
         state = self._control.state.read()
         data = self._dataset.fetch(self._indices(0, 0))
-        self._differentiate(data, State.from_bytes(state).step % 2 if state else 0)
+        version = State.from_bytes(state).step % 2 if state else 0
+        self._differentiate(data, version)
         self._encoder.maxima(self._values())
+        if self._job.evaluate.every:
+            self._evaluate(version, 0, time.monotonic())
 
     def read_ahead(self, leases: Sequence[Lease]) -> None:
         """Read for leases that have come, but for the first, which is computed now; and for the

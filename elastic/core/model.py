@@ -33,6 +33,15 @@ MAX_POLLS = 16
 MAX_METRICS = 64
 MAX_CHUNKS = 32_768  # a message with a maximum for each fits the socket buffer of any Linux
 
+_COMPILED = "_orig_mod."  # how torch.compile begins the name of every tensor of a model
+_WRAPPERS = (
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "DeepSpeedEngine",
+    "PipelineStage",
+)
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -242,6 +251,7 @@ def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
     if not isinstance(model, nn.Module):
         raise TaskError(f"model() returned {type(model).__name__}, must be a torch.nn.Module")
     model.train()
+    _check_wrappers(task, model)
     _check_tensors(model)
     named = list(model.named_parameters())
     optimizer = inspect_optimizer(task.optimizer(named), named)
@@ -281,7 +291,7 @@ def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
 
 
 def _state_names(model: nn.Module, names: Mapping[int, str]) -> dict[str, str]:
-    """The tensor behind each key of the model's state_dict."""
+    """The tensor behind each key of the state_dict, that of the plain model if it is compiled."""
     entries = model.state_dict(keep_vars=True)
     strange = [key for key, value in entries.items() if id(value) not in names]
     if strange:
@@ -289,13 +299,28 @@ def _state_names(model: nn.Module, names: Mapping[int, str]) -> dict[str, str]:
             f"state_dict() holds {', '.join(strange)}, which is no parameter or buffer: extra state"
             " is not shared between workers; register it as a buffer"
         )
-    return {key: names[id(value)] for key, value in entries.items()}
+    return {key.removeprefix(_COMPILED): names[id(value)] for key, value in entries.items()}
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers; tied ones once."""
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _check_wrappers(task: Task, model: nn.Module) -> None:
+    """What distributes or scales by itself would do so in every worker, of its own."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind in _WRAPPERS or any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            where = f"{name} is" if name else "model() returned"
+            raise TaskError(f"{where} a {kind}: return the plain model, workers share it already")
+    for name, value in vars(task).items() if hasattr(task, "__dict__") else ():
+        if isinstance(value, torch.amp.GradScaler):
+            raise TaskError(
+                f"the task's {name} is a GradScaler: its scale would depend on what one worker saw;"
+                " use precision: bfloat16, which needs none"
+            )
 
 
 def _check_tensors(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from elastic.core.compute import AbandonedError, MicroBatches, deterministic, model_tensors
 from elastic.core.data.memory import ArrayRows
@@ -48,6 +49,51 @@ def test_a_micro_batch_gives_the_same_bits_twice_and_elsewhere(make_node: MakeNo
     assert [run(node, first, one) for one in reversed(range(4))] == answers[::-1]
     assert run(node, second, 2) == answers[2]
     assert len({str(one) for one in answers}) == 4
+
+
+class Checkpointed(nn.Module):
+    """Layers whose activations are computed again in backward, dropout and all."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.3), nn.Tanh())
+        self.last = nn.Linear(12, 1)
+        self._again = again
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self._again:
+            inputs = checkpoint(self.layers, inputs, use_reentrant=False)
+        else:
+            inputs = self.layers(inputs)
+        result: torch.Tensor = self.last(inputs)
+        return result
+
+
+def test_gradient_checkpointing_changes_no_bit(make_node: MakeNode, tiny_task: Any) -> None:
+    answers = []
+    for again in (False, True):
+        node = make_node(tiny_task(lambda again=again: Checkpointed(again)))
+        computer = node.worker()
+        answers.append([run(node, computer, one) for one in (0, 1, 0)])
+    assert answers[0] == answers[1]
+    assert answers[0][0] == answers[0][2]
+
+
+def test_a_compiled_model_is_exact_and_keeps_its_names(make_node: MakeNode, tiny_task: Any) -> None:
+    def build() -> nn.Module:
+        plain = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Dropout(0.3))
+        model: nn.Module = torch.compile(plain.append(nn.Linear(12, 1)), backend="aot_eager")
+        return model
+
+    node = make_node(tiny_task(build))
+    first, second = node.worker(), node.worker()
+    answers = [run(node, first, one) for one in range(3)]
+    assert [run(node, second, one) for one in reversed(range(3))] == answers[::-1]
+    assert [key for key in node.spec.state_dict if "orig" in key] == []
+    weights = model_tensors(node.spec, node.versions[0], None)
+    tiny_task().model()[4].load_state_dict(
+        {"weight": weights["3.weight"], "bias": weights["3.bias"]}
+    )
 
 
 class Draws(nn.Linear):

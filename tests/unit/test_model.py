@@ -290,6 +290,29 @@ def test_every_problem_of_a_model_is_named_at_once(prepared: Callable[..., Prepa
 
 
 @pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.DataParallel, r"model\(\) returned a DataParallel: return the plain model"),
+        (
+            lambda model: nn.Sequential(nn.DataParallel(model)),
+            "0 is a DataParallel: return the plain model",
+        ),
+    ],
+    ids=["outside", "inside"],
+)
+def test_a_model_that_distributes_itself_is_refused(
+    wrap: Callable[[nn.Module], nn.Module], message: str, prepared: Callable[..., Prepared]
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        prepared(lambda: wrap(nn.Linear(6, 1)))
+
+
+def test_a_loss_scaler_is_refused(prepared: Callable[..., Prepared]) -> None:
+    with pytest.raises(TaskError, match=r"task's scaler is a GradScaler.*precision: bfloat16"):
+        prepared(scaler=torch.amp.GradScaler("cpu"))
+
+
+@pytest.mark.parametrize(
     ("result", "message"),
     [
         (lambda out: out.sum(), r"loss returned Tensor, must be \(loss_sum, weight"),
