@@ -22,7 +22,6 @@ from torch import nn
 
 from elastic.core.config import JobConfig
 from elastic.core.data.map_style import as_dataset
-from elastic.core.data.map_style import as_dataset
 from elastic.core.data.order import Int64Array, SampleStream
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned, make_layout
