@@ -7,9 +7,13 @@ torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import re
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +21,10 @@ from typing import Any
 
 from elastic.core.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 RUNS_FOLDER = "runs"
+_WAITING_BYTES = 64 << 20
 _TAIL_BYTES = 4 << 20  # a line of 4096 micro-batches has about 300 KB
 _STAMP = "%Y%m%d-%H%M%S"
 _STAMP_PATTERN = r"-\d{8}-\d{6}(-\d+)?"
@@ -29,6 +36,8 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self._descriptors: dict[Path, int] = {}
+        self._waiting: dict[Path, deque[bytes]] = {}
+        self._lock = threading.Lock()  # a checkpoint is told of from a thread behind
 
     def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
         return RunFolder, (self.path,)
@@ -161,16 +170,38 @@ class RunFolder:
         self._descriptors.clear()
 
     def _append(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Add a line. What a full disk refuses is kept, and added as soon as there is room."""
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        descriptor = self._descriptors.get(path)
-        if descriptor is None:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._descriptors[path] = descriptor
-            if _ends_torn(path):  # left by a process that died; the line stays, alone
-                line = b"\n" + line
-        written = os.write(descriptor, line)
-        if written != len(line):
-            raise OSError(f"{path}: wrote {written} of {len(line)} bytes; is the disk full?")
+        with self._lock:
+            waiting = self._waiting.setdefault(path, deque())
+            waiting.append(line)
+            while waiting and self._write_line(path, waiting[0]):
+                waiting.popleft()
+            if len(waiting) == 1:
+                log.warning("%s: the disk is full; lines are kept until there is room", path)
+            if sum(map(len, waiting)) > _WAITING_BYTES:
+                raise OSError(f"{path}: the disk is full, and {len(waiting)} lines wait for room")
+
+    def _write(self, descriptor: int, line: bytes) -> int:
+        return os.write(descriptor, line)
+
+    def _write_line(self, path: Path, line: bytes) -> bool:
+        """Whether there was room for it. A part of it may stay, torn."""
+        try:
+            descriptor = self._descriptors.get(path)
+            if descriptor is None:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                descriptor = self._descriptors[path] = os.open(path, flags, 0o644)
+                if _ends_torn(path):  # left by a process that died; the line stays, alone
+                    line = b"\n" + line
+            if self._write(descriptor, line) == len(line):
+                return True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        if path in self._descriptors:
+            os.close(self._descriptors.pop(path))
+        return False
 
 
 def new_run_dir(name: str, base: str | Path = RUNS_FOLDER) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -251,3 +252,47 @@ def test_an_unknown_name_names_those_there_are(tmp_path: Path) -> None:
         find_run("x", base=tmp_path, running=False)
     with pytest.raises(ConfigError):
         find_run("", base=tmp_path, running=False)
+
+
+class SmallDisk(RunFolder):
+    """Has room for so many more bytes."""
+
+    room = 0
+
+    def _write(self, descriptor: int, line: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super()._write(descriptor, line[: self.room])
+        self.room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_what_a_full_disk_refuses_is_written_once_there_is_room(
+    room: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = SmallDisk(tmp_path)
+    disk.room = 1000
+    disk.append_event({"time_s": 1})
+    disk.room = room
+    disk.append_event({"time_s": 2})
+    disk.append_event({"time_s": 3})
+    assert [event["time_s"] for event in disk.read_events()] == [1]
+    assert caplog.text.count("the disk is full") == 1
+    disk.room = 1000
+    disk.append_event({"time_s": 4})
+    assert [event["time_s"] for event in disk.read_events()] == [1, 2, 3, 4]
+
+
+def test_not_everything_can_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_WAITING_BYTES", 100)
+    disk = SmallDisk(tmp_path)
+    disk.append_event({"time_s": 1})
+    with pytest.raises(OSError, match="the disk is full, and 2 lines wait"):
+        disk.append_event({"text": "x" * 100})
+
+
+def test_another_refusal_is_no_full_disk(run: RunFolder) -> None:
+    run.events_jsonl.mkdir()
+    with pytest.raises(IsADirectoryError):
+        run.append_event({"time_s": 1})
