@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import chaos, ddp, processes, record, recovery, step, table
+from benchmarks import chaos, checkpoint, ddp, processes, record, recovery, step, table
 from benchmarks.jobs import Run, make_job
 from elastic.core.errors import ConfigError
 from elastic.core.faults import load_faults
@@ -267,3 +267,24 @@ def test_memory_and_time_of_this_process_are_read() -> None:
     assert own.total >= own.anonymous > 2**20
     assert processes.memory([2**22 + 1]).total == 0
     assert processes.cpu_s(os.getpid()) > 0
+
+
+# --- checkpoint ------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_counts_from_its_last_step_to_the_disk() -> None:
+    metrics = [{"step": step, "time_s": 100.0 + step} for step in range(12)]
+    events = [
+        {"kind": "checkpoint_written", "time_s": 110.5, "reason": "step 10: /c/step-00000010"},
+        {"kind": "checkpoint_failed", "time_s": 111.0, "reason": "step 11: full"},
+        {"kind": "checkpoint_written", "time_s": 119.0, "reason": "the last one, step 12: /c"},
+    ]
+    run = Run(make_job("x", "steps=12"), Path("x"), metrics, events, {}, 0.0)
+    assert checkpoint.written_s(run) == [1.5]
+
+
+def test_what_checkpoints_cost_is_a_ratio_of_means() -> None:
+    first, *_ = checkpoint.figures("10m", [1.0] * 9 + [2.0], [1.0] * 10, [0.5])
+    assert first.value == pytest.approx(1.1)
+    assert first.ok is False
+    assert len(checkpoint.figures("10m", [1.0], [1.0], [])) == 4
