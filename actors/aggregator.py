@@ -23,11 +23,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from actors.channel import Channel, accept, listen
+from actors.checkpointing import Checkpointer
 from actors.injector import AggregatorInjector
-from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, set_nice
+from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core import checkpoint
 from elastic.core.compute import deterministic, make_sizes, model_tensors
 from elastic.core.errors import ChannelClosed, CheckpointError
@@ -58,9 +58,11 @@ from elastic.core.protocol.messages import (
     pack_outcome,
     unpack_outcome,
 )
+from elastic.core.retained import check_metric
 from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
-from elastic.core.update import Plan, Snapshot, Updater, snapshot_state
+from elastic.core.update import Plan, Snapshot, Updater
+from elastic.core.weights import initialize
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,11 @@ class AggregatorShell:
         job = self._job
         prepared = prepare(self._task, job, self._task.dataset())
         spec = prepared.spec
+        evaluated = spec.evaluated_metrics if job.evaluate.every else None
+        check_metric(job.checkpoint, spec.metrics, evaluated)
+        if self._setup.initial is not None and self._setup.resume_from is None:
+            targets = {key: prepared.values[name] for key, name in spec.state_dict.items()}
+            initialize(targets, self._setup.initial, job.init_skip)
         sizes = make_sizes(spec, job)
         check_memory(spec.layout, job.workers.start)
         check_space(sizes.total_bytes(max_workers=job.workers.max + job.workers.spare))
@@ -256,8 +263,21 @@ class AggregatorShell:
         self._later: list[Any] = []
         self._commit_s = time.monotonic()
         self._update_s = 0.0
-        self._durable_step = self._newest_checkpoint()
-        self._writing: Future[None] | None = None
+        self._checkpoints = Checkpointer(
+            self._setup,
+            self._store.path / "durable",
+            self._background,
+            first=recovered.state,
+            chunks=self._spec.layout.chunks,
+            take=self._take_snapshot,
+            release=self._release_snapshot,
+            weights=lambda snapshot: model_tensors(self._spec, snapshot, self._constants),
+            trained=lambda state: {
+                "loss": state.loss,
+                **_by_name(self._spec.metrics, state.metrics),
+            },
+            event=self._event,
+        )
         self._finishing: Future[None] | None = None
         listener = listen(self._store.path / "socket")
         self._selector.register(listener, selectors.EVENT_READ, None)
@@ -331,7 +351,7 @@ class AggregatorShell:
         self._injector.wake()
         progress = {worker: slot.progress[0] for worker, slot in self._slots.items()}
         self._handle(protocol.Tick(progress))
-        self._checkpoint_if_due()
+        self._checkpoints.turn(self._protocol.state)
 
     def _beat(self, _: int = 0) -> None:
         self._control.heartbeat[0] += 1
@@ -432,6 +452,7 @@ class AggregatorShell:
             case protocol.Evaluated():
                 self._write_evaluation(action)
             case protocol.Finish(failure):
+                self._checkpoints.stop()
                 self._finishing = self._background.submit(self._finish, failure)
 
     def _open_slot(self, worker: int) -> None:
@@ -468,7 +489,7 @@ class AggregatorShell:
         self._control.key[0] = state.key.word
         if state.attempt == 0 and state.step > 0:
             self._at("after_flip", state.step - 1)
-            self._checkpoint_if_due()
+            self._checkpoints.turn(state)
         self._at("step_start", state.step)
 
     def _at(self, point: str, step: int) -> None:
@@ -557,59 +578,14 @@ class AggregatorShell:
 
     # --------------------------------------------------------- checkpoints
 
-    def _newest_checkpoint(self) -> int:
-        newest = checkpoint.latest_checkpoint(self._run.checkpoints)
-        return int(newest.name.split("-")[1]) if newest is not None else 0
-
-    def _checkpoint_if_due(self) -> None:
-        """Start to write one behind training, if it is time and none is being written."""
-        every, state = self._job.checkpoint.every, self._protocol.state
-        if not every or state.step >= self._job.steps or state.attempt:
-            return
-        if state.step // every <= self._durable_step // every:
-            return
-        if self._writing is not None:
-            if not self._writing.done():
-                return
-            self._writing.result()
-        self._durable_step = state.step
-        snapshot = self._begin_snapshot(state)
-        self._writing = self._background.submit(self._write_checkpoint, snapshot, state)
-
-    def _begin_snapshot(self, state: State) -> Snapshot:
+    def _take_snapshot(self, state: State) -> Snapshot:
         snapshot = Snapshot(self._sizes, state.step % 2, self._versions[state.step % 2])
         self._updater.snapshot = snapshot
         return snapshot
 
-    def _write_checkpoint(self, snapshot: Snapshot, state: State) -> None:
-        """Copy, then write. On the background thread; a failure is reported, training goes on."""
-        set_nice(NICE_BEHIND)
-        try:
-            path = self._write(snapshot, state)
-            self._event("checkpoint_written", str(path))
-        except (OSError, SafetensorError) as error:
-            self._event("checkpoint_failed", f"step {state.step}: {error}")
-
-    def _write(self, snapshot: Snapshot, state: State) -> Any:
-        snapshot.copy()
+    def _release_snapshot(self, snapshot: Snapshot) -> None:
         if self._updater.snapshot is snapshot:
             self._updater.snapshot = None
-        tensors = snapshot_state(snapshot)
-        chunked = [name for name in tensors if name == "values" or name.startswith("state.")]
-        return checkpoint.write_checkpoint(
-            self._run.checkpoints,
-            step=state.step,
-            weights=model_tensors(self._spec, snapshot, self._constants),
-            state=tensors,
-            meta={
-                "state": state.to_bytes().decode(),
-                "job": self._job.model_dump(mode="json"),
-                "fingerprint": fingerprint(self._job.workers.threads),
-            },
-            chunks=self._spec.layout.chunks,
-            chunked=chunked,
-            keep_last=self._job.checkpoint.keep_last,
-        )
 
     def _last_evaluation(self) -> dict[str, Any] | None:
         """The newest one, without who computed it."""
@@ -622,10 +598,13 @@ class AggregatorShell:
         """The last checkpoint and the result. Doing it twice does no harm."""
         state = self._protocol.state
         version = self._versions[state.step % 2]
-        self._durable_step = state.step
-        if state.step > 0:
-            self._write(self._begin_snapshot(state), state)
-            self._event("checkpoint_written", f"the last one, step {state.step}")
+        unwritten = self._checkpoints.finish(state)
+        if unwritten:
+            unwritten = (
+                f"the last checkpoint, of step {state.step}, could not be written to"
+                f" {self._setup.checkpoints}: {unwritten}"
+            )
+            failure = "; ".join(filter(None, (failure, unwritten)))
         metrics = self._run.read_metrics()
         events = self._run.read_events()
         started = min((one["time_s"] for one in events), default=time.time())
@@ -652,6 +631,8 @@ class AggregatorShell:
                 "skipped_steps": list(state.skipped),
                 "metrics": _by_name(self._spec.metrics, state.metrics),
                 "evaluation": self._last_evaluation(),
+                "last_checkpoint_failure": unwritten,
+                "init_sha256": self._setup.initial.sha256 if self._setup.initial else None,
                 "faults_fired": sorted(self._injector.fired()),
                 "versions": fingerprint(self._job.workers.threads),
             },

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic.core.runs import RunFolder
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from elastic.core.faults import Fault
     from elastic.core.store import Store
     from elastic.core.task import Task
+    from elastic.core.weights import Initial
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,16 @@ class JobSetup:
     import_paths: tuple[str, ...] = ()
     task: bytes | None = None
     faults: tuple[Fault, ...] = ()
-    resume_from: Path | None = None
+    resume_from: str | None = None
+    damaged: tuple[str, ...] = ()
+    """What is wrong with newer checkpoints than `resume_from`."""
+    initial: Initial | None = None
+    """The weights that the run began with, if `init_from` gave any."""
+
+    @property
+    def checkpoints(self) -> str:
+        """Where they are written: the path or URI of a folder."""
+        return self.job.checkpoint.storage or str(self.run.checkpoints)
 
     @property
     def coordinator_name(self) -> str:

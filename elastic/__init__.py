@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from elastic.core.data.rows import Rows, pad
     from elastic.core.data.text import TextWindows
     from elastic.core.task import Dataset, Task
+    from elastic.core.trained import load_model
     from elastic.result import Result
     from elastic.trainer import ElasticTrainer
 
@@ -21,6 +22,7 @@ __all__ = [
     "Rows",
     "Task",
     "TextWindows",
+    "load_model",
     "pad",
 ]
 
@@ -33,6 +35,7 @@ _HOMES = {
     "Rows": "elastic.core.data.rows",
     "Task": "elastic.core.task",
     "TextWindows": "elastic.core.data.text",
+    "load_model": "elastic.core.trained",
     "pad": "elastic.core.data.rows",
 }
 

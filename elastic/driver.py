@@ -26,10 +26,13 @@ from elastic.core import checkpoint
 from elastic.core.config import JobConfig, check_resume
 from elastic.core.errors import ConfigError, FatalError
 from elastic.core.faults import Fault
+from elastic.core.ownership import Owner, owned
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
+from elastic.core.storage import open_storage
 from elastic.core.store import Store, remove_leftovers
 from elastic.core.task import Task, load_task
+from elastic.core.weights import Initial, find_initial
 from elastic.result import Result, read_result
 
 log = logging.getLogger(__name__)
@@ -59,15 +62,16 @@ def run_job(
         FatalError: the job failed; its run folder holds what there is.
     """
     run = RunFolder(run_dir)
+    killed = _last_driver_was_killed(run)
     setup = _make_setup(job, run, task, faults, resume=resume)
-    with local_cluster() as address:
-        killed = _last_driver_was_killed(run)
+    owner = Owner.here(setup.run_id, str(run.path))
+    with owned(open_storage(setup.checkpoints), owner), local_cluster() as address:
         _await_name(job.name, _ORPHANS_END_S if killed else 0.0)
         end_orphans(job.name)
         if killed:
             _await_writers(run)
         if killed and resume:  # it may have written another checkpoint meanwhile
-            setup = replace(setup, resume_from=checkpoint.find_checkpoint(run.path).path)
+            setup = _resumed(setup)
         removed = remove_leftovers()
         if removed:
             log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
@@ -100,13 +104,8 @@ def _make_setup(
         raise ConfigError("task: the job file names none; write 'task: package.module:Class'")
     if task is None:
         load_task(job.task, job.task_args)
-    newest = None
-    if resume:
-        found = checkpoint.find_checkpoint(run.path)
-        check_resume(found.meta["job"], job)
-        newest = found.path
     paths = tuple(dict.fromkeys(path or os.getcwd() for path in (os.getcwd(), *sys.path)))
-    return JobSetup(
+    setup = JobSetup(
         job=job,
         run=run,
         run_id=secrets.token_hex(4),
@@ -114,8 +113,37 @@ def _make_setup(
         import_paths=paths,
         task=cloudpickle.dumps(task) if task is not None else None,
         faults=faults,
-        resume_from=newest,
     )
+    return _resumed(setup) if resume else _begun(setup)
+
+
+def _resumed(setup: JobSetup) -> JobSetup:
+    """Go on from the newest good checkpoint."""
+    found = checkpoint.find_checkpoint(
+        checkpoint.checkpoints_of(setup.run.path, setup.job.checkpoint.storage)
+    )
+    check_resume(found.meta["job"], setup.job)
+    initial = found.meta.get("initial")
+    return replace(
+        setup,
+        resume_from=found.path,
+        damaged=tuple(found.damaged),
+        initial=Initial(**initial) if initial else None,
+    )
+
+
+def _begun(setup: JobSetup) -> JobSetup:
+    """Begin anew, perhaps with weights; not among the checkpoints of another run."""
+    job = setup.job
+    if job.checkpoint.storage is not None:
+        newest = checkpoint.latest_checkpoint(job.checkpoint.storage)
+        if newest is not None:
+            raise ConfigError(
+                f"checkpoint.storage: {job.checkpoint.storage} holds checkpoints already, the"
+                f" newest {newest}; needs an empty folder for a new run; `elastic resume` goes on"
+                " with an old one"
+            )
+    return replace(setup, initial=find_initial(job.init_from) if job.init_from else None)
 
 
 def _last_driver_was_killed(run: RunFolder) -> bool:
@@ -161,15 +189,25 @@ def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) ->
             "store": str(setup.open_store().path),
         },
     )
-    resumed = setup.resume_from
+    for problem in setup.damaged:
+        _event(run, "checkpoint_damaged", problem)
+    if setup.resume_from is not None:
+        _event(run, "job_resumed", f"from {setup.resume_from}")
+        return
+    _event(run, "job_started", f"{job.steps} steps")
+    if setup.initial is not None:
+        _event(run, "initialized", f"from {setup.initial.file}, sha256 {setup.initial.sha256}")
+
+
+def _event(run: RunFolder, kind: str, reason: str) -> None:
     run.append_event(
         {
             "time_s": time.time(),
-            "kind": "job_started" if resumed is None else "job_resumed",
+            "kind": kind,
             "step": 0,
             "generation": 0,
             "worker": None,
-            "reason": f"{job.steps} steps" if resumed is None else f"from {resumed}",
+            "reason": reason,
         }
     )
 

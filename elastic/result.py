@@ -8,8 +8,10 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint
 
-from elastic.core import checkpoint
+from elastic.core.checkpoint import checkpoints_of, latest_checkpoint
+from elastic.core.config import load_job
 from elastic.core.errors import FatalError
+from elastic.core.retained import kept_checkpoints
 from elastic.core.runs import RunFolder
 
 
@@ -17,7 +19,9 @@ from elastic.core.runs import RunFolder
 class Result(ray.train.Result):
     """What a run gave: Ray Train's result, and what makes runs comparable.
 
-    `metrics` holds what result.json holds; `events` what happened, in order.
+    `metrics` holds what result.json holds; `events` what happened, in order. `checkpoint` is the
+    newest; `best_checkpoints` are all that were kept, each with its metrics: with
+    `checkpoint.keep_best` the best first, else the newest.
     """
 
     metrics: dict[str, Any]
@@ -36,14 +40,19 @@ def read_result(run: RunFolder) -> Result:
     metrics = run.read_json(run.result_json)
     if metrics["failure"]:
         raise FatalError(f"{metrics['failure']} (run folder: {run.path})")
-    newest = checkpoint.latest_checkpoint(run.checkpoints)
+    job = load_job(run.job_json)
+    location = checkpoints_of(run.path)
+    newest = latest_checkpoint(location)
     return Result(
         metrics=metrics,
         checkpoint=Checkpoint(newest) if newest is not None else None,
         error=None,
         path=str(run.path),
         metrics_dataframe=None,
-        best_checkpoints=[],
+        best_checkpoints=[
+            (Checkpoint(path), dict(known))
+            for path, known in kept_checkpoints(location, run, job.checkpoint)
+        ],
         params_sha256=metrics["params_sha256"],
         samples_sha256=metrics["samples_sha256"],
         exact=metrics["exact"],

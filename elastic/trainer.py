@@ -12,7 +12,7 @@ from elastic.core import checkpoint
 from elastic.core.config import JobConfig, load_job
 from elastic.core.errors import ConfigError
 from elastic.core.faults import Fault
-from elastic.core.runs import RunFolder, new_run_dir
+from elastic.core.runs import new_run_dir
 from elastic.core.task import Task, check_task
 from elastic.driver import run_job
 from elastic.result import Result
@@ -52,7 +52,8 @@ class ElasticTrainer:
 
     def fit(self) -> Result:
         """Run the job to its end; continue it if its run folder holds a checkpoint."""
-        resume = checkpoint.latest_checkpoint(RunFolder(self._run_dir).checkpoints) is not None
+        where = checkpoint.checkpoints_of(self._run_dir, self._job.checkpoint.storage)
+        resume = checkpoint.latest_checkpoint(where) is not None
         return run_job(
             self._job, run_dir=self._run_dir, task=self._task, faults=self._faults, resume=resume
         )

@@ -1,22 +1,21 @@
 """Checkpoints: one folder per step, complete and checked, or not there at all.
 
-    FOLDER/step-00000050/
+    STORAGE/step-00000050/
         model.safetensors    the weights, for plain PyTorch:
                              model.load_state_dict(safetensors.torch.load_file(path))
         state.safetensors    flat optimizer tensors, scalars, whatever else the caller keeps
         meta.json            the caller's values, sizes and checksums
         meta.json.sha256     the checksum of that, for `sha256sum --check`
 
-A checkpoint is made under a hidden name beside the others, brought to disk, then renamed. This
-module knows nothing of jobs or optimizers, never changes a checkpoint and never returns one of
-which any byte differs from what was written.
+STORAGE is a folder or a URI: see `elastic.core.storage`, which makes them appear whole. This module
+knows nothing of optimizers, never changes a checkpoint and never returns one of which any byte
+differs from what was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,13 +27,13 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from elastic.core.errors import CheckpointError
+from elastic.core.errors import CheckpointError, StorageError
 from elastic.core.layout import Chunk
+from elastic.core.storage import SEAL_FILE, Storage, below, is_uri, open_storage, split
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 META_FILE = "meta.json"
-SEAL_FILE = "meta.json.sha256"
 FORMAT = 1
 SUBFOLDER = "checkpoints"  # where a run folder keeps them
 _NAME = re.compile(r"step-(\d{8,})")
@@ -51,13 +50,14 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     state: dict[str, torch.Tensor]
     meta: JSON
-    path: Path
+    path: str
+    """A path, or a URI."""
     damaged: list[str] = field(default_factory=list)
     """What was wrong with newer checkpoints that `find_checkpoint` passed over."""
 
 
 def write_checkpoint(
-    folder: Path,
+    storage: Storage,
     *,
     step: int,
     weights: Mapping[str, torch.Tensor],
@@ -65,11 +65,10 @@ def write_checkpoint(
     meta: JSON,
     chunks: Sequence[Chunk] = (),
     chunked: Collection[str] = (),
-    keep_last: int,
-) -> Path:
-    """Write `folder/step-NNNNNNNN/`, replacing one of that step, and remove old ones.
+) -> str:
+    """Write `step-NNNNNNNN`, replacing one of that step; return its path or URI.
 
-    Returns once everything is on disk. The tensors must not change meanwhile.
+    Returns once everything is on disk, or in the bucket. The tensors must not change meanwhile.
 
     Args:
         weights: by the names of the model's `state_dict`; those that share memory are copied.
@@ -78,28 +77,25 @@ def write_checkpoint(
         chunks: the chunks of the flat space, without gaps.
         chunked: names in `state` of flat tensors, as long as the first some chunks, that get a
             checksum per chunk. Others are checksummed whole.
-        keep_last: how many checkpoints stay, this one included. Newer ones than this, left by
-            a run that went back, neither count nor are removed.
+
+    Raises:
+        StorageError: the disk is full, an upload is refused. What was there before still is.
     """
-    if keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}, must be at least 1")
     if unknown := set(chunked) - state.keys():
         raise ValueError(f"chunked names {sorted(unknown)}, which state lacks")
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder, "new")
-    path = folder / f"step-{step:08d}"
-    new = _hidden(path, "new")
-    new.mkdir()
+    name = f"step-{step:08d}"
+    new = storage.stage(name)
     try:
         body = {"format": FORMAT, "step": step, "meta": meta}
         _fill(new, body, weights, state, dict.fromkeys(chunked, chunks))
-    except BaseException:
+        storage.publish(new, name)
+    except SafetensorError as error:
+        raise StorageError(f"{new}: {error}") from error  # its words for a full disk
+    except OSError as error:
+        raise StorageError(f"{error.filename or new}: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(new, ignore_errors=True)  # on a full disk it would stay in the way
-        raise
-    _publish(new, path)
-    _prune(path, keep_last)
-    _remove_leftovers(folder, "old")
-    return path
+    return below(storage.location, name)
 
 
 def _fill(
@@ -109,7 +105,7 @@ def _fill(
     state: Mapping[str, torch.Tensor],
     chunks: Mapping[str, Sequence[Chunk]],
 ) -> None:
-    """Write the four files, the one that vouches for the others last, and wait for the disk."""
+    """Write the four files, the one that vouches for the others last."""
     safetensors.torch.save_file(_separate(weights), new / MODEL_FILE)
     safetensors.torch.save_file(_separate(state), new / STATE_FILE)
     body["files"] = {
@@ -122,9 +118,6 @@ def _fill(
     text = json.dumps(body, indent=1).encode()
     (new / META_FILE).write_bytes(text)
     (new / SEAL_FILE).write_text(f"{hashlib.sha256(text).hexdigest()}  {META_FILE}\n")
-    for name in (MODEL_FILE, STATE_FILE, META_FILE, SEAL_FILE):
-        _sync(new / name)
-    _sync(new)
 
 
 def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -162,61 +155,44 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def checkpoint_steps(storage: Storage) -> dict[int, str]:
+    """The names of the checkpoints in a storage by step, unverified."""
+    return {_step(name): name for name in storage.names() if _NAME.fullmatch(name)}
 
 
-def _hidden(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{suffix}")
+def remove_checkpoint(storage: Storage, step: int) -> None:
+    """Remove the checkpoint of a step. It disappears at once, whole."""
+    storage.remove(f"step-{step:08d}")
 
 
-def _publish(new: Path, path: Path) -> None:
-    """Rename; a checkpoint in the way steps aside, and can be read there if we die in between."""
-    if path.exists():
-        _set_aside(path)
-    new.rename(path)
-    _sync(path.parent)
-
-
-def _set_aside(path: Path) -> None:
-    old = _hidden(path, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    path.rename(old)
-
-
-def _prune(written: Path, keep_last: int) -> None:
-    older = [path for path in _checkpoints(written.parent) if _step(path) < _step(written)]
-    for path in older[: max(0, len(older) - (keep_last - 1))]:
-        _set_aside(path)  # a folder half removed must not look like a damaged checkpoint
-
-
-def _remove_leftovers(folder: Path, suffix: str) -> None:
-    for path in folder.glob(f".step-*.{suffix}"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a folder by step, oldest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_step)
-
-
-def _step(path: Path) -> int:
-    match = _NAME.search(path.name)
-    assert match is not None, path
+def _step(name: str) -> int:
+    match = _NAME.search(name)
+    assert match is not None, name
     return int(match[1])
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint and verify every byte of it.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read one checkpoint, at a path or URI, and verify every byte of it.
 
     Raises:
         CheckpointError: something is missing or differs; names the file and the chunk or tensor.
+        StorageError: the storage cannot be read now; nothing is known of the checkpoint.
     """
+    folder, name = split(path)
+    return read_entry(open_storage(folder), name)
+
+
+def read_entry(storage: Storage, name: str) -> Checkpoint:
+    """The same for an entry of an open storage."""
+    shown = below(storage.location, name)
+    with storage.fetch(name) as folder:
+        try:
+            return _verified(folder, shown)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(folder), shown)) from error
+
+
+def _verified(path: Path, shown: str) -> Checkpoint:
     body = _read_meta(path)
     for name, expected in body["files"].items():
         _check_file(path / name, expected)
@@ -227,7 +203,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, tensor in state.items():
         for problem in _problems(tensor, body["tensors"][name]):
             raise _damaged(path / STATE_FILE, f"tensor {name}{problem}")
-    return Checkpoint(body["step"], weights, state, body["meta"], path)
+    return Checkpoint(body["step"], weights, state, body["meta"], shown)
+
+
+def read_meta(storage: Storage, step: int) -> JSON | None:
+    """The values kept with a checkpoint, without reading it. None where they are damaged."""
+    name = f"step-{step:08d}"
+    text, seal = storage.read(f"{name}/{META_FILE}"), storage.read(f"{name}/{SEAL_FILE}")
+    if text is None or seal is None or not _is_sealed(text, seal):
+        return None
+    meta: JSON = json.loads(text)["meta"]
+    return meta
 
 
 def _damaged(file: Path, problem: str) -> CheckpointError:
@@ -242,7 +228,7 @@ def _read_meta(path: Path) -> JSON:
         seal = (path / SEAL_FILE).read_bytes()
     except OSError as error:
         raise _damaged(Path(error.filename), error.strerror or str(error)) from error
-    if not seal.startswith(hashlib.sha256(text).hexdigest().encode()):
+    if not _is_sealed(text, seal):
         raise _damaged(path / META_FILE, f"its sha256 is not the one in {SEAL_FILE}")
     body: JSON = json.loads(text)
     if body["format"] != FORMAT:
@@ -251,6 +237,10 @@ def _read_meta(path: Path) -> JSON:
             " use the version that wrote it"
         )
     return body
+
+
+def _is_sealed(text: bytes, seal: bytes) -> bool:
+    return seal.startswith(hashlib.sha256(text).hexdigest().encode())
 
 
 def _check_file(file: Path, expected: JSON) -> None:
@@ -288,13 +278,26 @@ def _problems(tensor: torch.Tensor, expected: JSON) -> Iterator[str]:
             yield f", chunk {index} (elements {start} to {stop}): its sha256 differs"
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder`, unverified, or None."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+def checkpoints_of(run: str | Path, storage: str | None = None) -> str:
+    """Where the checkpoints of a run folder lie, as its job says: the path or URI of a folder.
+
+    Args:
+        storage: `checkpoint.storage` of the job to begin, where the folder does not know it yet.
+    """
+    job = Path(run) / "job.json"
+    if job.is_file():
+        storage = json.loads(job.read_text())["checkpoint"].get("storage")
+    return storage if storage is not None else str(Path(run) / SUBFOLDER)
 
 
-def find_checkpoint(path: Path) -> Checkpoint:
+def latest_checkpoint(folder: str | Path) -> str | None:
+    """The checkpoint of the highest step in a folder or at a URI, unverified, or None."""
+    storage = open_storage(folder)
+    found = checkpoint_steps(storage)
+    return below(storage.location, found[max(found)]) if found else None
+
+
+def find_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint, or the newest good one of a run folder or a folder of checkpoints.
 
     A checkpoint that is named itself must verify; in a folder, damaged ones are passed over and
@@ -302,18 +305,26 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: there is none, or none that verifies.
+        StorageError: the storage cannot be read now.
     """
-    if (path / META_FILE).exists() or _NAME.fullmatch(path.name):
+    if _NAME.fullmatch(split(path)[1]) or _holds_meta(path):
         return read_checkpoint(path)
-    folder = path / SUBFOLDER if (path / SUBFOLDER).is_dir() else path
-    aside = [old for old in folder.glob(".step-*.old") if _NAME.search(old.name)]
-    candidates = sorted((*aside, *_checkpoints(folder)), key=_step, reverse=True)
+    if not is_uri(path) and (
+        (Path(path) / "job.json").is_file() or (Path(path) / SUBFOLDER).is_dir()
+    ):
+        path = checkpoints_of(path)
+    storage = open_storage(path)
+    names = [name for name in (*storage.leftovers(), *storage.names()) if _NAME.search(name)]
     damaged: list[str] = []
-    for candidate in candidates:
+    for name in sorted(names, key=_step, reverse=True):
         try:
-            return replace(read_checkpoint(candidate), damaged=damaged)
+            return replace(read_entry(storage, name), damaged=damaged)
         except CheckpointError as error:
             damaged.append(str(error))
     if damaged:
-        raise CheckpointError(f"{folder}: every checkpoint is damaged: " + "; ".join(damaged))
-    raise CheckpointError(f"{folder}: no checkpoint found")
+        raise CheckpointError(f"{path}: every checkpoint is damaged: " + "; ".join(damaged))
+    raise CheckpointError(f"{path}: no checkpoint found")
+
+
+def _holds_meta(path: str | Path) -> bool:
+    return open_storage(path).read(META_FILE) is not None

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from elastic.core.errors import ConfigError
+from elastic.core.storage import check_location, is_uri
 from elastic.core.yaml_file import (
     Document,
     read_yaml,
@@ -105,7 +106,34 @@ class CheckpointConfig(_Section):
     every: int = Field(default=50, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     keep_last: int = Field(default=3, ge=1)
-    """Older checkpoints are removed."""
+    """So many of the newest stay."""
+    keep_best: int = Field(default=0, ge=0)
+    """So many of the best by `metric` stay besides."""
+    metric: Annotated[
+        str,
+        Field(
+            pattern=r"^(eval\.)?[A-Za-z_][\w-]*$",
+            json_schema_extra={"allowed": "loss or a metric of the task; eval. before it"},
+        ),
+    ] = "loss"
+    """What decides which is best: loss or a metric of the last step before the checkpoint, or
+    eval.loss or eval.NAME, what evaluating that very state gave."""
+    mode: Literal["min", "max"] = "min"
+    """Whether low or high values of `metric` are good."""
+    storage: str | None = None
+    """Folder of the checkpoints: an absolute path or a URI such as s3://bucket/folder; null: in the
+    run folder. Credentials come from the environment, endpoints too or from the URI's query. What
+    is on its way from or to a URI lies in TMPDIR."""
+    patience_s: float = Field(default=60.0, ge=0)
+    """The last checkpoint of a job is tried for so long where the disk or bucket refuses it; the
+    others are tried again, with back-off, while training goes on."""
+
+    @field_validator("storage")
+    @classmethod
+    def _known_kind(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_location(value)
+        return value
 
 
 class JobConfig(_Section):
@@ -131,6 +159,12 @@ class JobConfig(_Section):
     """The user's code as package.module:Class. Needed unless a task object is given in Python."""
     task_args: dict[str, JsonValue] = {}
     """Keyword arguments of the task."""
+    init_from: str | None = Field(default=None, min_length=1)
+    """Weights to begin with: a checkpoint or run folder of ours, a .safetensors file, or a
+    state_dict of PyTorch (.pt, .pth, .bin, .ckpt); a path or a URI."""
+    init_skip: list[str] = []
+    """Names in the model or in that file, or patterns such as head.*, that are left as the task
+    makes them. Everything else must fit."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Decides initial parameters, order of samples and every random number of the model."""
     steps: int = Field(ge=1)
@@ -161,6 +195,19 @@ class JobConfig(_Section):
     """When checkpoints are written."""
     chunk_elements: int = Field(default=262_144, ge=1024, le=2**24, multiple_of=16)
     """Parameters in one chunk, the unit of summing, updating and checksums."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        if value is not None and is_uri(value):
+            check_location(value)
+        return value
+
+    @model_validator(mode="after")
+    def _skip_of_something(self) -> JobConfig:
+        if self.init_skip and self.init_from is None:
+            raise ValueError(f"init_skip is {self.init_skip}, and init_from is null; needs both")
+        return self
 
     @field_validator("device", mode="before")
     @classmethod

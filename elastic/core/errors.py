@@ -2,7 +2,8 @@
 
 ElasticError
 ├── RetryableError          the job goes on, or the same call may succeed later
-│   └── ChannelClosed       the peer's socket reached end-of-file
+│   ├── ChannelClosed       the peer's socket reached end-of-file
+│   └── StorageError        a disk or bucket refuses to be read or written
 └── FatalError              the job stops; a checkpoint is written first where there is a state
     ├── ConfigError         the job file, the task, the data or the machine cannot do what is asked
     │   ├── DataError       a data file is missing, damaged or too small
@@ -24,6 +25,10 @@ class RetryableError(ElasticError):
 
 class ChannelClosed(RetryableError):
     """The peer of a socket is gone."""
+
+
+class StorageError(RetryableError):
+    """A disk or bucket refuses to be read or written; nothing there is known to be wrong."""
 
 
 class FatalError(ElasticError):

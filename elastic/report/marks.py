@@ -70,6 +70,8 @@ _OF_KIND = {
     "overflow": NAN,
     "checkpoint_written": CHECKPOINT,
     "checkpoint_failed": CHECKPOINT,
+    "checkpoint_damaged": CHECKPOINT,
+    "checkpoint_not_removed": CHECKPOINT,
     "duplicate": DUPLICATE,
 }
 

@@ -11,6 +11,7 @@ import pytest
 from elastic.cluster import local_cluster
 from elastic.driver import run_job
 from tests.integration.support import Outcome, hosts_below, leftovers, make_job, outcome, wait_until
+from tests.s3 import CREDENTIALS
 
 NUM_STEPS = 40
 """Of the job that disturbed runs are compared with."""
@@ -19,6 +20,7 @@ NUM_STEPS = 40
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """A Ray cluster on this machine, shared by the jobs of all tests. Its address."""
+    os.environ.update(CREDENTIALS)  # its processes read and write buckets
     with local_cluster() as address:
         yield address
 

@@ -86,6 +86,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "task_args": {"task_args": {"lr": 0.1}},
     "held_out": {"held_out": 8},
     "precision": {"precision": "bfloat16"},
+    "init_from": {"init_from": "/elsewhere/model.safetensors"},
     "clip_norm": {"clip_norm": 1.0},
     "chunk_elements": {"chunk_elements": 32768},
 }
@@ -136,7 +137,7 @@ def killed_run(request: pytest.FixtureRequest, cluster: str, tmp_path: Path) -> 
         def is_behind_a_checkpoint() -> bool:
             assert driver.poll() is None, (tmp_path / "driver.log").read_text()
             newest = checkpoint.latest_checkpoint(run.checkpoints)
-            return newest is not None and len(run.read_metrics()) > int(newest.name[5:]) + 1
+            return newest is not None and len(run.read_metrics()) > int(Path(newest).name[5:]) + 1
 
         wait_until(is_behind_a_checkpoint, "a step is done behind a checkpoint", timeout_s=150)
     finally:

@@ -16,16 +16,18 @@ from torch import nn
 from elastic.core.checkpoint import (
     META_FILE,
     MODEL_FILE,
-    SEAL_FILE,
     STATE_FILE,
     Checkpoint,
+    checkpoint_steps,
     find_checkpoint,
     latest_checkpoint,
     read_checkpoint,
+    remove_checkpoint,
     write_checkpoint,
 )
 from elastic.core.errors import CheckpointError
 from elastic.core.layout import make_layout
+from elastic.core.storage import SEAL_FILE, LocalStorage
 
 LAYOUT = make_layout(
     [[("weight", (20, 10)), ("bias", (20,))]], buffers=[("mean", (5,))], chunk_elements=64
@@ -55,7 +57,7 @@ def make_state() -> dict[str, torch.Tensor]:
     }
 
 
-def write(folder: Path, step: int, *, keep_last: int = 10, **changes: Any) -> Path:
+def write(folder: Path, step: int, **changes: Any) -> Path:
     arguments: dict[str, Any] = {
         "weights": {"weight": torch.full((200, 30), float(step))},
         "state": make_state(),
@@ -63,7 +65,7 @@ def write(folder: Path, step: int, *, keep_last: int = 10, **changes: Any) -> Pa
         "chunks": LAYOUT.chunks,
         "chunked": ("exp_avg", "values"),
     }
-    return write_checkpoint(folder, step=step, keep_last=keep_last, **{**arguments, **changes})
+    return Path(write_checkpoint(LocalStorage(folder), step=step, **{**arguments, **changes}))
 
 
 def names(folder: Path) -> list[str]:
@@ -75,7 +77,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert path == tmp_path / "a" / "b" / "step-00000012"
     assert names(path) == [META_FILE, SEAL_FILE, MODEL_FILE, STATE_FILE]
     read = read_checkpoint(path)
-    assert (read.step, read.meta, read.path, read.damaged) == (12, META, path, [])
+    assert (read.step, read.meta, read.path, read.damaged) == (12, META, str(path), [])
     assert torch.equal(read.weights["weight"], torch.full((200, 30), 12.0))
     assert read.state.keys() == make_state().keys()
     for name, tensor in make_state().items():
@@ -113,21 +115,17 @@ def test_the_seal_is_what_sha256sum_checks(tmp_path: Path) -> None:
     assert json.loads((path / META_FILE).read_text())["files"][MODEL_FILE]["sha256"] == model
 
 
-def test_only_the_newest_stay_and_leftovers_go(tmp_path: Path) -> None:
+def test_leftovers_go_and_what_belongs_to_others_stays(tmp_path: Path) -> None:
     (tmp_path / ".step-00000099.new").mkdir(parents=True)
     (tmp_path / ".step-00000098.old").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "step-00000001.mine").mkdir()
-    for step in range(4):
-        write(tmp_path, step, keep_last=2)
+    write(tmp_path, 2)
+    write(tmp_path, 3)
     assert names(tmp_path) == ["notes", "step-00000001.mine", "step-00000002", "step-00000003"]
-
-
-def test_a_checkpoint_of_a_run_that_went_back_stays(tmp_path: Path) -> None:
-    for step in (10, 20, 30):
-        write(tmp_path, step)
-    write(tmp_path, 15, keep_last=1)
-    assert names(tmp_path) == ["step-00000015", "step-00000020", "step-00000030"]
+    assert checkpoint_steps(LocalStorage(tmp_path)) == {2: "step-00000002", 3: "step-00000003"}
+    remove_checkpoint(LocalStorage(tmp_path), 2)
+    assert names(tmp_path) == ["notes", "step-00000001.mine", "step-00000003"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
@@ -146,8 +144,6 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_caller_mistake_is_a_value_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="keep_last is 0"):
-        write(tmp_path, 1, keep_last=0)
     with pytest.raises(ValueError, match="missing"):
         write(tmp_path, 1, chunked=("missing",))
     with pytest.raises(ValueError, match=r"scalars of shape \[2, 3\] does not end"):
@@ -226,7 +222,7 @@ def test_damage_is_named_and_an_older_checkpoint_found(
     assert str(bad) in str(caught.value)
     assert "older checkpoint" in str(caught.value)
     found = find_checkpoint(tmp_path)
-    assert (found.path, found.step, len(found.damaged)) == (good, 1, 1)
+    assert (found.path, found.step, len(found.damaged)) == (str(good), 1, 1)
     assert found.damaged == [str(caught.value)]
     with pytest.raises(CheckpointError, match=message):
         find_checkpoint(bad)
@@ -235,12 +231,13 @@ def test_damage_is_named_and_an_older_checkpoint_found(
 def test_find_takes_a_run_a_folder_or_a_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     first, second = write(folder, 7), write(folder, 100_000_000)
-    assert latest_checkpoint(folder) == second
+    assert latest_checkpoint(folder) == str(second)
 
     def found(path: Path) -> Checkpoint:
         return find_checkpoint(path)
 
-    assert [found(path).path for path in (tmp_path, folder, first)] == [second, second, first]
+    expected = [str(path) for path in (second, second, first)]
+    assert [found(path).path for path in (tmp_path, folder, first)] == expected
     assert found(folder).damaged == []
 
 

@@ -213,7 +213,7 @@ def test_what_an_import_does_not_load(case: str) -> None:
 
 
 def test_the_public_names() -> None:
-    trainer = {"Dataset", "ElasticTrainer", "Result", "Task"}
+    trainer = {"Dataset", "ElasticTrainer", "Result", "Task", "load_model"}
     data_sets = {"ArrayRows", "MapDataset", "Rows", "TextWindows", "pad"}
     assert elastic.__all__ == sorted(trainer | data_sets)
     assert set(elastic._HOMES) == set(elastic.__all__)
