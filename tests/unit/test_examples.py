@@ -8,12 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import examples
 from elastic.core.data.order import SampleStream
 from elastic.core.errors import ConfigError
-from elastic.core.task import load_task
+from elastic.core.task import Task, load_task
+from elastic.core.weights import find_initial, initialize
 from examples.digits.task import Digits
+from examples.finetune.task import NewHead, write_pretrained
 from examples.stdlib_lm.task import StdlibLM, write_stdlib
 
 FOLDER = Path(examples.__file__).parent
@@ -32,7 +35,7 @@ def stdlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["stdlib_lm", "digits"])
+@pytest.mark.parametrize("name", ["stdlib_lm", "digits", "finetune"])
 def test_a_task_is_short_and_its_job_file_fits(name: str) -> None:
     assert len((FOLDER / name / "task.py").read_text().splitlines()) < 100
     job = yaml.safe_load((FOLDER / name / "job.yaml").read_text())
@@ -110,10 +113,28 @@ def test_digits_has_buffers_and_noise() -> None:
     assert task.loss(model, batch)[0].item() == first
 
 
-def train(task: StdlibLM | Digits, *, num_steps: int, size: int) -> tuple[float, float]:
+def test_a_new_head_learns_on_a_frozen_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "digits.safetensors"
+    write_pretrained(path)
+    task = NewHead()
+    torch.manual_seed(0)
+    model = task.model()
+    targets = model.state_dict(keep_vars=True)
+    with pytest.raises(ConfigError, match=r"head\.bias: shape \(5,\), the model has \(10,\)"):
+        initialize(targets, find_initial(str(path)), [])
+    initialize(targets, find_initial(str(path)), ["head.*"])
+    before = model.backbone[0].weight.clone()
+    first, last = train(task, num_steps=60, size=64, model=model)
+    assert last < 0.5 < first
+    assert torch.equal(model.backbone[0].weight, before)
+
+
+def train(
+    task: Task, *, num_steps: int, size: int, model: nn.Module | None = None
+) -> tuple[float, float]:
     """Plain training with one micro-batch a step; the first loss and the last."""
     torch.manual_seed(0)
-    model, data = task.model(), task.dataset()
+    model, data = model or task.model(), task.dataset()
     optimizer = task.optimizer(list(model.named_parameters()))
     stream = SampleStream(num_samples=len(data), held_out=100, seed=0, split_seed=0)
     losses = []

@@ -1,0 +1,1 @@
+"""Fine-tuning from a safetensors file: a frozen backbone, a new head."""
