@@ -56,7 +56,7 @@ runs of one job file end with the same parameters, bit for bit.
     elastic train examples/stdlib_lm/job.yaml        # about a minute, 4 workers
     elastic status stdlib-lm                         # from the other terminal
     elastic scale stdlib-lm --workers 2              # the result stays the same
-    elastic report stdlib-lm                         # draw what happened
+    elastic report stdlib-lm --html                  # see what happened
 """,
 )
 simulate_app = typer.Typer(no_args_is_help=True, help="Run the real protocol in virtual time.")
@@ -230,25 +230,44 @@ def stop(name: _Running) -> None:
 @app.command()
 def report(
     run: _Run,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page to zoom into, not a picture.")
+    ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PNG", help="[default: RUN/report.png]"),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="[default: RUN/report.png or RUN/report.html]"
+        ),
     ] = None,
 ) -> None:
-    """Draw a run: its loss, its step times, and what each worker did when, faults and all.
+    """Show what happened in a run: its loss, its step times, what each worker did when, and faults.
 
-    Works on finished and on running jobs.
+    Works on finished and on running jobs; do it again to see what came since.
+
+    By default a picture of the whole run, with its most eventful seconds enlarged. With `--html` a
+    page with everything: curves of the loss, metrics, evaluations, step time, throughput, workers
+    and generations, around a timeline of every micro-batch and every fault, to zoom and to move in;
+    the events, the settings and the result. It is one file that asks no network for anything: open
+    it in a browser, attach it to a mail. Of very long runs it keeps what stands out, and says what
+    it left out.
 
     **Examples**
 
-        elastic report stdlib-lm
-        elastic report runs/with-faults --output faults.png
+        elastic report stdlib-lm                            # newest run of the job: RUN/report.png
+        elastic report stdlib-lm --html                     # RUN/report.html
+        elastic report runs/with-faults --html -o faults.html
     """
     from elastic.core.runs import find_run
-    from elastic.report.picture import draw_picture
 
     folder = find_run(run, running=False)
-    path = draw_picture(folder.path, output or folder.report_png)
+    if html:
+        from elastic.report.page import write_page
+
+        path = write_page(folder.path, output)
+    else:
+        from elastic.report.picture import draw_picture
+
+        path = draw_picture(folder.path, output)
     Console().print(str(path), soft_wrap=True)
 
 

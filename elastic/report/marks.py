@@ -21,7 +21,7 @@ from elastic.report.clock import Clock
     LOST,
     CHECKPOINT,
     JOB,
-    DUPLICATE,
+    EVALUATION,
     OTHER,
 ) = (
     "worker killed",
@@ -35,10 +35,10 @@ from elastic.report.clock import Clock
     "worker lost",
     "checkpoint",
     "job starts, resumes, ends",
-    "duplicate lease",
+    "evaluation",
     "other",
 )
-UNMARKED = (DUPLICATE, OTHER)
+UNMARKED = (EVALUATION, OTHER)
 """Worth a line in a table, not a mark in the picture."""
 
 _OF_FAULT = {
@@ -72,7 +72,7 @@ _OF_KIND = {
     "checkpoint_failed": CHECKPOINT,
     "checkpoint_damaged": CHECKPOINT,
     "checkpoint_not_removed": CHECKPOINT,
-    "duplicate": DUPLICATE,
+    "evaluated": EVALUATION,
 }
 
 

@@ -5,7 +5,6 @@ Only reads. Never imports matplotlib, Ray or torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,6 @@ from elastic.core.runs import RunFolder
 from elastic.report.clock import Clock
 from elastic.report.marks import (
     CHECKPOINT,
-    DUPLICATE,
     JOB,
     JOIN,
     LEAVE,
@@ -54,7 +52,7 @@ class Work:
     end_s: Floats
     granted: Bools
     duplicate: Bools
-    """Computed under a duplicate lease; granted if it was first."""
+    """Began after another worker had begun the same micro-batch; granted if it was done first."""
 
     def where(self, keep: Bools) -> Work:
         """The rows chosen by `keep`."""
@@ -102,6 +100,8 @@ class Story:
     """`grad_norm` and `lr` of each step, and whatever its `metrics` hold; NaN where absent."""
     evaluations: tuple[Evaluation, ...]
     work: Work
+    evaluation_work: Work
+    """Micro-batches of evaluations; their step is the one that came after."""
     events: tuple[Mark, ...]
     workers: Ints
     """Ids of all workers that computed or joined, sorted."""
@@ -173,11 +173,14 @@ def read_story(path: str | Path) -> Story:
         raise ConfigError(f"{folder.path}: no step has been committed yet, nothing to draw")
     clock = Clock(metrics, lines)
     events = tuple(mark_of(line, clock) for line in lines)
-    work = _work(metrics, events, clock)
+    work = _work(metrics, clock)
+    evaluations = folder.read_evaluations()
     time_s = clock.seconds([float(line["time_s"]) for line in metrics])
     marks = [event for event in events if event.category not in UNMARKED]
     joined = {mark.worker for mark in marks if mark.category == JOIN and mark.worker is not None}
-    workers = np.array(sorted({*work.worker.tolist(), *joined}), dtype=np.int64)
+    evaluation_work = _work(evaluations, clock)
+    computed = {*work.worker.tolist(), *evaluation_work.worker.tolist()}
+    workers = np.array(sorted({*computed, *joined}), dtype=np.int64)
     end_s = max([float(time_s.max()), *(mark.time_s for mark in marks), *work.end_s[-1:].tolist()])
     return Story(
         job=job,
@@ -192,8 +195,9 @@ def read_story(path: str | Path) -> Story:
         duplicates=_ints(metrics, "num_duplicates"),
         num_workers=_ints(metrics, "num_workers"),
         numbers=_numbers(metrics),
-        evaluations=_evaluations(folder, clock),
+        evaluations=_evaluations(evaluations, clock),
         work=work,
+        evaluation_work=evaluation_work,
         events=events,
         workers=workers,
         lives=tuple(_lives(marks, work, workers, end_s)),
@@ -213,7 +217,7 @@ def _numbers(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
     return numbers
 
 
-def _evaluations(folder: RunFolder, clock: Clock) -> tuple[Evaluation, ...]:
+def _evaluations(lines: Sequence[Mapping[str, Any]], clock: Clock) -> tuple[Evaluation, ...]:
     return tuple(
         Evaluation(
             time_s=clock(float(line["time_s"])),
@@ -221,23 +225,18 @@ def _evaluations(folder: RunFolder, clock: Clock) -> tuple[Evaluation, ...]:
             loss=_float(line.get("loss")),
             metrics={name: _float(value) for name, value in (line.get("metrics") or {}).items()},
         )
-        for line in folder.read_evaluations()
+        for line in lines
     )
 
 
-def _work(metrics: Sequence[Mapping[str, Any]], events: Sequence[Mark], clock: Clock) -> Work:
+def _work(lines: Sequence[Mapping[str, Any]], clock: Clock) -> Work:
     rows = [
         (int(worker), int(line["step"]), int(one), float(start), float(end), outcome == "granted")
-        for line in metrics
+        for line in lines
         for worker, one, start, end, outcome in line.get("work", ())
     ]
     rows.sort(key=lambda row: row[3])
     worker, step, micro_batch, start, end, granted = zip(*rows, strict=True) if rows else [()] * 6
-    leases = {
-        (event.worker, event.step, int(named[1]))
-        for event in events
-        if event.category == DUPLICATE and (named := re.match(r"micro-batch (\d+)", event.reason))
-    }
     return Work(
         worker=np.array(worker, dtype=np.int64),
         step=np.array(step, dtype=np.int64),
@@ -245,8 +244,18 @@ def _work(metrics: Sequence[Mapping[str, Any]], events: Sequence[Mark], clock: C
         start_s=clock.seconds(start),
         end_s=clock.seconds(end),
         granted=np.array(granted, dtype=np.bool_),
-        duplicate=np.array([row[:3] in leases for row in rows], dtype=np.bool_),
+        duplicate=_began_later(step, micro_batch),
     )
+
+
+def _began_later(step: Sequence[int], micro_batch: Sequence[int]) -> Bools:
+    """Of rows in the order of their start: whether an earlier one is of the same micro-batch."""
+    seen: set[tuple[int, int]] = set()
+    later = np.zeros(len(step), dtype=np.bool_)
+    for row, key in enumerate(zip(step, micro_batch, strict=True)):
+        later[row] = key in seen
+        seen.add(key)
+    return later
 
 
 def _lives(
