@@ -106,7 +106,7 @@ class FakeRun:
             for half in range(2)
         ]
         self.now_s += 0.02
-        line = {"step": step, "time_s": self.now_s, "loss": 2.0 - step / 1e4}
+        line = {"step": step, "time_s": self.now_s, "loss": 1.7 + 10 / step}
         rest = {"metrics": {"accuracy": 0.5}, "work": [[*one, "granted"] for one in work]}
         self.folder.append_evaluation({**line, **rest})
         self.event("evaluated", step, reason="loss 2")

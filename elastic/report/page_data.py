@@ -37,8 +37,9 @@ def page_data(story: Story, *, is_running: bool, limits: Limits = LIMITS) -> dic
     Its size is bounded however long the run is, but for faults and what came of them.
     """
     curves = [story.loss, story.step_s, *story.numbers.values()]
-    steps = choose_steps(story, curves, most=limits.steps)
     kept = choose_work(story, most=limits.micro_batches)
+    shown = np.isin(story.step, story.work.step[kept])
+    steps = choose_steps(story, curves, most=limits.steps, beside=shown)
     events = choose_events(story, most=limits.routine_events)
     result = story.result if not is_running else None
     return {
@@ -51,7 +52,11 @@ def page_data(story: Story, *, is_running: bool, limits: Limits = LIMITS) -> dic
         "end_s": story.end_s,
         "summary": _summary(story, result),
         "notes": _notes(story, len(steps), int(kept.sum()), len(events)),
-        "steps": {"step": pack(story.step[steps], "<i4"), "time_s": pack(story.time_s[steps])},
+        "steps": {
+            "step": pack(story.step[steps], "<i4"),
+            "begin_s": pack(begin_s(story)[steps]),
+            "time_s": pack(story.time_s[steps]),
+        },
         "median_step_s": float(np.median(story.step_s)),
         "charts": _charts(story, steps),
         "workers": story.workers.tolist(),
@@ -69,6 +74,11 @@ def pack(values: npt.NDArray[Any], kind: str = "<f8") -> Packed:
     """An array as {type, data}: i4, u4, u2, u1, f4 or f8, and its bytes in base64."""
     data = np.ascontiguousarray(values).astype(kind)
     return {"type": kind[-2:], "data": base64.b64encode(data.tobytes()).decode()}
+
+
+def begin_s(story: Story) -> Floats:
+    """When each step began: as the one before was committed."""
+    return np.concatenate([[story.first_step_s], story.time_s[:-1]])
 
 
 def _state(result: Mapping[str, Any] | None, is_running: bool) -> str:
@@ -89,7 +99,7 @@ def _summary(story: Story, result: Mapping[str, Any] | None) -> list[list[str]]:
     low, high = int(story.num_workers.min()), int(story.num_workers.max())
     refused = int((~story.work.granted).sum())
     figures = [
-        ["steps", f"{len(story.step):,}", f"of {story.job.get('steps', '?')}"],
+        ["steps", f"{len(story.step):,}", f"of {int(story.job['steps']):,}"],
         ["training time", duration(took_s), f"median step {_ms(np.median(story.step_s))}"],
         ["loss", _number(story.loss[-1]), f"from {_number(story.loss[0])}"],
         ["samples/s", f"{story.samples.sum() / took_s:,.4g}", f"{story.samples.sum():,} samples"],
@@ -291,8 +301,8 @@ def _spans(story: Story, steps: npt.NDArray[np.int64]) -> list[list[float]]:
     if not len(places):
         return []
     groups = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    begin_s = np.r_[story.first_step_s, story.time_s[:-1]]
-    return [[float(begin_s[group[0]]), float(story.time_s[group[-1]])] for group in groups]
+    begins_s = begin_s(story)
+    return [[float(begins_s[group[0]]), float(story.time_s[group[-1]])] for group in groups]
 
 
 def _shares(story: Story) -> dict[str, Any]:

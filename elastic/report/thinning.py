@@ -33,12 +33,14 @@ class Limits:
     """Of checkpoints, of evaluations, and of other events without a mark, each."""
 
 
-def choose_steps(story: Story, curves: Sequence[Floats], *, most: int) -> Ints:
+def choose_steps(
+    story: Story, curves: Sequence[Floats], *, most: int, beside: Bools | None = None
+) -> Ints:
     """Indices of the steps to draw, sorted.
 
     Of each bin of neighbouring steps the first, the last, and where each curve is least and
     greatest; and beyond `most` those of marks, of redone attempts, of changes in the number of
-    workers, and where a curve stops or begins to be finite.
+    workers, and where a curve stops or begins to be finite. Where there is room, those `beside`.
     """
     num = len(story.step)
     if num <= most:
@@ -54,6 +56,12 @@ def choose_steps(story: Story, curves: Sequence[Floats], *, most: int) -> Ints:
         for first, last in pairwise(edges.tolist()):
             chosen[first + np.argmin(low[first:last])] = True
             chosen[first + np.argmax(high[first:last])] = True
+    if beside is not None:
+        others = np.flatnonzero(beside & ~chosen)
+        room = max(0, most - int(chosen.sum()))
+        if len(others) > room:
+            others = others[np.linspace(0, len(others) - 1, room).astype(np.int64)]
+        chosen[others] = True
     return np.flatnonzero(chosen)
 
 

@@ -73,8 +73,10 @@ def test_metrics_and_evaluations_have_their_curves(story: Story) -> None:
     data = page_data(story, is_running=False)
     assert chart(data, "accuracy")["each step"][0] == pytest.approx(0.5)
     assert chart(data, "accuracy")["evaluation"].tolist() == [0.5] * 3
-    assert chart(data, "Loss")["evaluation"].tolist() == pytest.approx([1.996, 1.992, 1.988])
-    assert ["evaluation loss", "1.9880", "at step 120"] in data["summary"]
+    assert chart(data, "Loss")["evaluation"].tolist() == pytest.approx(
+        [1.95, 1.825, 1.7 + 10 / 120]
+    )
+    assert ["evaluation loss", "1.7833", "at step 120"] in data["summary"]
 
 
 def test_every_micro_batch_is_on_the_timeline_with_its_outcome(story: Story) -> None:
@@ -125,6 +127,11 @@ def test_a_long_run_keeps_extremes_faults_and_what_is_not_finite(long_story: Sto
     assert len(chosen) < 330
     assert {0, 777, 778, 1234, 1500, 2345, 2999} <= set(chosen.tolist())
     assert {int(np.nanargmin(loss)), int(np.nanargmax(loss))} <= set(chosen.tolist())
+    beside = np.isin(np.arange(3000), np.arange(600, 700))
+    fewer = choose_steps(long_story, [loss], most=400)
+    more = choose_steps(long_story, [loss], most=400, beside=beside)
+    assert set(fewer.tolist()) < set(more.tolist())
+    assert len(fewer) < len(more) <= 400
     assert choose_steps(long_story, [loss], most=3000).tolist() == list(range(3000))
 
 

@@ -111,7 +111,7 @@ class Chart extends Panel {
       if (!usable) { isDown = false; continue; }
       const px = x(times[i]), py = y(values[i]);
       if (style === "spans") {  // at this height since the step before
-        const begun = x(i ? times[i - 1] : RUN.first_step_s);
+        const begun = x(STEPS.begin[i]);
         if (isDown) pen.lineTo(begun, py);
         else pen.moveTo(begun, py);
         pen.lineTo(px, py);
@@ -123,7 +123,7 @@ class Chart extends Panel {
     if (style === "stairs" && isDown) pen.lineTo(x(Math.min(RUN.end_s, view.to)), end);
     pen.stroke();
     const room = (width - LEFT) / Math.max(1, last - first);
-    if (style === "dots" || (room > 14 && !this.isStepped && (alone || style === "thin"))) {
+    if ((style === "dots" && room > 8) || (room > 14 && !this.isStepped && (alone || style === "thin"))) {
       for (let i = first; i < last; i++) {
         if (Number.isFinite(values[i])) dot(pen, x(times[i]), y(values[i]), style === "dots" ? 3.2 : 2.2);
       }

@@ -13,7 +13,7 @@ function unpack(packed) {
   return new ARRAYS[packed.type](bytes.buffer);
 }
 
-const STEPS = { step: unpack(RUN.steps.step), time: unpack(RUN.steps.time_s) };
+const STEPS = { step: unpack(RUN.steps.step), begin: unpack(RUN.steps.begin_s), time: unpack(RUN.steps.time_s) };
 
 // Paths around (0, 0), about 12 wide: each category has a shape of its own, not only a colour.
 const MARKS = {
@@ -94,7 +94,7 @@ function ticks(from, to, wanted, least = 0) {
   if (!(rough > 0)) return [from];
   const apart = Math.max(least, roundUp(rough));
   const found = [];
-  for (let i = Math.ceil(from / apart - 1e-9); i * apart <= to + apart * 1e-9; i++) found.push(i * apart);
+  for (let i = Math.ceil(from / apart - 1e-9); i * apart <= to + apart * 1e-9; i++) found.push(i * apart + 0);  // never -0
   return found;
 }
 

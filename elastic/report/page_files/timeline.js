@@ -171,8 +171,7 @@ class Timeline extends Panel {
     pen.textAlign = "center";
     let free = LEFT;
     for (let i = first; i <= Math.min(last, STEPS.time.length - 1); i++) {
-      const begin = i ? STEPS.time[i - 1] : RUN.first_step_s;
-      const left = x(begin), right = x(STEPS.time[i]);
+      const left = x(STEPS.begin[i]), right = x(STEPS.time[i]);
       if (room > 16) this.inside(this.top - 4, bottom, () => line(pen, left, this.top - 4, left, bottom, palette.edge));
       if (STEPS.step[i] % every) continue;
       const text = count(STEPS.step[i]);
@@ -191,15 +190,18 @@ class Timeline extends Panel {
     this.marks = [];
     const size = Math.min(1, Math.max(0.55, this.rowHeight / 18));
     const inside = (event) => event.time_s >= view.from && event.time_s <= view.to;
+    const manyCheckpoints = MARKED.filter((event) => event.category === "checkpoint" && inside(event)).length > 40;
     this.inside(0, bottom + 4, () => {
       for (const event of MARKED) {
         if (!inside(event)) continue;
         const place = x(event.time_s);
         const row = event.worker === null ? undefined : ROWS.get(event.worker);
         if (row === undefined) {
-          const colour = palette[MARKS[event.category][0]];
-          pen.globalAlpha = event.category === "checkpoint" ? 0.35 : 0.75;
-          line(pen, place, 42, place, bottom, colour, event.category === "checkpoint" ? 1 : 1.5);
+          const isCheckpoint = event.category === "checkpoint";
+          pen.globalAlpha = isCheckpoint ? 0.35 : 0.75;
+          if (!isCheckpoint || !manyCheckpoints) {
+            line(pen, place, 42, place, bottom, palette[MARKS[event.category][0]], isCheckpoint ? 1 : 1.5);
+          }
           pen.globalAlpha = 1;
           this.put(pen, event, place, 32, 1, taken, 7);
         } else {

@@ -11,6 +11,7 @@ class View {
     this.limits[1] = this.home[1];
     this.byStep = false;
     this.cursor = null;  // a time, or null
+    this.visited = null;  // the event looked at last
     this.selection = null;  // two times, while they are being marked
     this.listeners = [];
     [this.from, this.to] = this.home;
@@ -65,7 +66,10 @@ class View {
 
   showUnits(low, high) { this.show(this.time(low), this.time(high)); }
 
-  reset() { this.show(...this.home); }
+  reset() {
+    this.visited = null;
+    this.show(...this.home);
+  }
 
   // `factor` < 1 zooms in; what lies at `time` stays where it is. Returns whether anything moved.
   zoom(factor, time = (this.from + this.to) / 2) {
@@ -89,8 +93,9 @@ class View {
 
   // Bring a moment into the middle, near enough to tell micro-batches apart.
   visit(time) {
+    if (time === undefined) return;
     const span = Math.min(this.span, 12 * RUN.median_step_s);
-    this.cursor = time;
+    this.cursor = this.visited = time;
     this.show(time - span / 2, time + span / 2);
   }
 
@@ -243,9 +248,10 @@ function useKeys() {
   const faults = [...new Set(RUN.events.filter((event) => event.fault).map((event) => event.time_s))];
   const marks = [...new Set(RUN.events.filter((event) => !UNMARKED.has(event.category)).map((event) => event.time_s))];
   const stops = faults.length ? faults : marks;
-  const middle = () => (view.cursor ?? (view.from + view.to) / 2);
-  const next = () => { const time = stops.find((one) => one > middle() + 1e-6); if (time !== undefined) view.visit(time); };
-  const previous = () => { const time = stops.findLast((one) => one < middle() - 1e-6); if (time !== undefined) view.visit(time); };
+  // From the one visited last, if it is still shown, else from the edge of what is shown.
+  const since = (edge) => (view.visited !== null && view.visited >= view.from && view.visited <= view.to ? view.visited : edge);
+  const next = () => view.visit(stops.find((one) => one > since(view.from) + 1e-6));
+  const previous = () => view.visit(stops.findLast((one) => one < since(view.to) - 1e-6));
   const actions = {
     ArrowLeft: () => view.pan(-0.2), ArrowRight: () => view.pan(0.2),
     "+": () => view.zoom(0.6), "=": () => view.zoom(0.6), "-": () => view.zoom(1 / 0.6),
