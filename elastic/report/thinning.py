@@ -124,6 +124,8 @@ def choose_events(story: Story, *, most: int) -> list[Mark]:
     """
     routine: dict[str, list[int]] = {category: [] for category in _ROUTINE}
     for index, event in enumerate(story.events):
+        if event.kind != "checkpoint_written" and event.category == CHECKPOINT:
+            continue  # it failed, or was found damaged
         if event.category in routine and not event.is_fault:
             routine[event.category].append(index)
     dropped: set[int] = set()
