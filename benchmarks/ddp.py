@@ -89,7 +89,7 @@ class Rank:
         for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * self._schedule(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, weight = self._task.loss(self._wrapped, windows)
+        loss_sum, weight, *_ = self._task.loss(self._wrapped, windows)
         loss = loss_sum / weight  # every rank has the same weight: the mean of means is the mean
         loss.backward()  # type: ignore[no-untyped-call]
         if self._job.clip_norm is not None:

@@ -79,7 +79,7 @@ def write_pretrained(path: Path, num_steps: int = 60) -> None:
         batch = data.fetch(torch.randint(len(data), (128,)).numpy())
         loss = F.cross_entropy(model(batch["images"]), batch["labels"])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), path)
