@@ -179,11 +179,14 @@ class AggregatorShell:
                     " with the job file of the run, or start a new run"
                 )
             target.copy_(found.state[name])
-        changed = differences(found.meta["fingerprint"], fingerprint(self._job.workers.threads))
+        changed = differences(found.meta["fingerprint"], self._fingerprint())
         if changed:
             self._event("fingerprint", "; ".join(changed))
             state = State(**{**asdict(state), "exact": False})
         return state
+
+    def _fingerprint(self) -> dict[str, str | int]:
+        return fingerprint(self._job.workers.threads, self._job.device)
 
     # ------------------------------------------------------------ standing by
 
@@ -634,7 +637,7 @@ class AggregatorShell:
                 "last_checkpoint_failure": unwritten,
                 "init_sha256": self._setup.initial.sha256 if self._setup.initial else None,
                 "faults_fired": sorted(self._injector.fired()),
-                "versions": fingerprint(self._job.workers.threads),
+                "versions": self._fingerprint(),
             },
         )
         self._event(kind, failure or f"step {state.step} of {self._job.steps}")

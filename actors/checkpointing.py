@@ -139,7 +139,7 @@ class Checkpointer:
         snapshot.copy()
         self._release(snapshot)
         check_owner(self._storage, self._setup.run_id)
-        tensors = snapshot_state(snapshot)
+        job, tensors = self._setup.job, snapshot_state(snapshot)
         self._metrics[state.step] = metrics_at(self._setup.run, state.step, self._trained(state))
         return checkpoint.write_checkpoint(
             self._storage,
@@ -148,8 +148,8 @@ class Checkpointer:
             state=tensors,
             meta={
                 "state": state.to_bytes().decode(),
-                "job": self._setup.job.model_dump(mode="json"),
-                "fingerprint": fingerprint(self._setup.job.workers.threads),
+                "job": job.model_dump(mode="json"),
+                "fingerprint": fingerprint(job.workers.threads, job.device),
                 "metrics": self._metrics[state.step],
                 "initial": asdict(self._setup.initial) if self._setup.initial else None,
             },

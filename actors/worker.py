@@ -38,6 +38,7 @@ class WorkerShell:
         self._slot: Slot | None = None
         self._channel: Channel | None = None
         self._pending: protocol.Compute | protocol.Encode | None = None
+        self._held: Message | None = None
         self._exit = ""
 
     def run(self) -> str:
@@ -62,6 +63,7 @@ class WorkerShell:
 
         from actors.injector import WorkerInjector
         from elastic.core.compute import MicroBatches, deterministic
+        from elastic.core.device import make_device
         from elastic.core.protocol.worker import Worker
 
         self._store = self._setup.open_store()
@@ -72,7 +74,11 @@ class WorkerShell:
         job = self._setup.job
         deterministic(job.workers.threads)
         spec = pickle.loads(self._store.spec_path.read_bytes())
-        self._compute: MicroBatches = MicroBatches(job, task, spec, self._store)
+        self._compute: MicroBatches = MicroBatches(
+            job, task, spec, self._store, make_device(job.device, spec.layout, self._worker)
+        )
+        if job.device != "cpu":
+            self._compute.between = self._send_held
         self._compute.warm_up()
         self._injector = WorkerInjector(
             self._setup.faults, self._store.path, self._worker, job.seed, self._note
@@ -116,13 +122,15 @@ class WorkerShell:
         if self._channel is None:
             return
         if wait:
+            self._compute.device.wait()
+            self._send_held()
             select.select([self._channel], [], [], _IDLE_S)
         try:
             while self._channel is not None and (message := self._channel.receive()) is not None:
                 self._receive(message)
         except ChannelClosed:
             self._channel.close()
-            self._channel = None
+            self._channel = self._held = None
             self._handle(Disconnected())
 
     def _receive(self, message: Message) -> None:
@@ -137,21 +145,36 @@ class WorkerShell:
         self._handle(message)  # type: ignore[arg-type]
 
     def _handle(self, event: protocol.Event) -> None:
-        from elastic.core.errors import ChannelClosed
+        from elastic.core.protocol.messages import Commit
         from elastic.core.protocol.worker import Exit, Send
 
         for action in self._protocol.handle(event, self._compute.key_word()):
             if isinstance(action, Send):
-                try:
-                    if self._channel is not None:
-                        self._channel.send(action.message)
-                except ChannelClosed:
-                    pass  # the end of file is read next; Hello repeats what matters
+                if isinstance(action.message, Commit):
+                    self._held = action.message
+                    self._send_held()
+                else:
+                    self._send(action.message)
             elif isinstance(action, Exit):
                 self._exit = action.reason
             else:
                 assert self._pending is None, "one computation at a time"
                 self._pending = action
+
+    def _send_held(self) -> None:
+        """Ask only once the sum is in the slot: it may be on its way while the next is computed."""
+        if self._held is not None and self._compute.device.arrived():
+            message, self._held = self._held, None
+            self._send(message)
+
+    def _send(self, message: Message) -> None:
+        from elastic.core.errors import ChannelClosed
+
+        try:
+            if self._channel is not None:
+                self._channel.send(message)
+        except ChannelClosed:
+            pass  # the end of file is read next; Hello repeats what matters
 
     # -------------------------------------------------------------------- work
 

@@ -24,6 +24,7 @@ from actors.setup import NAMESPACE, JobSetup
 from elastic.cluster import local_cluster
 from elastic.core import checkpoint
 from elastic.core.config import JobConfig, check_resume
+from elastic.core.device import check_device
 from elastic.core.errors import ConfigError, FatalError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
@@ -104,6 +105,7 @@ def _make_setup(
         raise ConfigError("task: the job file names none; write 'task: package.module:Class'")
     if task is None:
         load_task(job.task, job.task_args)
+    check_device(job.device)
     paths = tuple(dict.fromkeys(path or os.getcwd() for path in (os.getcwd(), *sys.path)))
     setup = JobSetup(
         job=job,

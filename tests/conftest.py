@@ -22,6 +22,7 @@ from elastic.core import fixed_point
 from elastic.core.compute import MicroBatches, deterministic, make_sizes
 from elastic.core.config import JobConfig, load_job
 from elastic.core.data.memory import ArrayRows
+from elastic.core.device import Device, Host
 from elastic.core.mapped import EMA, Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import ModelSpec, Prepared, prepare, raw_bytes
 from elastic.core.protocol.messages import Combine, Key, Lease, Outcome, State
@@ -80,8 +81,9 @@ class Node:
     def spec(self) -> ModelSpec:
         return self.prepared.spec
 
-    def worker(self) -> MicroBatches:
-        return MicroBatches(self.job, self.task, self.spec, self.store)
+    def worker(self, device: Device | None = None) -> MicroBatches:
+        host = Host(self.spec.layout)
+        return MicroBatches(self.job, self.task, self.spec, self.store, device or host)
 
     def begin(self, state: State) -> None:
         """Flip the commit record."""

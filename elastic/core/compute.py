@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from elastic.core.config import JobConfig
 from elastic.core.data.map_style import as_dataset
 from elastic.core.data.order import Int64Array, digest
 from elastic.core.data.read_ahead import ReadAhead
+from elastic.core.device import Device
 from elastic.core.errors import TaskError
-from elastic.core.fixed_point import Encoder, Exponents
+from elastic.core.fixed_point import Exponents
 from elastic.core.mapped import EMA, Control, MappedFile, Sizes, Slot, Version
 from elastic.core.model import (
     ModelSpec,
@@ -74,10 +75,16 @@ def deterministic(threads: int) -> None:
 
 
 class MicroBatches:
-    """Computes micro-batches of one job in one process."""
+    """Computes micro-batches of one job in one process.
 
-    def __init__(self, job: JobConfig, task: Task, spec: ModelSpec, store: Store) -> None:
+    `progress` counts what is done; `between`, if set, is called between layers.
+    """
+
+    def __init__(
+        self, job: JobConfig, task: Task, spec: ModelSpec, store: Store, device: Device
+    ) -> None:
         self.sizes = make_sizes(spec, job)
+        self.device = device
         self._job = job
         self._task = task
         self._spec = spec
@@ -91,15 +98,10 @@ class MicroBatches:
             Version(store.path, index, self.sizes, writable=False, optimizer=bool(job.ema))
             for index in range(2)
         )
-        self._encoder = Encoder(spec.layout)
+        self._views: dict[int, list[torch.Tensor]] = {}
         self._model = spec.build(self._first_tensors(store))
         self._parameters = dict(self._model.named_parameters())
         self._trained = [self._parameters[field.name] for field in spec.layout.parameters]
-        self._views = [self._parameter_views(version.values) for version in self._versions]
-        self._evaluated_views = self._views
-        if job.ema:
-            averages = [version.states[EMA] for version in self._versions]
-            self._evaluated_views = [self._parameter_views(average) for average in averages]
         self._constant_buffers = {
             constant.name: self._tensor(constant.name)
             for constant in spec.constants
@@ -107,22 +109,27 @@ class MicroBatches:
         }
         polled(self._model, self._poll)
         self.progress = memoryview(bytearray(8)).cast("Q")
+        self.between: Callable[[], None] | None = None
         self._wanted: tuple[int, int] | None = None
 
     def _parameter_views(self, values: torch.Tensor) -> list[torch.Tensor]:
-        fields = self._spec.layout.parameters
-        return [values[field.start : field.stop].view(field.shape) for field in fields]
+        """The parameters in a flat space; made once for each, since that takes longer than use."""
+        views = self._views.get(values.data_ptr())
+        if views is None:
+            fields = self._spec.layout.parameters
+            views = [values[field.start : field.stop].view(field.shape) for field in fields]
+            self._views[values.data_ptr()] = views
+        return views
 
     def _first_tensors(self, store: Store) -> dict[str, torch.Tensor]:
-        layout = self._spec.layout
-        tensors = {
-            field.name: self._versions[0].values[field.start : field.stop].view(field.shape)
-            for field in layout.parameters
-        }
+        layout, kind = self._spec.layout, self.device.kind
+        views = self._parameter_views(self.device.bring(self._versions[0].values, "the first"))
+        tensors = {field.name: view for field, view in zip(layout.parameters, views, strict=True)}
         for field in layout.buffers:
-            tensors[field.name] = torch.zeros(field.shape)
+            tensors[field.name] = torch.zeros(field.shape, device=kind)
         for counter in layout.counters:
-            tensors[counter.name] = torch.zeros(counter.shape, dtype=getattr(torch, counter.dtype))
+            dtype = getattr(torch, counter.dtype)
+            tensors[counter.name] = torch.zeros(counter.shape, dtype=dtype, device=kind)
         if self._spec.constants:
             size = self._spec.constants_bytes
             file = MappedFile(store.path / "constants", size, writable=False)
@@ -130,7 +137,7 @@ class MicroBatches:
                 num = one.size_bytes // one.dtype.itemsize
                 view = file.tensor(one.dtype, one.start_byte, num).view(one.shape)
                 # a buffer is copied: a forward that writes to it later is then told so by name
-                tensors[one.name] = view if one.is_parameter else view.clone()
+                tensors[one.name] = view.to(kind) if one.is_parameter else view.to(kind, copy=True)
         return tensors
 
     def _tensor(self, name: str) -> torch.Tensor:
@@ -143,6 +150,8 @@ class MicroBatches:
 
     def _poll(self) -> None:
         self.progress[0] += 1
+        if self.between is not None:
+            self.between()
         if self._wanted is None:
             return
         word, micro_batch = self._wanted
@@ -157,10 +166,10 @@ class MicroBatches:
         state = self._control.state.read()
         data = self._dataset.fetch(self._indices(0, 0))
         version = State.from_bytes(state).step % 2 if state else 0
-        self._differentiate(data, version)
-        self._encoder.maxima(self._values())
+        self._differentiate(data, version, "warm-up")
+        self.device.maxima(self._values())
         if self._job.evaluate.every:
-            self._evaluate(version, 0, time.monotonic())
+            self._evaluate(version, "warm-up", 0, time.monotonic())
 
     def read_ahead(self, leases: Sequence[Lease]) -> None:
         """Read for leases that have come, but for the first, which is computed now; and for the
@@ -186,11 +195,11 @@ class MicroBatches:
         self._wanted = (lease.key.word, micro_batch)
         self._poll()
         if lease.combine is Combine.EVALUATE:
-            return self._evaluate(step, micro_batch, start_s)
+            return self._evaluate(step % 2, step, micro_batch, start_s)
         indices = self._indices(step, micro_batch)
         seed_generators(derive_key("micro-batch", self._job.seed, step, micro_batch))
         data = self._dataset.fetch(indices)  # it may augment: the seed is this micro-batch's own
-        sums = self._differentiate(data, step % 2)
+        sums = self._differentiate(data, step % 2, step)
         self._poll()
         self._check_constants()
         return Outcome(
@@ -199,19 +208,19 @@ class MicroBatches:
             weight=sums.weight,
             samples=digest(indices),
             counters=self._counters_digest(),
-            maxima_C=self._encoder.maxima(self._values()),
+            maxima_C=self.device.maxima(self._values()),
             metrics=sums.in_order(self._spec.metrics),
             start_s=start_s,
             end_s=time.monotonic(),
         )
 
-    def _evaluate(self, step: int, micro_batch: int, start_s: float) -> Outcome:
+    def _evaluate(self, version: int, key: object, micro_batch: int, start_s: float) -> Outcome:
         """Forward only. Every evaluation draws the same samples and random numbers."""
         dataset, samples = self._evaluated
         indices = samples[micro_batch]
         seed_generators(derive_key("evaluation", self._job.seed, micro_batch))
-        data = dataset.fetch(indices)
-        self._load(step % 2, self._evaluated_views)
+        data = self.device.send(dataset.fetch(indices))
+        self._load(version, key, averaged=self._job.ema is not None)
         sums = evaluate(self._task, self._model, data, self._job.precision)
         self._poll()
         return Outcome(
@@ -233,22 +242,17 @@ class MicroBatches:
             step, micro_batch, batch.micro_batches, batch.micro_batch_size
         )
 
-    def _differentiate(self, data: Any, version: int) -> Sums:
-        """Forward and backward on one version."""
-        self._load(version, self._views)
-        sums = forward(self._task, self._model, data, self._job.precision)
+    def _differentiate(self, data: Any, version: int, key: object) -> Sums:
+        """Forward and backward on one version; `key` names what it holds now."""
+        self._load(version, key)
+        sums = forward(self._task, self._model, self.device.send(data), self._job.precision)
         sums.loss.backward()  # type: ignore[no-untyped-call]
         return sums
 
     def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> None:
         """Add what `compute` left in the gradients to `base`, into `half` of the slot."""
         exponents = self._exponents(lease.key)
-        self._encoder.add(
-            self._values(),
-            exponents,
-            base=None if base is None else slot.halves[base],
-            out=slot.halves[half],
-        )
+        self.device.add(self._values(), exponents, slot, half=half, base=base)
         for counter in self._spec.layout.counters:
             (data,) = raw_bytes([self._tensor(counter.name)])
             stop = counter.start_byte + counter.size_bytes
@@ -261,7 +265,7 @@ class MicroBatches:
         for parameter in self._trained:
             if parameter.grad is not None:
                 parameter.grad.fill_(torch.nan)
-        return replace(outcome, maxima_C=self._encoder.maxima(self._values()))
+        return replace(outcome, maxima_C=self.device.maxima(self._values()))
 
     def members(self) -> tuple[int, ...]:
         """Who is a member now."""
@@ -275,18 +279,19 @@ class MicroBatches:
             raise AbandonedError
         return np.array(state.exponents, np.int64)
 
-    def _load(self, version: int, views: list[list[torch.Tensor]]) -> None:
+    def _load(self, version: int, key: object, *, averaged: bool = False) -> None:
         """Point the parameters at a version, copy the buffers in, forget old gradients."""
-        for parameter, view in zip(self._trained, views[version], strict=True):
+        source = self._versions[version]
+        wanted = source.states[EMA] if averaged else source.values
+        values = self.device.bring(wanted, (key, averaged))
+        for parameter, view in zip(self._trained, self._parameter_views(values), strict=True):
             parameter.data = view
         for parameter in self._parameters.values():
             parameter.grad = None
-        source = self._versions[version]
+        buffers = source.values if averaged else values
         with torch.no_grad():
             for field in self._spec.layout.buffers:
-                self._tensor(field.name).copy_(
-                    source.values[field.start : field.stop].view(field.shape)
-                )
+                self._tensor(field.name).copy_(buffers[field.start : field.stop].view(field.shape))
             for counter in self._spec.layout.counters:
                 stop = counter.start_byte + counter.size_bytes
                 data = source.counters[counter.start_byte : stop].clone()

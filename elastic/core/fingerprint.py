@@ -22,18 +22,27 @@ CAP_VARIABLES = ("MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 _SENTENCES = {
     "cpu_model": "the processor",
     "cpu_capability": "the instruction set torch uses",
+    "device": "the accelerator",
     "threads": "the number of threads per worker",
     **{name: f"the variable {name}" for name in CAP_VARIABLES},
 }
 
 
-def fingerprint(threads: int) -> dict[str, str | int]:
-    """Describe this process. `threads` is what each worker computes with.
+def fingerprint(threads: int, device: str = "cpu") -> dict[str, str | int]:
+    """Describe this process. `threads` and `device` are what each worker computes with.
 
     Equal fingerprints promise equal bits; others may still give them. A variable that is not set
     is the empty string.
     """
+    accelerator: dict[str, str | int] = {}
+    if device == "cuda":
+        accelerator = {
+            "device": torch.cuda.get_device_name(),
+            "cuda": str(torch.version.cuda),
+            "cudnn": torch.backends.cudnn.version() or "",  # type: ignore[no-untyped-call]
+        }
     return {
+        **accelerator,
         "cpu_model": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **{name: os.environ.get(name, "") for name in CAP_VARIABLES},

@@ -23,6 +23,7 @@ from torch import nn
 from elastic.core.config import JobConfig
 from elastic.core.data.map_style import as_dataset
 from elastic.core.data.order import Int64Array, SampleStream
+from elastic.core.device import to_device
 from elastic.core.errors import TaskError
 from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned, make_layout
 from elastic.core.optim import OptimizerSpec, check_elementwise, inspect_optimizer
@@ -116,8 +117,10 @@ def sample_stream(job: JobConfig, dataset: Dataset) -> SampleStream:
 
 
 def seed_generators(key: int) -> None:
-    """Seed the default generators of torch (CPU), numpy and random; dropout takes no other."""
+    """Seed the default generators of torch, numpy and random; dropout takes no other."""
     torch.default_generator.manual_seed(key & (2**63 - 1))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(key & (2**63 - 1))
     np.random.seed(key & 0xFFFF_FFFF)
     random.seed(key)
 
@@ -180,7 +183,8 @@ def _sums(
 ) -> Sums:
     context: AbstractContextManager[Any] = nullcontext()
     if precision == "bfloat16":
-        context = torch.autocast("cpu", torch.bfloat16)
+        kind = next(model.parameters()).device.type
+        context = torch.autocast(kind, torch.bfloat16)
     with context:
         result = method(model, micro_batch)
     if not isinstance(result, tuple) or len(result) not in (2, 3):
@@ -252,15 +256,18 @@ def prepare(task: Task, job: JobConfig, dataset: Dataset) -> Prepared:
         raise TaskError(f"model() returned {type(model).__name__}, must be a torch.nn.Module")
     model.train()
     _check_wrappers(task, model)
-    _check_tensors(model)
+    _check_tensors(model, job.device)
+    model.cpu()
     named = list(model.named_parameters())
     optimizer = inspect_optimizer(task.optimizer(named), named)
     check_elementwise(optimizer)
     trained = {name for group in optimizer.groups for name in group.names}
     if not trained:
         raise TaskError("optimizer() holds no parameter that requires a gradient")
+    model.to(job.device)
     changing, metrics = _try_micro_batch(task, job, model, dataset)
     evaluated = _try_evaluation(task, job, model, dataset) if job.evaluate.every else ()
+    model.cpu()
     tensors = dict(_named_tensors(model))
     layout = _layout(optimizer, tensors, changing, job.chunk_elements)
     if len(layout.chunks) > MAX_CHUNKS:
@@ -323,13 +330,13 @@ def _check_wrappers(task: Task, model: nn.Module) -> None:
             )
 
 
-def _check_tensors(model: nn.Module) -> None:
+def _check_tensors(model: nn.Module, device: str) -> None:
     problems = []
     for name, tensor in _named_tensors(model):
         if nn.parameter.is_lazy(tensor):
             problems.append(f"{name} is lazy: run the model once in model()")
-        elif tensor.device.type != "cpu":
-            problems.append(f"{name} is on {tensor.device}, and device is cpu")
+        elif tensor.device.type not in ("cpu", device):
+            problems.append(f"{name} is on {tensor.device}, and device is {device}")
         elif tensor.layout != torch.strided:
             problems.append(f"{name} is {tensor.layout}; only dense tensors can be trained")
         elif type(tensor) not in (nn.Parameter, torch.Tensor, nn.Buffer):
@@ -352,7 +359,8 @@ def _try_micro_batch(
     indices = stream.micro_batch(0, 0, batch.micro_batches, batch.micro_batch_size)
     before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
     seed_generators(derive_key("try", job.seed))
-    sums = forward(task, model, dataset.fetch(indices), job.precision)
+    data = to_device(dataset.fetch(indices), torch.device(job.device))
+    sums = forward(task, model, data, job.precision)
     sums.loss.backward()  # type: ignore[no-untyped-call]
     _check_shapes(model, before)
     changed = {
@@ -384,7 +392,8 @@ def _try_evaluation(
         _check_data(evaluated)
     before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model)}
     seed_generators(derive_key("try", job.seed))
-    sums = evaluate(task, model, evaluated.fetch(samples[0]), job.precision)
+    data = to_device(evaluated.fetch(samples[0]), torch.device(job.device))
+    sums = evaluate(task, model, data, job.precision)
     _check_shapes(model, before)
     for name, tensor in _named_tensors(model):
         if not _equal(tensor.detach(), before[name]):
@@ -475,6 +484,6 @@ def _stride(things: Sequence[Any]) -> int:
 def raw_bytes(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     """The bytes of each tensor, whatever its dtype."""
     return [
-        tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         for tensor in tensors
     ]
