@@ -274,7 +274,9 @@ class AggregatorShell:
             chunks=self._spec.layout.chunks,
             take=self._take_snapshot,
             release=self._release_snapshot,
-            weights=lambda snapshot: model_tensors(self._spec, snapshot, self._constants),
+            weights=lambda snapshot, averaged: model_tensors(
+                self._spec, snapshot, self._constants, averaged=averaged
+            ),
             trained=lambda state: {
                 "loss": state.loss,
                 **_by_name(self._spec.metrics, state.metrics),

@@ -37,7 +37,7 @@ class Checkpointer:
         background: the one thread that writes.
         take: begins a snapshot of a state's version.
         release: lets training go on without the snapshot, once it is copied.
-        weights: the model's state_dict out of a snapshot.
+        weights: the model's state_dict out of a snapshot; of its average, if the flag is set.
         trained: loss and metrics of a state's last step.
         event: tells the run folder, from any thread.
     """
@@ -52,7 +52,7 @@ class Checkpointer:
         chunks: Sequence[Chunk],
         take: Callable[[State], Snapshot],
         release: Callable[[Snapshot], None],
-        weights: Callable[[Snapshot], Mapping[str, torch.Tensor]],
+        weights: Callable[[Snapshot, bool], Mapping[str, torch.Tensor]],
         trained: Callable[[State], Mapping[str, float | None]],
         event: Callable[[str, str], None],
     ) -> None:
@@ -144,7 +144,8 @@ class Checkpointer:
         return checkpoint.write_checkpoint(
             self._storage,
             step=state.step,
-            weights=self._weights(snapshot),
+            weights=self._weights(snapshot, False),
+            averaged=self._weights(snapshot, True) if job.ema else None,
             state=tensors,
             meta={
                 "state": state.to_bytes().decode(),

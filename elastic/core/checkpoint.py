@@ -3,6 +3,7 @@
     STORAGE/step-00000050/
         model.safetensors    the weights, for plain PyTorch:
                              model.load_state_dict(safetensors.torch.load_file(path))
+        ema.safetensors      likewise their average over the steps, if the job keeps one
         state.safetensors    flat optimizer tensors, scalars, whatever else the caller keeps
         meta.json            the caller's values, sizes and checksums
         meta.json.sha256     the checksum of that, for `sha256sum --check`
@@ -32,6 +33,7 @@ from elastic.core.layout import Chunk
 from elastic.core.storage import SEAL_FILE, Storage, below, is_uri, open_storage, split
 
 MODEL_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.safetensors"
 META_FILE = "meta.json"
 FORMAT = 1
@@ -52,6 +54,8 @@ class Checkpoint:
     meta: JSON
     path: str
     """A path, or a URI."""
+    averaged: dict[str, torch.Tensor] | None = None
+    """The weights' average over the steps, if the job kept one."""
     damaged: list[str] = field(default_factory=list)
     """What was wrong with newer checkpoints that `find_checkpoint` passed over."""
 
@@ -63,6 +67,7 @@ def write_checkpoint(
     weights: Mapping[str, torch.Tensor],
     state: Mapping[str, torch.Tensor],
     meta: JSON,
+    averaged: Mapping[str, torch.Tensor] | None = None,
     chunks: Sequence[Chunk] = (),
     chunked: Collection[str] = (),
 ) -> str:
@@ -74,6 +79,7 @@ def write_checkpoint(
         weights: by the names of the model's `state_dict`; those that share memory are copied.
         state: further tensors, contiguous.
         meta: values that JSON can hold.
+        averaged: the weights' average, by the same names.
         chunks: the chunks of the flat space, without gaps.
         chunked: names in `state` of flat tensors, as long as the first some chunks, that get a
             checksum per chunk. Others are checksummed whole.
@@ -87,7 +93,8 @@ def write_checkpoint(
     new = storage.stage(name)
     try:
         body = {"format": FORMAT, "step": step, "meta": meta}
-        _fill(new, body, weights, state, dict.fromkeys(chunked, chunks))
+        files = {MODEL_FILE: weights} | ({EMA_FILE: averaged} if averaged is not None else {})
+        _fill(new, body, files, state, dict.fromkeys(chunked, chunks))
         storage.publish(new, name)
     except SafetensorError as error:
         raise StorageError(f"{new}: {error}") from error  # its words for a full disk
@@ -101,17 +108,16 @@ def write_checkpoint(
 def _fill(
     new: Path,
     body: JSON,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
     state: Mapping[str, torch.Tensor],
     chunks: Mapping[str, Sequence[Chunk]],
 ) -> None:
-    """Write the four files, the one that vouches for the others last."""
-    safetensors.torch.save_file(_separate(weights), new / MODEL_FILE)
-    safetensors.torch.save_file(_separate(state), new / STATE_FILE)
-    body["files"] = {
-        name: {"size": (new / name).stat().st_size} for name in (MODEL_FILE, STATE_FILE)
-    }
-    body["files"][MODEL_FILE]["sha256"] = _file_sha256(new / MODEL_FILE)
+    """Write the files of `weights` and the others, the one that vouches for all of them last."""
+    for name, tensors in {**weights, STATE_FILE: state}.items():
+        safetensors.torch.save_file(_separate(tensors), new / name)
+    body["files"] = {name: {"size": (new / name).stat().st_size} for name in (*weights, STATE_FILE)}
+    for name in weights:
+        body["files"][name]["sha256"] = _file_sha256(new / name)
     body["tensors"] = {
         name: _describe(name, tensor, chunks.get(name, ())) for name, tensor in state.items()
     }
@@ -197,13 +203,14 @@ def _verified(path: Path, shown: str) -> Checkpoint:
     for name, expected in body["files"].items():
         _check_file(path / name, expected)
     weights = _load(path / MODEL_FILE)
+    averaged = _load(path / EMA_FILE) if EMA_FILE in body["files"] else None
     state = _load(path / STATE_FILE)
     for name in sorted(body["tensors"].keys() ^ state.keys()):
         raise _damaged(path / STATE_FILE, f"tensor {name} is not in both it and {META_FILE}")
     for name, tensor in state.items():
         for problem in _problems(tensor, body["tensors"][name]):
             raise _damaged(path / STATE_FILE, f"tensor {name}{problem}")
-    return Checkpoint(body["step"], weights, state, body["meta"], shown)
+    return Checkpoint(body["step"], weights, state, body["meta"], shown, averaged)
 
 
 def read_meta(storage: Storage, step: int) -> JSON | None:

@@ -320,12 +320,21 @@ class MicroBatches:
 
 
 def model_tensors(
-    spec: ModelSpec, version: Version | Snapshot, constants: MappedFile | None
+    spec: ModelSpec,
+    version: Version | Snapshot,
+    constants: MappedFile | None,
+    *,
+    averaged: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of the model's state_dict, by its key, as views of a version."""
+    """Every tensor of the model's state_dict, by its key, as views of a version.
+
+    With `averaged`, parameters are averages over the steps; buffers are those of the version.
+    """
     named: dict[str, torch.Tensor] = {}
     for field in spec.layout.fields:
         named[field.name] = version.values[field.start : field.stop].view(field.shape)
+    for field in spec.layout.parameters if averaged else ():
+        named[field.name] = version.states[EMA][field.start : field.stop].view(field.shape)
     for counter in spec.layout.counters:
         stop = counter.start_byte + counter.size_bytes
         data = version.counters[counter.start_byte : stop]

@@ -23,7 +23,10 @@ class HasPath(Protocol):
 
 
 def load_model(
-    source: str | PathLike[str] | HasPath, task: Task | nn.Module | None = None
+    source: str | PathLike[str] | HasPath,
+    task: Task | nn.Module | None = None,
+    *,
+    averaged: bool = False,
 ) -> nn.Module:
     """The trained model, on the CPU and in eval mode.
 
@@ -32,12 +35,19 @@ def load_model(
             URI of one of these, or `result.checkpoint`.
         task: what builds the model, or a model to fill; by default the task that the job file
             named, which must be importable here.
+        averaged: take the average of the weights over the steps, which a job with `ema` keeps.
 
     Raises:
         CheckpointError: there is no good checkpoint.
-        ConfigError: the task cannot be imported, or its model has other names or shapes.
+        ConfigError: the task cannot be imported, or its model has other names or shapes; or there
+            is no average.
     """
     found = _find(source)
+    weights = found.averaged if averaged else found.weights
+    if weights is None:
+        raise ConfigError(
+            f"{found.path}: its job averaged no weights; set ema.decay, or averaged=False"
+        )
     if isinstance(task, nn.Module):
         model = task
     else:
@@ -46,9 +56,7 @@ def load_model(
     if not isinstance(model, nn.Module):
         raise TaskError(f"model() returned {type(model).__name__}, must be a torch.nn.Module")
     targets = model.state_dict(keep_vars=True)
-    place_weights(
-        found.weights, targets, refusal=f"{found.path} does not fit the model of this task:"
-    )
+    place_weights(weights, targets, refusal=f"{found.path} does not fit the model of this task:")
     return model.eval()
 
 

@@ -69,7 +69,7 @@ class Job:
             chunks=LAYOUT.chunks,
             take=lambda state: FakeSnapshot(state.step),  # type: ignore[arg-type,return-value]
             release=lambda snapshot: None,
-            weights=lambda snapshot: {"weight": snapshot.values},
+            weights=lambda snapshot, averaged: {"weight": snapshot.values},
             trained=lambda state: {"loss": state.loss},
             event=lambda kind, reason: self.events.append((kind, reason)),
         )

@@ -97,3 +97,24 @@ def test_a_run_folder_says_where_its_checkpoints_lie(tmp_path: Path, model: nn.M
     storage = str(tmp_path / "elsewhere" / "checkpoints")
     run.write_json(run.job_json, {"checkpoint": {"storage": storage}})
     check(elastic.load_model(run.path), model)
+
+
+def test_the_average_comes_back_where_there_is_one(tmp_path: Path, model: nn.Module) -> None:
+    plain = write(tmp_path / "plain", model)
+    with pytest.raises(ConfigError, match=r"averaged no weights; set ema\.decay"):
+        elastic.load_model(plain, averaged=True)
+    torch.manual_seed(4)
+    average = Digits(width=4).model()
+    path = write_checkpoint(
+        LocalStorage(tmp_path / "checkpoints"),
+        step=7,
+        weights=model.state_dict(),
+        averaged=average.state_dict(),
+        state={},
+        meta={"job": JOB},
+    )
+    check(elastic.load_model(path), model)
+    check(elastic.load_model(path, averaged=True), average)
+    (Path(path) / "ema.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors"):
+        elastic.load_model(path)
