@@ -187,6 +187,8 @@ def print_summary(
     table.add_row("steps", _steps(metrics))
     if last is not None:
         table.add_row("loss", f"{last:.4f}" if first is None else f"{first:.4f} → {last:.4f}")
+    if metrics.get("evaluation"):
+        table.add_row("evaluation", _evaluation(metrics["evaluation"]))
     table.add_row("params_sha256", str(metrics.get("params_sha256", "unknown")))
     table.add_row("samples_sha256", str(metrics.get("samples_sha256", "unknown")))
     table.add_row(
@@ -204,6 +206,15 @@ def print_summary(
         table.add_row("go on by", f"elastic resume {run_dir}")
     console.rule(str(metrics.get("outcome", "done")), align="left", style="dim")
     console.print(table)
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    values = {"loss": evaluation["loss"], **evaluation["metrics"]}
+    shown = (
+        f"{name} {'not finite' if value is None else format(value, '.4f')}"
+        for name, value in values.items()
+    )
+    return f"{', '.join(shown)} at step {evaluation['step']}"
 
 
 def _steps(metrics: Mapping[str, Any]) -> str:

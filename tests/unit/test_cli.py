@@ -79,6 +79,7 @@ class FakeTrainer(types.ModuleType):
             "samples_sha256": "cd" * 32,
             "wall_s": 75.0,
             "step_s_median": 0.02,
+            "evaluation": {"step": 20, "loss": None, "metrics": {"accuracy": 0.75}},
         }
         return types.SimpleNamespace(metrics=metrics, events=EVENTS)
 
@@ -136,6 +137,7 @@ def test_train_without_a_terminal_prints_lines(
     assert out.count("kill worker-1 at x") == 1
     assert "ab" * 32 in out
     assert "1:15 min" in out
+    assert "loss not finite, accuracy 0.7500 at step 20" in out
     assert "1 fault" in out
     assert "yes: no fault changed the result" in out
 
