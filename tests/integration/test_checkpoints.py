@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import elastic
+import examples.finetune
 from elastic.core.checkpoint import MODEL_FILE, latest_checkpoint
-from elastic.core.config import JobConfig
+from elastic.core.config import JobConfig, load_job
 from elastic.core.errors import ConfigError, FatalError
 from elastic.core.faults import Fault
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
 from elastic.core.storage import open_storage
 from elastic.handle import connect
+from examples.finetune.task import write_pretrained
 from tests.integration.fixtures import NUM_STEPS
 from tests.integration.support import (
+    TAG,
     Once,
     Outcome,
     Tiny,
@@ -175,6 +179,21 @@ def test_a_job_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     assert "initialized" in kinds(second)
     a, b = elastic.load_model(first.checkpoint), elastic.load_model(tmp_path / "second")
     assert all(torch.equal(one, b.state_dict()[name]) for name, one in a.state_dict().items())
+
+
+def test_the_example_fine_tunes_a_frozen_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "digits-0-4.safetensors"
+    write_pretrained(path)
+    settings = [f"name=finetune{TAG}", f"init_from={path}", "workers.spare=0", "standby=false"]
+    job = load_job(Path(examples.finetune.__file__).with_name("job.yaml"), settings)
+    result = run_job(job, run_dir=tmp_path / "run")
+    (best, known), *rest = result.best_checkpoints
+    assert known["eval.accuracy"] >= max(one.get("eval.accuracy", 0.0) for _, one in rest)
+    assert known["eval.accuracy"] > 0.9
+    weights = load_file(path)
+    tuned = elastic.load_model(best).state_dict()
+    same = {name for name, one in weights.items() if torch.equal(tuned[name], one)}
+    assert same == {name for name in weights if name.startswith("backbone.")}
 
 
 def test_weights_that_do_not_fit_end_the_job_before_a_worker_computes(tmp_path: Path) -> None:
