@@ -6,8 +6,6 @@ aggregator, processes from Ray, progress from the run folder.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import select
@@ -22,7 +20,7 @@ from typing import Any, Protocol
 
 from actors.channel import Channel, connect
 from actors.setup import JobSetup
-from elastic.core.errors import ChannelClosed, ElasticError, FatalError
+from elastic.core.errors import ChannelClosed, ElasticError, FatalError, ProcessError
 from elastic.core.protocol.coordinator import (
     Coordinator,
     KillWorker,
@@ -35,6 +33,7 @@ from elastic.core.protocol.coordinator import (
     View,
 )
 from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Stop
+from elastic.core.runs import Lines
 from elastic.core.status import PhaseName, Status
 
 log = logging.getLogger(__name__)
@@ -236,7 +235,7 @@ class CoordinatorShell:
                     self._fail(ended.error)
                 elif ended.text in seen:
                     text = f"{role} {number} failed like one before it: {ended.text}"
-                    self._fail(FatalError(f"{text}\n{ended.traceback}"))
+                    self._fail(ProcessError(f"{text}\n{ended.traceback}"))
                 seen.add(ended.text)
         if self._phase == "failed":
             return {}  # every process is being ended
@@ -262,7 +261,7 @@ class CoordinatorShell:
             self._processes.kill("aggregator", number)
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]
-            self._abandon(FatalError(f"{len(dead)} aggregators died; the last: {last.text}"))
+            self._abandon(ProcessError(f"{len(dead)} aggregators died; the last: {last.text}"))
 
     def _act(self, action: Any) -> None:
         match action:
@@ -337,19 +336,10 @@ class _Tail:
     def __init__(self, path: Path, num_lines: int) -> None:
         self.lines: deque[dict[str, Any]] = deque(maxlen=num_lines)
         self.first: dict[str, Any] | None = None
-        self._path = path
-        self._at = 0
+        self._appended = Lines(path)
 
     def read(self) -> None:
-        """Take in what was appended; a line that is not complete yet waits."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._at)
-            data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        self._at += len(complete)
-        for line in complete.splitlines():
-            with contextlib.suppress(ValueError):  # torn by a process that died
-                self.lines.append(json.loads(line))
-                self.first = self.first or self.lines[-1]
+        """Take in what was appended."""
+        for line in self._appended.read():
+            self.lines.append(line)
+            self.first = self.first or line

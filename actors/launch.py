@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from actors.setup import NAMESPACE, JobSetup, compute_environment
 from elastic.core.errors import ElasticError
 from elastic.core.status import Status
 
+_NAME_FREE_S = 5.0
 _ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
 
 
@@ -160,6 +162,14 @@ def launch_coordinator(setup: JobSetup) -> Any:
         )
         .remote(setup)
     )
+
+
+def end_coordinator(name: str, coordinator: Any) -> None:
+    """End a job's coordinator, and wait until its name is free: its run may go on at once."""
+    ray.kill(coordinator, no_restart=True)
+    deadline_s = time.monotonic() + _NAME_FREE_S
+    while find_coordinator(name) is not None and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 def end_orphans(name: str) -> None:

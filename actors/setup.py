@@ -36,6 +36,8 @@ class JobSetup:
     run_id: str
     node: str
     import_paths: tuple[str, ...] = ()
+    folder: str = ""
+    """Where the job was started: the task's own paths may be relative to it. "": stay."""
     task: bytes | None = None
     faults: tuple[Fault, ...] = ()
     resume_from: str | None = None
@@ -63,11 +65,13 @@ class JobSetup:
         return Store.named(self.job.name, self.run_id, self.node)
 
     def load_task(self) -> Task:
-        """The user's code, importable from where the job was started."""
+        """The user's code, in the folder and with the import path of where the job was started."""
         import cloudpickle
 
         from elastic.core.task import check_task, load_task
 
+        if self.folder:
+            os.chdir(self.folder)
         for path in reversed(self.import_paths):
             if path not in sys.path:
                 sys.path.insert(0, path)

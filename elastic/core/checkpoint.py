@@ -163,7 +163,7 @@ def _file_sha256(path: Path) -> str:
 
 def checkpoint_steps(storage: Storage) -> dict[int, str]:
     """The names of the checkpoints in a storage by step, unverified."""
-    return {_step(name): name for name in storage.names() if _NAME.fullmatch(name)}
+    return {step_of(name): name for name in storage.names() if _NAME.fullmatch(name)}
 
 
 def remove_checkpoint(storage: Storage, step: int) -> None:
@@ -171,9 +171,10 @@ def remove_checkpoint(storage: Storage, step: int) -> None:
     storage.remove(f"step-{step:08d}")
 
 
-def _step(name: str) -> int:
-    match = _NAME.search(name)
-    assert match is not None, name
+def step_of(location: str) -> int:
+    """The step of a checkpoint, by its name, path or URI."""
+    match = _NAME.search(split(location)[1])
+    assert match is not None, location
     return int(match[1])
 
 
@@ -323,7 +324,7 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
     storage = open_storage(path)
     names = [name for name in (*storage.leftovers(), *storage.names()) if _NAME.search(name)]
     damaged: list[str] = []
-    for name in sorted(names, key=_step, reverse=True):
+    for name in sorted(names, key=step_of, reverse=True):
         try:
             return replace(read_entry(storage, name), damaged=damaged)
         except CheckpointError as error:

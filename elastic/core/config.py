@@ -216,11 +216,12 @@ def load_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     Raises:
         ConfigError: one line for every mistake: file and line, key, value seen, what is allowed.
     """
-    if isinstance(source, Mapping):
-        document = Document(dict(source), "job")
-    else:
-        document = read_yaml(Path(source))
-    return validate(JobConfig, with_overrides(document, overrides))
+    return validate(JobConfig, with_overrides(read_job(source), overrides))
+
+
+def read_job(source: str | Path | Mapping[str, Any]) -> Document:
+    """The job as it was given, unchecked. Raises ConfigError where a file cannot be read."""
+    return Document(dict(source), "job") if isinstance(source, Mapping) else read_yaml(Path(source))
 
 
 def check_resume(begun: Mapping[str, Any], job: JobConfig) -> None:
@@ -254,4 +255,5 @@ __all__ = [
     "Workers",
     "check_resume",
     "load_job",
+    "read_job",
 ]

@@ -11,6 +11,8 @@ ElasticError
     │   └── StoreError      shared memory is too small, or the store is held by another job
     ├── CheckpointError     a checkpoint is damaged or belongs to another model
     ├── NonFiniteError      the model's own gradient or loss is NaN or infinite
+    ├── ProcessError        processes ended in a way that another start may not meet
+    ├── CallbackError       a user's callback raised
     └── ProtocolError       a rule of the step was broken: a bug of ours
 """
 
@@ -57,6 +59,14 @@ class CheckpointError(FatalError):
 
 class NonFiniteError(FatalError):
     """The model's own gradient or loss is NaN or infinite."""
+
+
+class ProcessError(FatalError):
+    """The job's processes ended in a way that another start may not meet."""
+
+
+class CallbackError(FatalError):
+    """A user's callback raised; what it raised is the cause. The job was stopped in good order."""
 
 
 class ProtocolError(FatalError):

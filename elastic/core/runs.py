@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,29 @@ class RunFolder:
         return False
 
 
+class Lines:
+    """Reads a file of JSON objects that others append to, each line once.
+
+    Args:
+        from_end: skip what the file holds already.
+    """
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._at = path.stat().st_size if from_end and path.exists() else 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """What was appended since; a line that is not complete yet waits."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._at += len(complete)
+        return list(_objects(complete.splitlines()))
+
+
 def new_run_dir(name: str, base: str | Path = RUNS_FOLDER) -> Path:
     """Make the folder `base`/NAME-YYYYmmdd-HHMMSS, with -2, -3 ... added where it is taken."""
     stem = f"{name}-{datetime.now().strftime(_STAMP)}"
@@ -257,17 +280,21 @@ def _runs(base: Path) -> Iterator[RunFolder]:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file of lines; a line torn by a crash is left out."""
-    if not path.exists():
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
+    """The JSON objects of a file of lines."""
+    if path.exists():
+        with path.open("rb") as lines:
+            yield from _objects(lines)
+
+
+def _objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the lines; one torn by a crash is left out."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
 def _by_step(path: Path) -> list[dict[str, Any]]:

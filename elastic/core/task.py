@@ -105,6 +105,10 @@ def load_task(reference: str, arguments: Mapping[str, Any]) -> Task:
 
 def check_task(task: object) -> None:
     """Refuse an object that lacks a method of `Task`, naming all that are missing."""
+    if isinstance(task, type):
+        raise ConfigError(
+            f"task: got the class {task.__name__}; needs an object: {task.__name__}()"
+        )
     required: Iterable[str] = ("model", "dataset", "loss", "optimizer")
     missing = [name for name in required if not callable(getattr(task, name, None))]
     if missing:

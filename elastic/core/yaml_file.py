@@ -144,9 +144,8 @@ def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
     Raises:
         ConfigError: an override is not of that form, naming all that are not.
     """
-    if document.value is not None and not isinstance(document.value, Mapping):
-        return document  # validation says what is wrong with it
-    value, places, problems = _copy(document.value or {}), dict(document.places), []
+    values: dict[Key, tuple[Any, str]] = {}
+    problems = []
     for override in overrides:
         name, equals, text = override.partition("=")
         path = tuple(name.split("."))
@@ -154,16 +153,34 @@ def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
             problems.append(f"command line: {override!r} is not of the form key.key=value")
             continue
         try:
-            new = parse_yaml(text, f"command line: {name}").value
+            values[path] = parse_yaml(text, f"command line: {name}").value, "command line"
         except ConfigError as error:
             problems.append(str(error))
-            continue
+    try:
+        changed = with_values(document, values)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return changed
+
+
+def with_values(document: Document, values: Mapping[Key, tuple[Any, str]]) -> Document:
+    """Set keys in a copy of `document`, each to a value and the place that it was set in.
+
+    Raises:
+        ConfigError: a part of a key holds no keys, naming all such.
+    """
+    if document.value is not None and not isinstance(document.value, Mapping):
+        return document  # validation says what is wrong with it
+    value, places, problems = _copy(document.value or {}), dict(document.places), []
+    for path, (new, place) in values.items():
         if not _set(value, path, new):
-            problems.append(f"command line: {name}: a part before the last dot holds no keys")
+            problems.append(f"{place}: {dotted(path)}: a part before the last dot holds no keys")
             continue
-        for place in [key for key in places if key[: len(path)] == path]:
-            del places[place]
-        places[path] = "command line"
+        for inner in [key for key in places if key[: len(path)] == path]:
+            del places[inner]
+        places[path] = place
     if problems:
         raise ConfigError("\n".join(problems))
     return Document(value, document.name, places)
@@ -176,7 +193,7 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _set(target: Any, path: Sequence[str], value: Any) -> bool:
+def _set(target: Any, path: Key, value: Any) -> bool:
     """Set a value deep in nested dicts, making those that are missing; False if one is no dict."""
     for part in path[:-1]:
         if not isinstance(target, dict):
