@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic.callbacks import Callback, CSVLogger, TensorBoardLogger
     from elastic.core.data.map_style import MapDataset
     from elastic.core.data.memory import ArrayRows
     from elastic.core.data.rows import Rows, pad
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrayRows",
+    "CSVLogger",
+    "Callback",
     "Dataset",
     "ElasticTrainer",
     "MapDataset",
     "Result",
     "Rows",
     "Task",
+    "TensorBoardLogger",
     "TextWindows",
     "load_model",
     "pad",
@@ -28,12 +32,15 @@ __all__ = [
 
 _HOMES = {
     "ArrayRows": "elastic.core.data.memory",
+    "CSVLogger": "elastic.callbacks",
+    "Callback": "elastic.callbacks",
     "Dataset": "elastic.core.task",
     "ElasticTrainer": "elastic.trainer",
     "MapDataset": "elastic.core.data.map_style",
     "Result": "elastic.result",
     "Rows": "elastic.core.data.rows",
     "Task": "elastic.core.task",
+    "TensorBoardLogger": "elastic.callbacks",
     "TextWindows": "elastic.core.data.text",
     "load_model": "elastic.core.trained",
     "pad": "elastic.core.data.rows",

@@ -204,7 +204,7 @@ def scale(
     handle = connect(name)
     before = handle.status().target_workers
     handle.scale(workers)
-    Console().print(f"{name}: {before} → {workers} workers")
+    Console().print(f"{name}: {before} → {workers} workers", soft_wrap=True)
 
 
 @app.command()

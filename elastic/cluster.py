@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,20 +16,38 @@ from actors.setup import NAMESPACE
 _OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
 
 
+class _Users:
+    """The blocks of this process, on any thread, that use a cluster which the first one joined."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.num = 0
+
+
+_users = _Users()
+
+
 @contextlib.contextmanager
 def local_cluster() -> Iterator[str]:
     """The Ray cluster at hand, or one on this machine until the end of the block. Its address.
 
-    Several jobs run in one block share the cluster, which takes seconds to start.
+    Several jobs run in one block, or on several threads, share the cluster, which takes seconds to
+    start.
     """
-    started = not ray.is_initialized()
-    if started:
-        join_cluster(os.environ.get("RAY_ADDRESS"))
+    with _users.lock:
+        counts = _users.num > 0 or not ray.is_initialized()
+        if counts:
+            if not ray.is_initialized():
+                join_cluster(os.environ.get("RAY_ADDRESS"))
+            _users.num += 1
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
-        if started:
-            ray.shutdown()
+        if counts:
+            with _users.lock:
+                _users.num -= 1
+                if _users.num == 0:
+                    ray.shutdown()
 
 
 def join_cluster(address: str | None) -> None:

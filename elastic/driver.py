@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import logging
 import os
 import secrets
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
-from actors.launch import end_orphans, find_coordinator, launch_coordinator
+from actors.launch import end_coordinator, end_orphans, find_coordinator, launch_coordinator
 from actors.setup import NAMESPACE, JobSetup
 from elastic.cluster import local_cluster
 from elastic.core import checkpoint
 from elastic.core.config import JobConfig, check_resume
 from elastic.core.device import check_device
-from elastic.core.errors import ConfigError, FatalError
+from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
 from elastic.core.runs import RunFolder
@@ -34,7 +31,13 @@ from elastic.core.storage import open_storage
 from elastic.core.store import Store, remove_leftovers
 from elastic.core.task import Task, load_task
 from elastic.core.weights import Initial, find_initial
-from elastic.result import Result, read_result
+from elastic.follower import Follower
+from elastic.interrupts import Interrupts
+from elastic.pickled import pickle_task
+
+if TYPE_CHECKING:
+    from elastic.callbacks import Callback
+    from elastic.result import Result
 
 log = logging.getLogger(__name__)
 
@@ -50,44 +53,145 @@ def run_job(
     task: Task | None = None,
     faults: tuple[Fault, ...] = (),
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    max_failures: int = 0,
     on_status: Callable[[Status], None] | None = None,
 ) -> Result:
     """Run one job to its end and return its result.
 
     Args:
-        resume: continue from the newest good checkpoint of `run_dir`.
+        resume: go on with the run in `run_dir`, from its newest good checkpoint, or from the
+            beginning if it has none. If it has all its steps, nothing is computed.
+        callbacks: told what happens, on this thread.
+        max_failures: how often the job begins again at its newest checkpoint after its processes
+            failed it (`ProcessError`); -1: without limit.
         on_status: called about five times a second.
 
     Raises:
         ConfigError: the job, task, data or machine cannot do what is asked.
         FatalError: the job failed; its run folder holds what there is.
+        CallbackError: a callback raised; the job was stopped in good order.
     """
     run = RunFolder(run_dir)
-    killed = _last_driver_was_killed(run)
+    if resume and _is_finished(run, job):
+        return _read_result(run, faults=())
+    _last_driver_was_killed(run)  # refuses a run that goes on
     setup = _make_setup(job, run, task, faults, resume=resume)
-    owner = Owner.here(setup.run_id, str(run.path))
-    with owned(open_storage(setup.checkpoints), owner), local_cluster() as address:
-        _await_name(job.name, _ORPHANS_END_S if killed else 0.0)
-        end_orphans(job.name)
-        if killed:
-            _await_writers(run)
-        if killed and resume:  # it may have written another checkpoint meanwhile
-            setup = _resumed(setup)
-        removed = remove_leftovers()
-        if removed:
-            log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
-        _begin_run(run, job, address, setup)
+    follower, signals = Follower(callbacks, run), Interrupts()
+    try:
+        for number in itertools.count():
+            try:
+                _run_once(setup, follower, signals, on_status, resume=resume)
+                break
+            except ProcessError as error:
+                if number == max_failures or signals.asked:
+                    raise
+                run.append_event(_event("job_failed", f"begins again: {error}"))
+                resume = True
+                setup = _make_setup(job, run, task, faults, resume=resume)
+        result = _read_result(run, faults)
+    except BaseException:
+        follower.end(None)
+        raise
+    follower.end(result)
+    if follower.error is not None:
+        raise follower.error
+    return result
+
+
+def _run_once(
+    setup: JobSetup,
+    follower: Follower,
+    signals: Interrupts,
+    on_status: Callable[[Status], None] | None,
+    *,
+    resume: bool,
+) -> None:
+    """Run the job until it ends or fails, on the cluster at hand or one of its own."""
+    owner = Owner.here(setup.run_id, str(setup.run.path))
+    with (
+        owned(open_storage(setup.checkpoints), owner),
+        local_cluster() as address,
+        signals.taken(),
+    ):
+        setup = _clear_the_way(setup, resume=resume)
+        _begin_run(setup, address, follower)
+        _launch_and_watch(setup, follower, signals, on_status)
+
+
+def _clear_the_way(setup: JobSetup, *, resume: bool) -> JobSetup:
+    """End what killed drivers have left, and see where to go on now."""
+    run, name = setup.run, setup.job.name
+    killed = _last_driver_was_killed(run)
+    _await_name(name, _ORPHANS_END_S if killed else 0.0)
+    end_orphans(name)
+    if killed:
+        _await_writers(run)
+    removed = remove_leftovers()
+    if removed:
+        log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
+    # an orphan may have written another checkpoint meanwhile
+    return _from_checkpoint(setup) if killed and resume else setup
+
+
+def _launch_and_watch(
+    setup: JobSetup,
+    follower: Follower,
+    signals: Interrupts,
+    on_status: Callable[[Status], None] | None,
+) -> None:
+    """From the coordinator's start to its end; nothing is left of the job, whatever happens."""
+    run, name = setup.run, setup.job.name
+    signals.job_runs()
+    try:
         coordinator = launch_coordinator(setup)
-        try:
-            _watch_or_stop(coordinator, on_status)
-            failure = ray.get(coordinator.failure.remote())
-        finally:
-            run.ray_json.unlink(missing_ok=True)
-            ray.kill(coordinator, no_restart=True)
-            end_orphans(job.name)  # there are none unless an error brought us here
-            setup.open_store().remove()
+    except ValueError:  # Ray: the name was taken meanwhile
+        run.ray_json.unlink()
+        raise _name_is_taken(name) from None
+    try:
+        _watch(coordinator, follower, signals, on_status)
+        failure = ray.get(coordinator.failure.remote())
+    except KeyboardInterrupt:
+        run.append_event(_event("job_interrupted", "interrupted twice: ended at once"))
+        raise
+    finally:
+        signals.tidy_up()
+        run.ray_json.unlink(missing_ok=True)
+        end_coordinator(name, coordinator)
+        end_orphans(name)  # there are none unless an error brought us here
+        setup.open_store().remove()
     if failure is not None:
         raise failure
+
+
+def _is_finished(run: RunFolder, job: JobConfig) -> bool:
+    """Whether the run has all its steps.
+
+    Raises:
+        ConfigError: it was begun with other settings, or has more steps than the job.
+    """
+    if not run.result_json.exists():
+        return False
+    result = run.read_json(run.result_json)
+    if result["outcome"] != "finished":
+        return False
+    check_resume(run.read_json(run.job_json), job)
+    _check_steps(job, result["steps"], run)
+    return bool(job.steps == result["steps"])
+
+
+def _check_steps(job: JobConfig, num_done: int, run: RunFolder) -> None:
+    if job.steps < num_done:
+        raise ConfigError(
+            f"steps: got {job.steps}, and {run.path} has {num_done} already; needs at least that"
+            " many, or another run folder"
+        )
+
+
+def _read_result(run: RunFolder, faults: Sequence[Fault]) -> Result:
+    """What the job left. Raises FatalError where it failed, or a fault never fired."""
+    from elastic.result import read_result  # Ray Train takes a second, which no start waits for
+
     result = read_result(run)
     missed = [fault for fault in faults if fault.index not in result.metrics["faults_fired"]]
     if missed:
@@ -113,18 +217,25 @@ def _make_setup(
         run_id=secrets.token_hex(4),
         node="local",
         import_paths=paths,
-        task=cloudpickle.dumps(task) if task is not None else None,
+        folder=os.getcwd(),
+        task=pickle_task(task) if task is not None else None,
         faults=faults,
     )
-    return _resumed(setup) if resume else _begun(setup)
+    return _from_checkpoint(setup) if resume else _begun(setup)
 
 
-def _resumed(setup: JobSetup) -> JobSetup:
-    """Go on from the newest good checkpoint."""
-    found = checkpoint.find_checkpoint(
-        checkpoint.checkpoints_of(setup.run.path, setup.job.checkpoint.storage)
-    )
+def _from_checkpoint(setup: JobSetup) -> JobSetup:
+    """Go on from the newest good checkpoint; from the beginning if there is none yet.
+
+    Raises:
+        ConfigError: it was written under other settings, or has more steps than the job.
+    """
+    where = checkpoint.checkpoints_of(setup.run.path, setup.job.checkpoint.storage)
+    if checkpoint.latest_checkpoint(where) is None:
+        return _begun(setup)
+    found = checkpoint.find_checkpoint(where)
     check_resume(found.meta["job"], setup.job)
+    _check_steps(setup.job, found.step, setup.run)
     initial = found.meta.get("initial")
     return replace(
         setup,
@@ -160,11 +271,15 @@ def _await_name(name: str, timeout_s: float) -> None:
     deadline_s = time.monotonic() + timeout_s
     while find_coordinator(name) is not None:
         if time.monotonic() >= deadline_s:
-            raise ConfigError(
-                f"name: a job {name!r} runs on this cluster; stop it with"
-                f" `elastic stop {name}` or choose another name"
-            )
+            raise _name_is_taken(name)
         time.sleep(_POLL_S)
+
+
+def _name_is_taken(name: str) -> ConfigError:
+    return ConfigError(
+        f"name: a job {name!r} runs on this cluster; stop it with `elastic stop {name}` or choose"
+        " another name"
+    )
 
 
 def _await_writers(run: RunFolder) -> None:
@@ -177,8 +292,17 @@ def _await_writers(run: RunFolder) -> None:
         )
 
 
-def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) -> None:
+def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
+    """Write down who runs this; from here on the run folder is ours."""
+    run, job, resumed = setup.run, setup.job, setup.resume_from
     run.create()
+    if not follower.is_started:
+        if resumed is None:  # another job may have ended here before its first checkpoint
+            run.metrics_jsonl.unlink(missing_ok=True)
+            run.evaluations_jsonl.unlink(missing_ok=True)
+        follower.start(job, 0 if resumed is None else checkpoint.step_of(resumed))
+        if follower.error is not None:
+            raise follower.error
     run.result_json.unlink(missing_ok=True)
     run.write_json(run.job_json, job.model_dump(mode="json"))
     run.write_json(
@@ -192,72 +316,57 @@ def _begin_run(run: RunFolder, job: JobConfig, address: str, setup: JobSetup) ->
         },
     )
     for problem in setup.damaged:
-        _event(run, "checkpoint_damaged", problem)
-    if setup.resume_from is not None:
-        _event(run, "job_resumed", f"from {setup.resume_from}")
-        return
-    _event(run, "job_started", f"{job.steps} steps")
-    if setup.initial is not None:
-        _event(run, "initialized", f"from {setup.initial.file}, sha256 {setup.initial.sha256}")
+        run.append_event(_event("checkpoint_damaged", problem))
+    kind = "job_started" if resumed is None else "job_resumed"
+    run.append_event(_event(kind, f"{job.steps} steps" if resumed is None else f"from {resumed}"))
+    if resumed is None and setup.initial is not None:
+        reason = f"from {setup.initial.file}, sha256 {setup.initial.sha256}"
+        run.append_event(_event("initialized", reason))
 
 
-def _event(run: RunFolder, kind: str, reason: str) -> None:
-    run.append_event(
-        {
-            "time_s": time.time(),
-            "kind": kind,
-            "step": 0,
-            "generation": 0,
-            "worker": None,
-            "reason": reason,
-        }
-    )
+def _event(kind: str, reason: str) -> dict[str, Any]:
+    return {
+        "time_s": time.time(),
+        "kind": kind,
+        "step": 0,
+        "generation": 0,
+        "worker": None,
+        "reason": reason,
+    }
 
 
-def _watch_or_stop(coordinator: Any, on_status: Callable[[Status], None] | None) -> None:
-    """Follow the job until it ends; an interrupt ends it in good order, a second one at once."""
-    with _sigterm_interrupts():
-        try:
-            _watch(coordinator, on_status)
-        except KeyboardInterrupt:
-            log.warning("stopping: finishes the step, writes a checkpoint; again to abandon")
-            coordinator.stop.remote("interrupted")
-            _watch(coordinator, on_status)
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Take SIGTERM, as `ray job stop` sends it, for an interrupt. Ray's own handler aborts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-
-
-def _watch(coordinator: Any, on_status: Callable[[Status], None] | None) -> None:
+def _watch(
+    coordinator: Any,
+    follower: Follower,
+    signals: Interrupts,
+    on_status: Callable[[Status], None] | None,
+) -> None:
     """Follow the job until it ends. The coordinator may be away for a while."""
-    seen_s = time.monotonic()
+    seen_s, stop = time.monotonic(), ""
     while True:
+        if not stop and (stop := _reason_to_stop(follower, signals)):
+            log.warning("%s: finishes the step, writes a checkpoint; Ctrl-C ends it at once", stop)
+        if stop:
+            coordinator.stop.remote(stop)  # said again, in case that it is away
         try:
             status: Status = ray.get(coordinator.status.remote(), timeout=_COORDINATOR_ABSENT_S)
             seen_s = time.monotonic()
-        except RayActorError:
+        except (RayActorError, GetTimeoutError):
             if time.monotonic() - seen_s > _COORDINATOR_ABSENT_S:
-                raise FatalError(
+                raise ProcessError(
                     f"the coordinator has been away for {_COORDINATOR_ABSENT_S:.0f} s"
                 ) from None
             time.sleep(_POLL_S)
             continue
         if on_status is not None:
             on_status(status)
+        follower.poll()
         if status.phase in ("done", "failed"):
             return
         time.sleep(_POLL_S)
+
+
+def _reason_to_stop(follower: Follower, signals: Interrupts) -> str:
+    if signals.asked:
+        return "interrupted"
+    return str(follower.error) if follower.error is not None else ""
