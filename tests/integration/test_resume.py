@@ -43,12 +43,12 @@ def slow_job(name: str = "resumed", *, workers: int = 2, **settings: Any) -> Job
     return make_job(name, workers=workers, steps=NUM_STEPS, **settings)
 
 
-def slowly(folder: Path) -> tuple[Fault, ...]:
+def slowly(folder: Path, *, workers: int) -> tuple[Fault, ...]:
     return write_faults(
         folder / "slow.yaml",
         [
             {"do": "slow", "at": {"step": 0}, "target": f"worker-{worker}", "sleep_s": SLEEP_S}
-            for worker in range(2)
+            for worker in range(workers)
         ],
     )
 
@@ -58,7 +58,12 @@ def stopped_run(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was asked to stop on its way."""
     folder = tmp_path_factory.mktemp("stopped")
     stop = Once(STOP_STEP, lambda status: connect(status.run_dir).stop())
-    result = run_job(slow_job(), run_dir=folder / "run", faults=slowly(folder), on_status=stop)
+    result = run_job(
+        slow_job(workers=1),
+        run_dir=folder / "run",
+        faults=slowly(folder, workers=1),
+        on_status=stop,
+    )
     assert result.metrics["outcome"] == "stopped"
     assert STOP_STEP <= result.metrics["steps"] < NUM_STEPS
     assert kinds(result)[-1] == "job_stopped"
@@ -74,7 +79,7 @@ def run_dir(stopped_run: Path, tmp_path: Path) -> Path:
 def test_a_stopped_run_goes_on_with_another_number_of_workers(
     undisturbed: Outcome, run_dir: Path
 ) -> None:
-    result = run_job(slow_job(workers=1), run_dir=run_dir, resume=True)
+    result = run_job(slow_job(workers=2), run_dir=run_dir, resume=True)
     assert outcome(result) == undisturbed
     assert "job_resumed" in kinds(result)
     assert result.metrics["exact"] is True
@@ -123,7 +128,7 @@ def killed_run(request: pytest.FixtureRequest, cluster: str, tmp_path: Path) -> 
     run = RunFolder(tmp_path / "run")
     run.create()
     run.write_json(tmp_path / "job.json", job.model_dump(mode="json"))
-    slowly(tmp_path)
+    slowly(tmp_path, workers=2)
     environment = dict(os.environ)
     if request.param == "shared":
         environment["RAY_ADDRESS"] = cluster
