@@ -19,9 +19,19 @@ from elastic.core.runs import RunFolder
 class Result(ray.train.Result):
     """What a run gave: Ray Train's result, and what makes runs comparable.
 
-    `metrics` holds what result.json holds; `events` what happened, in order. `checkpoint` is the
-    newest; `best_checkpoints` are all that were kept, each with its metrics: with
-    `checkpoint.keep_best` the best first, else the newest.
+    `path` is the run folder; metrics.jsonl in it has a line for every step. `error` and
+    `metrics_dataframe` are None: a job that failed raises.
+
+    Attributes:
+        metrics: what result.json holds: loss and metrics of the last step, the last evaluation,
+            seconds, counts.
+        checkpoint: the newest.
+        best_checkpoints: all that were kept, each with its metrics: with `checkpoint.keep_best` the
+            best first, else the newest.
+        params_sha256: of all parameters; equal in runs of one job on one kind of hardware.
+        samples_sha256: of the samples of every step; equal likewise.
+        exact: False if a part of the run was computed elsewhere, so that bits may differ.
+        events: what happened, in order: each with time_s, kind, step, generation, worker, reason.
     """
 
     metrics: dict[str, Any]

@@ -24,37 +24,48 @@ LossSums = tuple[torch.Tensor, Number] | tuple[torch.Tensor, Number, Mapping[str
 class Dataset(Protocol):
     """A finite set of samples, numbered from 0, read by number in any order by any worker.
 
-    Two methods are optional. `check()` reads everything and raises an error for damage; it is
-    called once, before training starts. `prefetch(indices)` brings what `fetch(indices)` will read
-    into memory. It is only a hint, is called on a thread of its own beside `fetch`, and must draw
-    no random numbers.
+    Two methods are optional:
+
+    - `check()` reads everything and raises an error for damage; it is called once, before training
+      starts.
+    - `prefetch(indices)` brings what `fetch(indices)` will read into memory. It is only a hint, is
+      called on a thread of its own beside `fetch`, and must draw no random numbers.
     """
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Number of samples, the held-out ones among them."""
         ...
 
     def fetch(self, indices: npt.NDArray[np.int64]) -> Any:
         """Read the samples `indices`, shape (micro_batch_size,), in order, as one micro-batch.
 
-        The default generators of torch, numpy and random are seeded for the micro-batch before.
+        What it returns goes to the task's `loss` as it is, and must depend on `indices` and the
+        default random generators only. Those of torch, numpy and random are seeded for the
+        micro-batch before it is read, so `fetch` may augment.
         """
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """The user's code. Optional methods beside those below, for a task that has them:
+    """The user's code: any class with these four methods. It need not derive from this one.
 
-    `schedule(step) -> float`: a factor on every learning rate; steps count from 0.
-    `evaluate(model, micro_batch)`: what `loss` returns, of a model in evaluation mode and without
-    gradients; where it is missing, `loss` is called that way.
-    `evaluation_dataset() -> Dataset`: what to evaluate on; where it is missing, the samples that
-    the job holds out (`held_out`).
+    Optional methods, for a task that has them:
+
+    - `schedule(step) -> float`: a factor on every learning rate; steps count from 0.
+    - `evaluate(model, micro_batch)`: what `loss` returns, of a model in evaluation mode and without
+      gradients; where it is missing, `loss` is called that way.
+    - `evaluation_dataset() -> Dataset`: what to evaluate on; where it is missing, the samples that
+      the job holds out (`held_out`).
+
+    What cannot be trained exactly is refused before anything starts, with a `TaskError`.
     """
 
     def model(self) -> nn.Module:
-        """Build the model. Called once per job with seeded generators; its state is distributed."""
+        """Build the model: dense float32 parameters on the CPU, not wrapped in DDP or FSDP.
+
+        Called once per job with seeded generators; all workers share what it returns.
+        """
         ...
 
     def dataset(self) -> Dataset:
@@ -65,18 +76,29 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, micro_batch: Any) -> LossSums:
-        """Return (sum of losses, sum of weights) of one micro-batch; both scalars.
+        """Return (sum of losses, sum of weights) of one micro-batch, not their mean.
 
-        The loss of the step is the sum of the first over the sum of the second. A third value, a
-        dict of further sums by name, is reported likewise: each over the sum of weights. A loss of
-        several terms returns their total, and the terms in the dict.
+        The first is a scalar tensor to differentiate; the second a number or a tensor of one
+        element, such as the number of samples or of real tokens. The loss of the step is the sum of
+        the first over the sum of the second, over all micro-batches. A third value, a dict of
+        further sums by name, is reported likewise: each over the sum of weights. A loss of several
+        terms returns their total, and the terms in the dict.
+
+        Args:
+            micro_batch: what the data set's `fetch` returned.
         """
         ...
 
     def optimizer(
         self, named_parameters: Sequence[tuple[str, nn.Parameter]]
     ) -> torch.optim.Optimizer:
-        """Build an elementwise `torch.optim` optimizer, with parameter groups if wanted."""
+        """Build an elementwise `torch.optim` optimizer, with parameter groups if wanted.
+
+        Called once per job. Its state is kept, updated and checkpointed for you.
+
+        Args:
+            named_parameters: the model's, as `model.named_parameters()` gives them; tied ones once.
+        """
         ...
 
 

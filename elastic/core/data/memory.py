@@ -10,7 +10,14 @@ from elastic.core.errors import DataError
 
 
 class ArrayRows:
-    """A small data set in memory: equally long tensors, one row of each is a sample."""
+    """A small data set in memory: equally long tensors, one row of each is a sample.
+
+    Args:
+        tensors: by name, each of shape (num_samples, ...).
+
+    Raises:
+        DataError: they are empty, or not equally long.
+    """
 
     def __init__(self, **tensors: torch.Tensor) -> None:
         lengths = {name: len(tensor) for name, tensor in tensors.items()}
@@ -23,7 +30,7 @@ class ArrayRows:
         return self._num_samples
 
     def fetch(self, indices: Int64Array) -> dict[str, torch.Tensor]:
-        """Name -> rows of that tensor, as new tensors in the order of `indices`."""
+        """Name -> rows of that tensor, shape (len(indices), ...), in the order of `indices`."""
         check_indices(indices, len(self))
         chosen = torch.from_numpy(np.ascontiguousarray(indices, dtype=np.int64))
         return {name: tensor[chosen] for name, tensor in self._tensors.items()}

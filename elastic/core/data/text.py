@@ -34,7 +34,13 @@ class TextWindows:
     target of one is the first input of the next. A null counts as an empty document.
 
     No footer says how many bytes a row group holds, so every process reads the column once when it
-    opens the data set. `path` and `cache_bytes` are those of `Rows`.
+    opens the data set.
+
+    Args:
+        path: a file, a folder or a URI, or several; folders in the order of their file names.
+        column: the one that holds the text.
+        context: bytes that the model sees; a window is one longer.
+        cache_bytes: bound of the row groups that each worker keeps.
 
     Raises:
         DataError: a file is missing, damaged, of another type, or all text is under one window.

@@ -1,0 +1,1 @@
+"""What developers run: shell scripts, and `python -m scripts.api_docs`."""
