@@ -1,6 +1,7 @@
 """The examples: small, readable, and what their job files say."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,11 @@ from elastic.core.task import Task, load_task
 from elastic.core.weights import find_initial, initialize
 from examples.digits.task import Digits
 from examples.finetune.task import NewHead, write_pretrained
+from examples.images.task import Images, write_digits
+from examples.padded_text.task import PaddedText, write_docstrings
 from examples.stdlib_lm.task import StdlibLM, write_stdlib
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in a worker
 
 FOLDER = Path(examples.__file__).parent
 KEYS = {
@@ -35,7 +40,7 @@ def stdlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["stdlib_lm", "digits", "finetune"])
+@pytest.mark.parametrize("name", ["stdlib_lm", "digits", "finetune", "images", "padded_text"])
 def test_a_task_is_short_and_its_job_file_fits(name: str) -> None:
     assert len((FOLDER / name / "task.py").read_text().splitlines()) < 100
     job = yaml.safe_load((FOLDER / name / "job.yaml").read_text())
@@ -127,6 +132,65 @@ def test_a_new_head_learns_on_a_frozen_backbone(tmp_path: Path) -> None:
     first, last = train(task, num_steps=60, size=64, model=model)
     assert last < 0.5 < first
     assert torch.equal(model.backbone[0].weight, before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    path = tmp_path_factory.mktemp("images") / "new" / "digits.parquet"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write_digits, [path, path]))
+    assert [one.name for one in path.parent.iterdir()] == ["digits.parquet"]
+    return Images(data=str(path))
+
+
+def test_images_are_decoded_as_they_were(images: Images) -> None:
+    ours = images.dataset().fetch(np.array([1700, 3]))
+    theirs = Digits().dataset().fetch(np.array([1700, 3]))
+    assert ours["images"].shape == (2, 1, 8, 8)
+    assert torch.allclose(ours["images"], theirs["images"], atol=1 / 255)
+    assert ours["labels"].tolist() == theirs["labels"].tolist()
+
+
+def test_images_move_at_random_and_learn(images: Images) -> None:
+    model, batch = images.model().eval(), images.dataset().fetch(np.arange(8))
+    seen = set()
+    for seed in (0, 0, 1, 2):
+        torch.manual_seed(seed)
+        seen.add(images.loss(model, batch)[0].item())
+    assert len(seen) == 3
+    first, last = train(images, num_steps=40, size=64)
+    assert first == pytest.approx(np.log(10), rel=0.2)
+    assert last < 1.6
+    correct = images.evaluate(model, batch)[2]["accuracy"]
+    assert 0 <= correct <= 8
+
+
+@pytest.fixture(scope="module")
+def docstrings(tmp_path_factory: pytest.TempPathFactory) -> PaddedText:
+    path = tmp_path_factory.mktemp("text") / "docstrings.parquet"
+    write_docstrings(path)
+    return PaddedText(data=str(path))
+
+
+def test_padding_counts_for_nothing(docstrings: PaddedText) -> None:
+    """Texts give the same sums one by one as side by side."""
+    torch.manual_seed(0)
+    model = docstrings.model()
+    texts = ["short", "a longer text " * 20, "ää"]
+    together, weight = docstrings.loss(model, {"text": texts})
+    alone = [docstrings.loss(model, {"text": [text]}) for text in texts]
+    assert weight.item() == sum(one.item() for _, one in alone) == 4 + 159 + 3
+    assert together.item() == pytest.approx(sum(one.item() for one, _ in alone), rel=1e-5)
+
+
+def test_padded_text_learns(docstrings: PaddedText) -> None:
+    data = docstrings.dataset()
+    assert len(data) > 2000
+    assert len({len(text) for text in data.fetch(np.arange(8))["text"]}) > 4
+    task = replace(docstrings, width=64, longest=40, lr=0.01)
+    first, last = train(task, num_steps=15, size=8)
+    assert first == pytest.approx(np.log(256), rel=0.1)
+    assert last < first - 1.5
 
 
 def train(

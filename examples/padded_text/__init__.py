@@ -1,0 +1,1 @@
+"""A language model on texts of different lengths: padding, and weights that leave it out."""
