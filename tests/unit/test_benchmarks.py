@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from benchmarks import chaos, checkpoint, ddp, processes, record, recovery, step, table
+from benchmarks import chaos, checkpoint, data, ddp, processes, record, recovery, step, table
 from benchmarks.jobs import Run, make_job
+from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import ConfigError
 from elastic.core.faults import load_faults
 
@@ -288,3 +291,23 @@ def test_what_checkpoints_cost_is_a_ratio_of_means() -> None:
     assert first.value == pytest.approx(1.1)
     assert first.ok is False
     assert len(checkpoint.figures("10m", [1.0], [1.0], [])) == 4
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_waited_counts_for_the_step_in_which_it_did() -> None:
+    metrics = [{"time_s": 10.0, "step_s": 2.0}, {"time_s": 14.0, "step_s": 4.0}]
+    waits = [(7.9, 9.0), (8.5, 0.1), (10.0, 0.3), (10.1, 0.2), (14.5, 9.0)]
+    assert data.shares_percent(metrics, waits) == pytest.approx([20.0, 5.0])
+
+
+def test_waits_are_read_by_process(tmp_path: Path) -> None:
+    timed = data.Timed(ArrayRows(x=torch.arange(4)), tmp_path)
+    assert timed.fetch(np.array([2]))["x"].tolist() == [2]
+    timed.fetch(np.array([1]))
+    ((first, second),) = data.read_waits(tmp_path)
+    assert first[0] <= second[0]
+    assert 0 < first[1] < 10
+    assert not hasattr(timed, "prefetch")
+    assert hasattr(data.TimedAhead(ArrayRows(x=torch.arange(4)), tmp_path), "prefetch")

@@ -14,6 +14,7 @@ import torch
 
 from elastic.core.data.memory import ArrayRows
 from elastic.core.data.read_ahead import MAX_WAITING, ReadAhead
+from elastic.core.errors import DataError
 from elastic.core.protocol.messages import Lease
 
 WAIT_S = 10
@@ -118,3 +119,45 @@ def test_without_prefetch_nothing_is_started(make_node: Callable[..., Any]) -> N
     num_threads = threading.active_count()
     computer.read_ahead([node.lease(0), node.lease(1)])
     assert threading.active_count() == num_threads
+
+
+# --- checking --------------------------------------------------------------------------------
+
+
+class Checked(ArrayRows):
+    """Counts its checks, which may find damage."""
+
+    num_checks = 0
+
+    def __init__(self, damaged: bool, **tensors: torch.Tensor) -> None:
+        super().__init__(**tensors)
+        self._damaged = damaged
+
+    def check(self) -> None:
+        self.num_checks += 1
+        if self._damaged:
+            raise DataError("a.parquet: row group 3: damaged")
+
+
+def test_data_is_checked_once_and_not_by_workers(
+    make_node: Callable[..., Any], tiny_task: Any
+) -> None:
+    task = tiny_task()
+    data = Checked(False, **task.dataset()._tensors)
+    held = Checked(False, **task.dataset()._tensors)
+    task.dataset, task.evaluation_dataset = lambda: data, lambda: held
+    node = make_node(task, evaluate={"every": 2, "micro_batches": 2})
+    assert (data.num_checks, held.num_checks) == (1, 1)
+    node.worker().compute(node.lease(0))
+    assert (data.num_checks, held.num_checks) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["dataset", "evaluation_dataset"])
+def test_damage_is_found_before_anything_starts(
+    name: str, make_node: Callable[..., Any], tiny_task: Any
+) -> None:
+    task = tiny_task()
+    damaged = Checked(True, **task.dataset()._tensors)
+    setattr(task, name, lambda: damaged)
+    with pytest.raises(DataError, match=r"a\.parquet: row group 3: damaged"):
+        make_node(task, evaluate={"every": 2, "micro_batches": 2}, held_out=10)
