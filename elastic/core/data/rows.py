@@ -75,7 +75,9 @@ class Rows:
             block = self._groups[group]
             within = indices[places] - (self._groups.ends[group - 1] if group else 0)
             for name in self._columns:
-                _place(rows, name, block[name], within, places, len(indices))
+                if name not in rows:
+                    rows[name] = _empty(block[name], len(indices))
+                _place(block[name], within, rows[name], places)
         return {
             name: torch.from_numpy(values) if isinstance(values, np.ndarray) else values
             for name, values in rows.items()
@@ -93,21 +95,18 @@ class Rows:
         return np.searchsorted(self._groups.ends, indices, side="right")
 
 
-def _place(
-    rows: dict[str, Any],
-    name: str,
-    column: Column,
-    within: Int64Array,
-    places: Int64Array,
-    num_rows: int,
-) -> None:
+def _empty(column: Column, num_rows: int) -> Any:
+    """Where that many rows of a column go."""
+    if isinstance(column, np.ndarray):
+        return np.empty((num_rows, *column.shape[1:]), dtype=column.dtype)
+    return [None] * num_rows
+
+
+def _place(column: Column, within: Int64Array, target: Any, places: Int64Array) -> None:
     """Put the rows `within` a row group to their `places` in the micro-batch."""
     if isinstance(column, np.ndarray):
-        if name not in rows:
-            rows[name] = np.empty((num_rows, *column.shape[1:]), dtype=column.dtype)
-        rows[name][places] = column[within]
+        target[places] = column[within]
         return
-    target = rows.setdefault(name, [None] * num_rows)
     for place, row in zip(places.tolist(), within.tolist(), strict=True):
         target[place] = column[row]
 
