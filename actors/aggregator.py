@@ -45,6 +45,7 @@ from elastic.core.mapped import (
 )
 from elastic.core.memory import check_memory
 from elastic.core.model import ModelSpec, prepare, raw_bytes
+from elastic.core.optim import without_compiler
 from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol.messages import (
     Hello,
@@ -84,6 +85,7 @@ class AggregatorShell:
     def run(self) -> str:
         """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
         deterministic(threads=1)  # cores work on different chunks
+        without_compiler()
         self._store.create()
         try:
             return self._live()

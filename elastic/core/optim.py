@@ -249,11 +249,25 @@ def _discover(
     return tuple(tensor_keys), scalar_dtypes
 
 
+def without_compiler() -> None:
+    """Keep torch's optimizers from importing the compiler, which takes a second and 77 MiB.
+
+    They shield these functions from it in a wrapper that imports it at the first call. The wrapper
+    remembers the shielded function; here the bare one is put in its place, as nothing is compiled
+    around an optimizer of ours. Where torch does it otherwise one day, the import comes back.
+    """
+    bare = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
+    if bare is not None:
+        bare.__dynamo_disable = bare
+
+
 def _step(
     optimizer: torch.optim.Optimizer, parameter: torch.Tensor, gradient: torch.Tensor
 ) -> None:
+    """Step without the wrappers of `step`: hooks, profiler, and the compiler's, which loads it."""
     parameter.grad = gradient
-    optimizer.step()
+    with torch.no_grad():
+        inspect.unwrap(type(optimizer).step)(optimizer)
     parameter.grad = None
 
 

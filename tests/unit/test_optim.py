@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -361,3 +363,20 @@ def test_state_that_the_store_cannot_hold_is_refused(
 ) -> None:
     with pytest.raises(TaskError, match=message):
         _discover(kind, {}, {"values": values})
+
+
+def test_no_optimizer_imports_the_compiler() -> None:
+    script = """
+import sys
+from torch import nn
+from elastic.core.optim import ALLOWED, check_elementwise, inspect_optimizer, without_compiler
+
+without_compiler()
+model = nn.Linear(4, 4)
+for kind in ALLOWED:
+    optimizer = kind(model.parameters(), lr=0.1)
+    check_elementwise(inspect_optimizer(optimizer, model.named_parameters()))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "torch._dynamo is loaded"
