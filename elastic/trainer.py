@@ -1,6 +1,6 @@
 """The face of training for scripts: `ElasticTrainer`, in Ray Train's words.
 
-Light to import: torch, Ray and Ray Train are loaded when they are used.
+Light to import: torch, Ray, Ray Train and pydantic are loaded when they are used.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic.core.config import JobConfig, read_job
 from elastic.core.errors import ConfigError
-from elastic.core.faults import Fault
 from elastic.core.runs import RUNS_FOLDER, new_run_dir
 from elastic.core.task import Task, check_task
-from elastic.core.yaml_file import Document, Key, validate, with_values
 
 if TYPE_CHECKING:
     from ray.train import RunConfig, ScalingConfig
 
     from elastic.callbacks import Callback
+    from elastic.core.config import JobConfig
+    from elastic.core.faults import Fault
+    from elastic.core.yaml_file import Document, Key
     from elastic.result import Result
 
 _ARGUMENTS_OF_RAY = {
@@ -71,6 +71,9 @@ class ElasticTrainer:
         faults: tuple[Fault, ...] = (),
         **settings: Any,
     ) -> None:
+        from elastic.core.config import JobConfig
+        from elastic.core.yaml_file import validate, with_values
+
         _check_arguments(settings)
         document = with_values(_read(job, task), dict(_leaves((), settings)))
         self._storage = Path(RUNS_FOLDER)
@@ -135,6 +138,9 @@ def _check_arguments(settings: Mapping[str, Any]) -> None:
 
 def _read(job: str | Path | Mapping[str, Any] | JobConfig | None, task: Task | None) -> Document:
     """The job as given; one that is a mapping without a name has that of its task."""
+    from elastic.core.config import JobConfig, read_job
+    from elastic.core.yaml_file import Document
+
     if isinstance(job, JobConfig):
         return Document(job.model_dump(), "job")
     if job is not None and not isinstance(job, str | Path | Mapping):

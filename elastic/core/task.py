@@ -1,23 +1,27 @@
 """What a user writes: a task builds the model, the loss of a micro-batch, the optimizer, the data.
 
-`MicroBatch` is whatever the data set's `fetch` returned; this project never looks inside.
+`MicroBatch` is whatever the data set's `fetch` returned; this project never looks inside. Light to
+import: no torch.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from elastic.core.errors import ConfigError
 
-Number = torch.Tensor | float
-LossSums = tuple[torch.Tensor, Number] | tuple[torch.Tensor, Number, Mapping[str, Number]]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import nn
+
+Number: TypeAlias = "torch.Tensor | float"
+LossSums: TypeAlias = (
+    "tuple[torch.Tensor, Number] | tuple[torch.Tensor, Number, Mapping[str, Number]]"
+)
 
 
 @runtime_checkable

@@ -193,6 +193,8 @@ LIGHT = {
     "policies": (["policies.scheduling", "policies.hangs", "policies.restarts"], "torch ray"),
     "elastic": (["elastic"], "torch ray pydantic"),
     "core": (sorted(name for name in FILES if name.startswith("elastic.core")), "ray"),
+    "face": (["elastic.trainer", "elastic.core.task"], "torch ray pydantic"),
+    "driver": (["elastic.driver"], "ray.train"),
     "runs": (["elastic.core.runs", "elastic.core.status"], "torch ray"),
     "processes": (["actors.worker", "actors.setup"], "torch ray"),
 }
