@@ -78,7 +78,8 @@ class CoordinatorShell:
         self._store = setup.open_store()
         self._lock = threading.Lock()
         limits = Limits(job.workers.min, job.workers.max, job.workers.spare, job.standby)
-        self._protocol = Coordinator(limits, job.workers.start)
+        fresh = not self._store.path.exists()
+        self._protocol = Coordinator(limits, job.workers.start, fresh)
         self._channel: Channel | None = None
         self._report: Report | None = None
         self._step = 0

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.coordinator import CoordinatorShell, Ended
-from actors.setup import NAMESPACE, JobSetup, compute_environment
+from actors.setup import NAMESPACE, NICE_STEP, JobSetup, compute_environment, set_nice
 from elastic.core.errors import ElasticError
 from elastic.core.status import Status
 
@@ -43,6 +43,8 @@ class Host:
 
                 self._result = WorkerShell(setup, number).run()
             else:
+                if not setup.open_store().spec_path.exists():
+                    set_nice(NICE_STEP)  # the first step waits for it, torch's import included
                 from actors.aggregator import AggregatorShell
 
                 self._result = AggregatorShell(setup).run()
@@ -103,7 +105,7 @@ class RayProcesses:
                 lifetime="detached",
                 num_cpus=0,
                 max_concurrency=4,
-                runtime_env={"env_vars": compute_environment(threads)},
+                runtime_env=_runtime_env(compute_environment(threads)),
             )
             .remote(self._setup, role, number)
         )
@@ -116,6 +118,16 @@ class RayProcesses:
         self._actors[role][number] = actor
         self._joins[role][number] = actor.join.remote()
         self._ended[role][number] = None
+
+
+def _runtime_env(wanted: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
+    """What is missing in the environment of this node; None if nothing is.
+
+    Ray starts a process of its own for an actor that has a runtime environment, and takes one that
+    is there already for one that has none.
+    """
+    missing = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
+    return {"env_vars": missing} if missing else None
 
 
 def _how_it_ended(join: Any) -> Ended:

@@ -24,6 +24,7 @@ NAMESPACE = "elastic"
 
 NICE_STEP = 0  # what a step waits for: computing, and the acting aggregator
 NICE_START = 10  # a worker on its way, where the step is at 0
+_NICE_FIRST = 5  # times its number: a worker that a job begins with
 NICE_BEHIND = 19  # checkpoints
 
 
@@ -93,6 +94,14 @@ def set_nice(value: int) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), value)
     except PermissionError:
         log.warning("not allowed to lower the nice value to %d; a start slows others more", value)
+
+
+def nice_to_load(worker: int, *, together: bool) -> int:
+    """Together and behind the steps, or one worker after the other.
+
+    Before the first step the latter lets it begin, where cores are few, before all have loaded.
+    """
+    return NICE_START if together else min(NICE_START, _NICE_FIRST * worker)
 
 
 def compute_environment(threads: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from actors.setup import NICE_BEHIND, NICE_START, NICE_STEP, JobSetup, set_nice
+from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, nice_to_load, set_nice
 
 if TYPE_CHECKING:
     from actors.channel import Channel
@@ -43,7 +43,9 @@ class WorkerShell:
 
     def run(self) -> str:
         """Work until dismissed; return the reason. Errors of the user's code escape."""
-        loader = _Loader(self._load)
+        begun = self._setup.open_store().spec_path.exists()
+        together = begun or bool(self._setup.faults)  # faults strike workers that must be there
+        loader = _Loader(self._load, nice_to_load(self._worker, together=together))
         loader.start()
         loader.join()
         if loader.error is not None:
@@ -70,6 +72,9 @@ class WorkerShell:
         self._store.hold_alive()
         task = self._setup.load_task()
         while not self._store.spec_path.exists():  # the first aggregator is still preparing
+            if not self._store.path.exists():
+                self._exit = "the job is gone"
+                return
             time.sleep(0.02)
         job = self._setup.job
         deterministic(job.workers.threads)
@@ -228,14 +233,15 @@ class WorkerShell:
 class _Loader(threading.Thread):
     """Runs a function at low priority. Nice values belong to threads on Linux."""
 
-    def __init__(self, load: object) -> None:
+    def __init__(self, load: object, nice: int) -> None:
         super().__init__(name="loader")
         self._load = load
+        self._nice = nice
         self.error: BaseException | None = None
 
     def run(self) -> None:
         set_nice(NICE_BEHIND)
-        set_nice(NICE_START)  # where that is not allowed, everything computes at Ray's 15
+        set_nice(self._nice)  # where that is not allowed, everything computes at Ray's 15
         try:
             self._load()  # type: ignore[operator]
         except BaseException as error:  # handed to the thread that waits

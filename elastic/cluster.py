@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 
-from actors.setup import NAMESPACE
+from actors.setup import NAMESPACE, compute_environment
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
 
@@ -54,10 +54,28 @@ def join_cluster(address: str | None) -> None:
     """Connect to the cluster at `address`, or start one on this machine."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # left unset, two processes may disagree
     settings: dict[str, Any] = {"address": address}
+    variables: dict[str, str] = {}
     if address is None:
         settings = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        variables = compute_environment(threads=1)  # its processes then fit most jobs as they are
+    with _environment(variables):
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings)
     _silence_raylet()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that the block starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _silence_raylet() -> None:

@@ -16,6 +16,7 @@ from elastic.core.protocol.messages import (
     Hello,
     Lease,
     Manifest,
+    Membership,
 )
 from elastic.core.simulator.build import Build, RecordedAggregator, RecordedWorker
 from elastic.core.simulator.faults import Fault, Schedule, random_schedule
@@ -198,7 +199,14 @@ class WelcomeCountsTwice(RecordedWorker):
 class NumbersAreUsedAgain(Coordinator):
     """A restarted coordinator trusts the membership alone for the next worker's number."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.fresh:
+            self._membership = Membership()
+
     def decide(self, view: View) -> list[Action]:
+        if self.fresh:
+            return super().decide(view)
         first = self.membership.next_worker
         if view.report is not None:
             first = max(first, view.report.membership.next_worker)

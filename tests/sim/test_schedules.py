@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from mutations import ALL_STOPPED, UNHEARD, directed
+from mutations import UNHEARD, directed
 
 from elastic.core.protocol import aggregator, worker
 from elastic.core.simulator.faults import (
@@ -106,7 +106,9 @@ RARE: dict[str, Callable[[int], Schedule]] = {
     "refused: the step is complete": lambda seed: replace(
         random_schedule(seed), skip_nonfinite=False, num_steps=25, num_micro_batches=8
     ),
-    "no_workers": lambda seed: directed(seed, *ALL_STOPPED),
+    "no_workers": lambda seed: directed(
+        seed, *[Fault(do="kill_worker", step=1, target=target) for target in range(8)]
+    ),
     "worker_given_up": lambda seed: directed(
         seed, *[Fault(do="kill_worker", step=step) for step in range(10)]
     ),

@@ -638,9 +638,9 @@ ALIVE, DEAD, STARTING = coord.Life.ALIVE, coord.Life.DEAD, coord.Life.STARTING
 class World:
     """What a coordinator sees; an obedient aggregator takes up every membership."""
 
-    def __init__(self, target: int = 2, **limits: Any) -> None:
+    def __init__(self, target: int = 2, *, fresh: bool = True, **limits: Any) -> None:
         everything = {"min_workers": 1, "max_workers": 4, "spare": 0, **limits}
-        self.coordinator = coord.Coordinator(coord.Limits(**everything), target)
+        self.coordinator = coord.Coordinator(coord.Limits(**everything), target, fresh)
         self.now_s = 0.0
         self.report: Report | None = Report(0, Membership(), ())
         self.processes: dict[int, coord.Life] = {}
@@ -678,6 +678,38 @@ def test_workers_are_started_and_become_members_once_they_are_connected() -> Non
     assert kinds(world.decide()) == ["worker_joined", "worker_joined"]
     assert world.members == (0, 1)
     assert world.decide() == [], "it says nothing twice"
+
+
+def test_a_new_job_starts_its_workers_beside_its_first_aggregator() -> None:
+    world = World()
+    told, world.report = world.report, None
+    world.num_aggregators = 0
+    first = [coord.StartAggregator(), coord.StartWorker(0), coord.StartWorker(1)]
+    assert world.decide() == first
+    world.num_aggregators = 1
+    assert world.decide() == []
+    world.processes[0] = DEAD
+    assert not only(coord.StartWorker, world.decide()), "its end may be the aggregator's doing"
+    world.report = told
+    assert only(coord.StartWorker, world.decide()) == [coord.StartWorker(2)]
+
+
+def test_a_coordinator_that_is_not_the_first_never_starts_the_first_workers() -> None:
+    world = World(fresh=False)
+    told, world.report = world.report, None
+    world.num_aggregators = 0
+    assert world.decide() == [coord.StartAggregator()]
+    world.num_aggregators, world.report = 1, told
+    assert only(coord.StartWorker, world.decide()) == [coord.StartWorker(2), coord.StartWorker(3)]
+
+
+def test_a_standby_waits_until_the_first_workers_have_started() -> None:
+    world = World(fresh=False)
+    world.num_aggregators = 1
+    world.processes = {0: ALIVE, 1: STARTING}
+    assert not only(coord.StartAggregator, world.decide())
+    world.processes |= {1: DEAD, 2: STARTING}
+    assert only(coord.StartAggregator, world.decide()) == [coord.StartAggregator()]
 
 
 def test_a_spare_is_started_once_those_that_are_needed_run() -> None:
@@ -819,7 +851,7 @@ def test_a_wish_to_leave_is_granted_and_a_substitute_started() -> None:
 
 
 def test_a_restarted_coordinator_takes_up_the_membership_and_uses_no_number_twice() -> None:
-    world = World(2)
+    world = World(2, fresh=False)
     known = Membership(generation=9, members=(3, 4), next_worker=5, target=2)
     world.report = Report(7, known, (3, 4))
     world.processes = {3: ALIVE, 4: DEAD, 5: STARTING, 6: DEAD}

@@ -12,7 +12,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from actors.setup import NICE_BEHIND, NICE_START, JobSetup, compute_environment
+from actors.setup import NICE_BEHIND, NICE_START, JobSetup, compute_environment, nice_to_load
 from actors.worker import _Loader
 from elastic.core.config import JobConfig
 from elastic.core.errors import ConfigError
@@ -164,8 +164,15 @@ def test_a_worker_loads_behind_those_that_compute(
         values.append(value)
 
     monkeypatch.setattr(os, "setpriority", set_priority)
-    loader = _Loader(lambda: None)
+    loader = _Loader(lambda: None, NICE_START)
     loader.start()
     loader.join()
     assert loader.error is None
     assert values[-1] == nice
+
+
+@pytest.mark.parametrize(("together", "nices"), [(False, [0, 5, 10, 10]), (True, [NICE_START] * 4)])
+def test_workers_load_one_after_the_other_or_together_behind_the_steps(
+    together: bool, nices: list[int]
+) -> None:
+    assert [nice_to_load(worker, together=together) for worker in range(4)] == nices

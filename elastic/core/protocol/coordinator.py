@@ -87,11 +87,18 @@ class Limits:
 
 @dataclass(slots=True)
 class Coordinator:
-    """Decides who is a member. `target` is how many members are wanted."""
+    """Decides who is a member. `target` is how many members are wanted.
+
+    The numbers below the first target are those of the workers that the job begins with. Only a
+    `fresh` coordinator, the first one of a job, starts them: at once, so that they load while the
+    first aggregator prepares. Later coordinators know that these numbers are taken.
+    """
 
     limits: Limits
     target: int
-    _membership: Membership = field(default_factory=Membership)
+    fresh: bool = False
+    _membership: Membership = field(init=False)
+    _num_first: int = field(init=False)
     _deaths_s: list[float] = field(default_factory=list)
     _gone: set[int] = field(default_factory=set)
     _came: set[int] = field(default_factory=set)
@@ -100,6 +107,10 @@ class Coordinator:
     _silent_s: float | None = None
     _given_up: str = ""
     _empty: bool = False
+
+    def __post_init__(self) -> None:
+        self._num_first = self.target
+        self._membership = Membership(next_worker=self._num_first)
 
     def scale(self, target: int) -> str:
         """Want `target` members from now on. Returns the reason of a refusal, or nothing."""
@@ -226,6 +237,9 @@ class Coordinator:
         actions: list[Action] = []
         if view.num_aggregators < self._wanted_aggregators(view):
             actions.append(StartAggregator())
+        if self.fresh:
+            self.fresh = False
+            return actions + [StartWorker(worker) for worker in range(self._num_first)]
         if view.report is None:
             return actions
         living = [
@@ -258,10 +272,11 @@ class Coordinator:
         return actions
 
     def _wanted_aggregators(self, view: View) -> int:
-        """Two with a standby, once the first is ready; also if the one there is says nothing."""
+        """Two with a standby, behind the first workers; also if the one there is says nothing."""
         if view.report is not None:
             self._silent_s = None
-            return 2 if self.limits.standby else 1
+            first = (view.processes.get(worker) for worker in range(self._num_first))
+            return 2 if self.limits.standby and Life.STARTING not in first else 1
         if self._silent_s is None:
             self._silent_s = view.now_s
         return 2 if view.now_s - self._silent_s > self.limits.silence_s else 1

@@ -46,5 +46,5 @@ class Build:
 
     worker: Callable[[int, int, Counter[str]], Worker] = RecordedWorker
     aggregator: Callable[[Rules, Recovered, Counter[str]], Aggregator] = RecordedAggregator
-    coordinator: Callable[[Limits, int], Coordinator] = Coordinator
+    coordinator: Callable[[Limits, int, bool], Coordinator] = Coordinator
     needs_lock: bool = True

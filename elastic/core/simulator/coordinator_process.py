@@ -24,7 +24,7 @@ class CoordinatorProcess(Process):
     def __init__(self, job: Job, number: int, target: int) -> None:
         super().__init__(job.clock, f"coordinator-{number}")
         self.job = job
-        self.proto = job.build.coordinator(job.limits, target)
+        self.proto = job.build.coordinator(job.limits, target, number == 1)
         self._known = {worker.worker for worker in job.workers.values() if worker.alive}
         self._report: Report | None = None
         self._connection: Connection | None = None
