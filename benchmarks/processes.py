@@ -11,6 +11,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,37 @@ def cpu_s(pid: int) -> float:
     text = (PROC / str(pid) / "stat").read_text()
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def start_s(pid: int) -> float:
+    """The unix time at which a process was made, to a hundredth of a second."""
+    text = (PROC / str(pid) / "stat").read_text()
+    since_boot_s = int(text.rpartition(")")[2].split()[19]) / _TICKS_PER_S
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot_s
+
+
+def command(pid: int) -> str:
+    """The command line of a process, or the title that it gave itself; empty once it is gone."""
+    with contextlib.suppress(OSError):
+        data = (PROC / str(pid) / "cmdline").read_bytes()
+        return data.replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def below(ancestor: int) -> list[int]:
+    """The living descendants of a process."""
+    children: dict[int, list[int]] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    new = [ancestor]
+    while new:
+        new = [child for pid in new for child in children.get(pid, ())]
+        found += new
+    return found
 
 
 def available_cores() -> set[int]:
