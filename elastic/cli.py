@@ -6,6 +6,7 @@ them, so that `elastic --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -23,6 +24,7 @@ from elastic.core.errors import ConfigError, ElasticError
 if TYPE_CHECKING:
     from elastic.core.config import JobConfig
     from elastic.core.faults import Fault
+    from elastic.core.status import Status
 
 _Overrides = Annotated[
     list[str] | None,
@@ -170,10 +172,9 @@ def status(name: _Running) -> None:
 
         elastic status stdlib-lm
     """
-    from elastic.handle import connect
     from elastic.progress import event_line, numbers_line
 
-    now = connect(name).status()
+    now = _status_of(name)
     console = Console()
     console.print(Text(f"{now.phase}, step {now.step} of {now.num_steps}", style="bold"))
     console.print(numbers_line(now))
@@ -321,6 +322,19 @@ def protocol(
         f"{tried.num_schedules} schedules with {tried.num_faults} faults in {took_s:.1f} s"
         f" ({per_minute:,.0f} a minute), no violation"
     )
+
+
+def _status_of(name: str) -> Status:
+    """From the run folder, at once; from the job, by way of Ray, if it lies elsewhere."""
+    from elastic.core.runs import find_run
+    from elastic.core.status import read_status
+
+    with contextlib.suppress(ConfigError):
+        if (written := read_status(find_run(name))) is not None:
+            return written
+    from elastic.handle import connect
+
+    return connect(name).status()
 
 
 def _needs_task(config: JobConfig, path: Path) -> None:

@@ -26,7 +26,7 @@ from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
 from elastic.core.runs import RunFolder
-from elastic.core.status import Status
+from elastic.core.status import Status, write_status
 from elastic.core.storage import open_storage
 from elastic.core.store import Store, remove_leftovers
 from elastic.core.task import Task, load_task
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_WRITE_STATUS_S = 1.0
 _COORDINATOR_ABSENT_S = 60.0
 _ORPHANS_END_S = 30.0
 
@@ -149,7 +150,7 @@ def _launch_and_watch(
         run.ray_json.unlink()
         raise _name_is_taken(name) from None
     try:
-        _watch(coordinator, follower, signals, on_status)
+        _watch(coordinator, follower, signals, _written(run, on_status))
         failure = ray.get(coordinator.failure.remote())
     except KeyboardInterrupt:
         run.append_event(_event("job_interrupted", "interrupted twice: ended at once"))
@@ -157,6 +158,7 @@ def _launch_and_watch(
     finally:
         signals.tidy_up()
         run.ray_json.unlink(missing_ok=True)
+        run.status_json.unlink(missing_ok=True)
         end_coordinator(name, coordinator)
         end_orphans(name)  # there are none unless an error brought us here
         setup.open_store().remove()
@@ -335,11 +337,31 @@ def _event(kind: str, reason: str) -> dict[str, Any]:
     }
 
 
+def _written(
+    run: RunFolder, on_status: Callable[[Status], None] | None
+) -> Callable[[Status], None]:
+    """Write a status down every second, for `elastic status`, and pass each one on."""
+    written_s = float("-inf")
+
+    def show(status: Status) -> None:
+        nonlocal written_s
+        if time.monotonic() - written_s >= _WRITE_STATUS_S:
+            written_s = time.monotonic()
+            try:
+                write_status(run, status)
+            except OSError as error:  # the job itself can still be asked
+                log.warning("cannot write %s: %s", run.status_json, error)
+        if on_status is not None:
+            on_status(status)
+
+    return show
+
+
 def _watch(
     coordinator: Any,
     follower: Follower,
     signals: Interrupts,
-    on_status: Callable[[Status], None] | None,
+    on_status: Callable[[Status], None],
 ) -> None:
     """Follow the job until it ends. The coordinator may be away for a while."""
     seen_s, stop = time.monotonic(), ""
@@ -358,8 +380,7 @@ def _watch(
                 ) from None
             time.sleep(_POLL_S)
             continue
-        if on_status is not None:
-            on_status(status)
+        on_status(status)
         follower.poll()
         if status.phase in ("done", "failed"):
             return

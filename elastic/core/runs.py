@@ -76,6 +76,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def status_json(self) -> Path:
+        """The running job's status of about a second ago; absent once it has ended."""
+        return self.path / "status.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Holds step-00000050/ and so on."""
         return self.path / "checkpoints"

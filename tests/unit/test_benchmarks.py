@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +17,18 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import chaos, checkpoint, data, ddp, processes, record, recovery, step, table
+from benchmarks import (
+    chaos,
+    checkpoint,
+    data,
+    ddp,
+    processes,
+    record,
+    recovery,
+    startup,
+    step,
+    table,
+)
 from benchmarks.jobs import Run, make_job
 from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import ConfigError
@@ -311,3 +326,43 @@ def test_waits_are_read_by_process(tmp_path: Path) -> None:
     assert 0 < first[1] < 10
     assert not hasattr(timed, "prefetch")
     assert hasattr(data.TimedAhead(ArrayRows(x=torch.arange(4)), tmp_path), "prefetch")
+
+
+# --- startup ---------------------------------------------------------------------------------
+
+
+def test_the_phases_of_a_start_are_its_whole_and_none_is_negative() -> None:
+    marks_s = {"ray": 2.0, "job": 4.0, "coordinator": 4.5, "aggregator": 7.0, "spec": 7.5}
+    marks_s |= {"socket": 7.6, "worker": 7.1, "maxima": 8.5, "commit": 9.0}
+    one = startup.Start(marks_s, all_joined_s=12.0, cpu_s={})
+    phases_s = one.phases_s()
+    assert list(phases_s) == list(startup.PHASES)
+    assert sum(phases_s.values()) == pytest.approx(9.0)
+    assert phases_s["worker"] == 0.0, "it was ready before the aggregator was"
+    assert phases_s["maxima"] == pytest.approx(0.9)
+    del marks_s["ray"]  # as on a cluster that runs already
+    assert startup.Start(marks_s, 12.0, {}).phases_s()["job"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("ray::Host.join", "Host"),
+        ("ray::IDLE", "IDLE"),
+        (f"{sys.executable} -c from elastic.cli import main; main() train", "elastic train"),
+        ("/x/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp", "gcs_server"),
+        ("sleep 5", "other"),
+    ],
+)
+def test_processes_are_known_by_their_command(command: str, kind: str) -> None:
+    assert startup._kind(command) == kind
+
+
+def test_descendants_and_their_birth() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert child.pid in processes.below(os.getpid())
+        assert abs(processes.start_s(child.pid) - time.time()) < 5
+    finally:
+        child.communicate(b"\n")
+    assert child.pid not in processes.below(os.getpid())

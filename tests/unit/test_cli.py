@@ -18,7 +18,7 @@ from rich.console import Console
 from elastic.cli import main
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder, find_run, new_run_dir
-from elastic.core.status import Status
+from elastic.core.status import Status, write_status
 from elastic.progress import LiveProgress
 
 JOB = """\
@@ -237,6 +237,21 @@ def test_a_running_job_is_asked_scaled_and_stopped(
     assert run("stop", "tiny") == 0
     assert "elastic resume runs/tiny" in capsys.readouterr().out
     assert trainer.calls == [("scale", "tiny", 6), ("stop", "tiny")]
+
+
+def test_a_running_job_here_is_not_even_asked(
+    trainer: FakeTrainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder("runs/tiny")
+    folder.create()
+    folder.write_json(folder.job_json, {})
+    folder.write_json(folder.ray_json, {"pid": os.getpid()})
+    write_status(folder, a_status(7))
+    assert run("status", "tiny") == 0
+    assert "training, step 7 of 20" in capsys.readouterr().out
+    folder.ray_json.unlink()
+    assert run("status", "tiny") == 0
+    assert "step 5 of 20" in capsys.readouterr().out, "it has ended here: the job is asked"
 
 
 class AFailure(types.SimpleNamespace):
