@@ -171,7 +171,7 @@ def _mismatches(given: Tensors, wanted: Tensors) -> Iterator[str]:
         if name not in given and id(target) not in held:
             yield f"{name}: missing; the model has it with shape {tuple(target.shape)}"
     first: dict[int, str] = {}
-    for name, one in given.items():
+    for name, one in sorted(given.items()):  # safetensors gives them in no order
         if name not in wanted:
             yield f"{name}: unexpected; the model has no such name (shape {tuple(one.shape)})"
             continue
