@@ -36,6 +36,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(cluster, "ray", fake)
     monkeypatch.setattr(cluster, "join_cluster", fake.join)
+    monkeypatch.setattr(cluster, "_users", cluster._Users())  # other tests may hold a real one
     return fake
 
 
