@@ -91,7 +91,7 @@ def test_one_finishes_the_step(undisturbed: Outcome, run: RunFolder, cluster: st
     assert result["outcome"] == "stopped"
     newest = checkpoint.latest_checkpoint(run.checkpoints)
     assert newest is not None
-    assert newest.name == f"step-{result['steps']:08d}"
+    assert Path(newest).name == f"step-{result['steps']:08d}"
     assert "elastic resume" in log.read_text()
     assert go_on(run, cluster) == undisturbed
 
