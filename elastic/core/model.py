@@ -210,8 +210,10 @@ def _sums(
 
 
 def _number(name: str, what: str, value: Any) -> float:
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
-        raise TaskError(f"{name}: {what} must be one number; its shape is {tuple(value.shape)}")
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise TaskError(f"{name}: {what} must be one number; its shape is {tuple(value.shape)}")
+        value = value.detach()  # a term of the loss may be a metric as it is
     try:
         return float(value)
     except (TypeError, ValueError) as error:

@@ -374,7 +374,11 @@ def test_a_loss_of_one_element_and_a_weight_tensor_are_taken(tiny_task: Any) -> 
 
 def test_metrics_are_numbers_in_the_order_of_the_first_try(tiny_task: Any) -> None:
     task, model = tiny_task(), nn.Linear(6, 1)
-    task.loss = lambda model, batch: (model(batch).sum(), 2, {"b": torch.tensor([3]), "a": True})
+    task.loss = lambda model, batch: (
+        model(batch).sum(),
+        2,
+        {"b": torch.tensor([3.0], requires_grad=True), "a": True},
+    )
     sums = forward(task, model, torch.ones(2, 6), "float32")
     assert sums.metrics == {"a": 1.0, "b": 3.0}
     assert sums.in_order(("a", "b")) == (1.0, 3.0)
