@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDE: ViewportSize = {"width": 1300, "height": 900}
 NARROW: ViewportSize = {"width": 400, "height": 800}
-IS_DRAWN = "document.querySelector('#range').dataset.from !== undefined"
+IS_DRAWN = "() => document.querySelector('#range').dataset.from !== undefined"
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_a_curve_needs_ctrl_so_that_the_page_can_be_scrolled(open_page: Open) ->
     whole = shown(page)
     point_at(page, ".chart >> nth=0 >> canvas")
     page.mouse.wheel(0, 100)
-    page.wait_for_function("window.scrollY > 0")
+    page.wait_for_function("() => window.scrollY > 0")
     assert shown(page) == whole
     point_at(page, ".chart >> nth=0 >> canvas")  # it moved with the page
     page.keyboard.down("Control")
