@@ -180,8 +180,10 @@ class MicroBatches:
         now = [(lease.key.step, one) for lease in leases for one in lease.micro_batches]
         self._ahead.ask([*now[1:], *((step + 1, one) for step, one in now)])
 
-    def _prefetch(self, step: int, micro_batch: int) -> None:
-        self._dataset.prefetch(self._indices(step, micro_batch))  # type: ignore[attr-defined]
+    def _prefetch(self, step: int, micro_batch: int) -> bool | None:
+        indices = self._indices(step, micro_batch)
+        has_room: bool | None = self._dataset.prefetch(indices)  # type: ignore[attr-defined]
+        return has_room
 
     def compute(self, lease: Lease) -> Outcome:
         """Forward and backward; the gradients stay in the parameters until `encode`.
@@ -199,6 +201,8 @@ class MicroBatches:
         indices = self._indices(step, micro_batch)
         seed_generators(derive_key("micro-batch", self._job.seed, step, micro_batch))
         data = self._dataset.fetch(indices)  # it may augment: the seed is this micro-batch's own
+        if self._ahead is not None:
+            self._ahead.has_read(step, micro_batch)
         sums = self._differentiate(data, step % 2, step)
         self._poll()
         self._check_constants()

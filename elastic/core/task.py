@@ -33,7 +33,8 @@ class Dataset(Protocol):
     - `check()` reads everything and raises an error for damage; it is called once, before training
       starts.
     - `prefetch(indices)` brings what `fetch(indices)` will read into memory. It is only a hint, is
-      called on a thread of its own beside `fetch`, and must draw no random numbers.
+      called on a thread of its own beside `fetch`, and must draw no random numbers. False says that
+      there was no room: it is called again after the next `fetch`.
     """
 
     def __len__(self) -> int:

@@ -61,6 +61,30 @@ def test_what_has_waited_longest_is_forgotten() -> None:
     assert recorder.seen == [(0, 0), *((1, number) for number in range(5, MAX_WAITING + 5))]
 
 
+def test_what_found_no_room_is_tried_again_once_something_was_read() -> None:
+    seen: list[tuple[int, int]] = []
+    tried, done = threading.Semaphore(0), threading.Event()
+    room = {(0, 0)}
+
+    def prefetch(step: int, micro_batch: int) -> bool:
+        seen.append((step, micro_batch))
+        tried.release()
+        if (step, micro_batch) == (1, 1):
+            done.set()
+        return (step, micro_batch) in room
+
+    ahead = ReadAhead(prefetch)
+    ahead.ask([(0, 0), (0, 1), (0, 2), (1, 1)])
+    assert tried.acquire(timeout=WAIT_S)
+    assert tried.acquire(timeout=WAIT_S)
+    room |= {(0, 2), (1, 1)}
+    while not done.is_set():  # it may still be about to find out that there was no room
+        ahead.has_read(0, 1)
+        tried.acquire(timeout=0.05)
+    assert seen[:2] == [(0, 0), (0, 1)]
+    assert seen[-2:] == [(0, 2), (1, 1)]
+
+
 def test_an_error_is_told_and_reading_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     done = threading.Event()
 

@@ -71,16 +71,20 @@ class RowGroups(Generic[V]):
                 return block
         return self._keep(index, self._load(index, full_check=False), is_ahead=False)
 
-    def read_ahead(self, indices: Iterable[int]) -> None:
-        """Bring row groups into the cache, in order, until `AHEAD_SHARE` of it waits to be used."""
+    def read_ahead(self, indices: Iterable[int]) -> bool:
+        """Bring row groups into the cache, in order, until `AHEAD_SHARE` of it waits to be used.
+
+        False if there was no room for all of them.
+        """
         for index in indices:
             with self._lock:
                 if index in self._cached:
                     continue
                 ahead_bytes = sum(_size_bytes(self._cached[one]) for one in self._ahead)
             if ahead_bytes >= AHEAD_SHARE * self._cache_bytes:
-                return
+                return False
             self._keep(index, self._load(index, full_check=False), is_ahead=True)
+        return True
 
     def check(self) -> None:
         """Read every row group of the local files once, and check its values too."""

@@ -83,9 +83,12 @@ class Rows:
             for name, values in rows.items()
         }
 
-    def prefetch(self, indices: Int64Array) -> None:
-        """Bring the row groups of `indices` into the cache. For another thread than `fetch`'s."""
-        self._groups.read_ahead(sorted(set(self._groups_of(indices).tolist())))
+    def prefetch(self, indices: Int64Array) -> bool:
+        """Bring the row groups of `indices` into the cache. For another thread than `fetch`'s.
+
+        False if there was no room for all of them.
+        """
+        return self._groups.read_ahead(sorted(set(self._groups_of(indices).tolist())))
 
     def check(self) -> None:
         """Read everything that is local once. Raises `DataError` for damage and nulls."""

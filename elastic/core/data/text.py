@@ -89,15 +89,18 @@ class TextWindows:
             self._copy(index * self._context, window)
         return torch.from_numpy(windows)
 
-    def prefetch(self, indices: Int64Array) -> None:
-        """Bring the row groups of `indices` into the cache. For another thread than `fetch`'s."""
+    def prefetch(self, indices: Int64Array) -> bool:
+        """Bring the row groups of `indices` into the cache. For another thread than `fetch`'s.
+
+        False if there was no room for all of them.
+        """
         wanted: dict[int, None] = {}  # in the order in which `fetch` reads them
         for start in (indices * self._context).tolist():
             first = bisect_right(self._ends, start)
             wanted |= dict.fromkeys(
                 range(first, bisect_right(self._ends, start + self._context) + 1)
             )
-        self._groups.read_ahead(wanted)
+        return self._groups.read_ahead(wanted)
 
     def check(self) -> None:
         """Read everything that is local once more, and look at each character."""
