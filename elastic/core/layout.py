@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 ALIGNMENT_BYTES = 64
 ALIGNMENT = ALIGNMENT_BYTES // 4  # elements of four bytes
+COMPILED = "_orig_mod."  # how torch.compile begins the name of every tensor of a model
 BUFFERS = -1  # the "group" of chunks that hold float buffers
 
 

@@ -25,7 +25,7 @@ from elastic.core.data.map_style import as_dataset
 from elastic.core.data.order import Int64Array, SampleStream
 from elastic.core.device import to_device
 from elastic.core.errors import TaskError
-from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned, make_layout
+from elastic.core.layout import ALIGNMENT_BYTES, COMPILED, Layout, aligned, make_layout
 from elastic.core.optim import OptimizerSpec, check_elementwise, inspect_optimizer
 from elastic.core.permutation import derive_key
 from elastic.core.task import Dataset, Task
@@ -34,7 +34,6 @@ MAX_POLLS = 16
 MAX_METRICS = 64
 MAX_CHUNKS = 32_768  # a message with a maximum for each fits the socket buffer of any Linux
 
-_COMPILED = "_orig_mod."  # how torch.compile begins the name of every tensor of a model
 _WRAPPERS = (
     "DataParallel",
     "DistributedDataParallel",
@@ -308,7 +307,7 @@ def _state_names(model: nn.Module, names: Mapping[int, str]) -> dict[str, str]:
             f"state_dict() holds {', '.join(strange)}, which is no parameter or buffer: extra state"
             " is not shared between workers; register it as a buffer"
         )
-    return {key.removeprefix(_COMPILED): names[id(value)] for key, value in entries.items()}
+    return {key.removeprefix(COMPILED): names[id(value)] for key, value in entries.items()}
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from elastic.core.checkpoint import Checkpoint, find_checkpoint, read_entry
 from elastic.core.errors import ConfigError, TaskError
+from elastic.core.layout import COMPILED
 from elastic.core.storage import RemoteStorage
 from elastic.core.task import Task, load_task
 from elastic.core.weights import place_weights
@@ -55,7 +56,8 @@ def load_model(
             model = (task or _task_of(found)).model()
     if not isinstance(model, nn.Module):
         raise TaskError(f"model() returned {type(model).__name__}, must be a torch.nn.Module")
-    targets = model.state_dict(keep_vars=True)
+    entries = model.state_dict(keep_vars=True)
+    targets = {name.removeprefix(COMPILED): tensor for name, tensor in entries.items()}
     place_weights(weights, targets, refusal=f"{found.path} does not fit the model of this task:")
     return model.eval()
 

@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 
 from elastic.core.checkpoint import MODEL_FILE, find_checkpoint
 from elastic.core.errors import CheckpointError, ConfigError
+from elastic.core.layout import COMPILED
 from elastic.core.storage import below, is_uri, open_storage, split
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ALLOWED = f"a checkpoint, a run folder, or a file that ends in {', '.join(SUFFIXES)}"
 WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts put the state_dict."""
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", COMPILED)
 """Put before every name by DistributedDataParallel and torch.compile."""
 
 Tensors = Mapping[str, torch.Tensor]

@@ -118,3 +118,11 @@ def test_the_average_comes_back_where_there_is_one(tmp_path: Path, model: nn.Mod
     (Path(path) / "ema.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"ema\.safetensors"):
         elastic.load_model(path)
+
+
+def test_a_compiled_model_takes_the_names_of_the_plain_one(
+    tmp_path: Path, model: nn.Module
+) -> None:
+    path = write(tmp_path, model, task="")
+    compiled: Any = torch.compile(Digits(width=4).model(), backend="aot_eager")
+    check(elastic.load_model(path, task=compiled), model)
