@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,14 @@ def read_waits(folder: Path) -> list[list[Wait]]:
     return [[(float(at_s), float(wait_s)) for at_s, wait_s in one] for one in lines]
 
 
+def computes(metrics: Sequence[Mapping[str, Any]], waits: Iterable[Wait]) -> bool:
+    """Whether a process took part in most of the steps: the spare and the trials do not."""
+    begin_s = metrics[0]["time_s"] - metrics[0]["step_s"]
+    ends_s = [one["time_s"] for one in metrics]
+    times_s = [at_s for at_s, _ in waits if begin_s < at_s <= ends_s[-1]]
+    return 2 * len(set(np.searchsorted(ends_s, times_s))) > len(ends_s)
+
+
 def measure(part: str, steps: int) -> tuple[Run, list[list[Wait]]]:
     """One run; what its workers waited in the steps that count."""
     folder, rows = (RUNS / f"waits-{part}").absolute(), (RUNS / "rows.parquet").absolute()
@@ -129,8 +137,7 @@ def measure(part: str, steps: int) -> tuple[Run, list[list[Wait]]]:
     settings = [f"task_args.{name}={value}" for name, value in arguments.items()]
     job = make_job(f"bench-data-{part}", "task=benchmarks.data:TimedLM", *settings)
     run = run_elastic(job.model_copy(update={"steps": jobs.ENDLESS}), stop_after=steps)
-    first_s = run.settled_s
-    waits = [one for one in read_waits(folder) if any(at_s > first_s for at_s, _ in one)]
+    waits = [one for one in read_waits(folder) if computes(run.settled, one)]
     return run, waits
 
 

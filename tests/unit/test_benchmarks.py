@@ -317,6 +317,13 @@ def test_what_a_worker_waited_counts_for_the_step_in_which_it_did() -> None:
     assert data.shares_percent(metrics, waits) == pytest.approx([20.0, 5.0])
 
 
+def test_a_process_counts_that_fetched_in_most_steps() -> None:
+    metrics = [{"time_s": 10.0 + step, "step_s": 1.0} for step in range(4)]
+    assert data.computes(metrics, [(9.5, 0.1), (11.5, 0.1), (12.5, 0.1)])
+    assert not data.computes(metrics, [(9.5, 0.1), (9.6, 0.1), (12.5, 0.1)])
+    assert not data.computes(metrics, [(8.5, 0.1), (9.5, 0.1), (14.5, 0.1)])
+
+
 def test_waits_are_read_by_process(tmp_path: Path) -> None:
     timed = data.Timed(ArrayRows(x=torch.arange(4)), tmp_path)
     assert timed.fetch(np.array([2]))["x"].tolist() == [2]
