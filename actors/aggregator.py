@@ -47,6 +47,7 @@ from elastic.core.memory import check_memory
 from elastic.core.model import ModelSpec, prepare, raw_bytes
 from elastic.core.optim import without_compiler
 from elastic.core.protocol import aggregator as protocol
+from elastic.core.protocol import events
 from elastic.core.protocol.messages import (
     Hello,
     Manifest,
@@ -293,10 +294,10 @@ class AggregatorShell:
             key = recovered.state.key
             reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
             self._event("aggregator_took_over", reason)
-        self._handle(protocol.Started())
+        self._handle(events.Started())
         while self._protocol.phase is not protocol.Phase.ENDED:
             self._turn(listener)
-        self._handle(protocol.Tick())  # tell the coordinator
+        self._handle(events.Tick())  # tell the coordinator
         self._linger(listener)
         return "the job has ended"
 
@@ -311,7 +312,7 @@ class AggregatorShell:
             skipped = step in state.skipped
             loss = float("nan") if skipped or state.loss is None else state.loss
             nan, metrics = float("nan"), () if skipped else state.metrics
-            self._later.append(protocol.Committed(step, 0, loss, nan, skipped, 0, 0, (), metrics))
+            self._later.append(events.Committed(step, 0, loss, nan, skipped, 0, 0, (), metrics))
 
     def _recover(self) -> protocol.Recovered:
         """Read what counts from shared memory."""
@@ -352,12 +353,12 @@ class AggregatorShell:
         if self._finishing is not None and self._finishing.done():
             self._finishing.result()
             self._finishing = None
-            self._handle(protocol.Finished())
+            self._handle(events.Finished())
 
     def _tick(self) -> None:
         self._injector.wake()
         progress = {worker: slot.progress[0] for worker, slot in self._slots.items()}
-        self._handle(protocol.Tick(progress))
+        self._handle(events.Tick(progress))
         self._checkpoints.turn(self._protocol.state)
 
     def _beat(self, _: int = 0) -> None:
@@ -397,7 +398,7 @@ class AggregatorShell:
         if self._setup.faults:
             self._at("step_start", step)
             self._at("before_grant", step)
-        self._handle(protocol.Received(sender, message))
+        self._handle(events.Received(sender, message))
 
     def _close(self, channel: Channel, sender: Any) -> None:
         if channel.fileno() >= 0:
@@ -407,7 +408,7 @@ class AggregatorShell:
         self._strangers.discard(channel)
         if known and self._channels.get(sender) is channel:
             del self._channels[sender]
-            self._handle(protocol.Disconnected(sender))
+            self._handle(events.Disconnected(sender))
 
     def _send(self, receiver: int | None, message: Message) -> None:
         channel = self._channels.get(receiver)
@@ -418,47 +419,47 @@ class AggregatorShell:
 
     # ---------------------------------------------------------------- actions
 
-    def _handle(self, event: protocol.Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         for action in self._protocol.handle(event, time.monotonic()):
             self._carry_out(action)
 
-    def _carry_out(self, action: protocol.Action) -> None:
+    def _carry_out(self, action: events.Action) -> None:
         match action:
-            case protocol.Send(worker, message):
+            case events.Send(worker, message):
                 self._send(worker, message)
-            case protocol.Tell(report):
+            case events.Tell(report):
                 self._send(None, report)
-            case protocol.OpenSlot(worker):
+            case events.OpenSlot(worker):
                 self._open_slot(worker)
-            case protocol.DropSlot(worker):
+            case events.DropSlot(worker):
                 self._slots.pop(worker, None)
                 self._manifests.pop(worker, None)
                 self._store.drop_slot(worker)
-            case protocol.HangUp(worker):
+            case events.HangUp(worker):
                 if worker in self._channels:
                     channel = self._channels.pop(worker)
                     self._selector.unregister(channel)
                     channel.close()
-            case protocol.SaveRow(outcome):
+            case events.SaveRow(outcome):
                 self._control.write_row(outcome.micro_batch, pack_outcome(outcome))
                 self._at("after_row", self._protocol.state.step)
-            case protocol.SaveManifest(worker, manifest):
+            case events.SaveManifest(worker, manifest):
                 self._manifests[worker].write(manifest_to_bytes(manifest))
                 self._at("after_grant", manifest.key.step)
-            case protocol.MarkDone(micro_batches, key):
+            case events.MarkDone(micro_batches, key):
                 for micro_batch in micro_batches:
                     self._control.done[micro_batch] = key.word
-            case protocol.SaveMembership(membership):
+            case events.SaveMembership(membership):
                 self._control.membership.write(membership.to_bytes())
-            case protocol.Update():
-                self._handle(protocol.Updated(self._update(action)))
-            case protocol.SaveState(state):
+            case events.Update():
+                self._handle(events.Updated(self._update(action)))
+            case events.SaveState(state):
                 self._save_state(state)
-            case protocol.Note() | protocol.Committed():
+            case events.Note() | events.Committed():
                 self._later.append(action)
-            case protocol.Evaluated():
+            case events.Evaluated():
                 self._write_evaluation(action)
-            case protocol.Finish(failure):
+            case events.Finish(failure):
                 self._checkpoints.stop()
                 self._finishing = self._background.submit(self._finish, failure)
 
@@ -467,7 +468,7 @@ class AggregatorShell:
             self._manifests[worker] = open_manifest(self._store.path, worker, self._sizes)
             self._slots[worker] = Slot(self._store.path, worker, self._sizes, writable=True)
 
-    def _update(self, action: protocol.Update) -> float:
+    def _update(self, action: events.Update) -> float:
         self._at("before_update", action.step)
         begin_s = time.monotonic()
         factor = 1.0 if self._schedule is None else float(self._schedule(action.step))
@@ -539,8 +540,8 @@ class AggregatorShell:
         }
         self._run.append_event(event)
 
-    def _write_down(self, action: protocol.Note | protocol.Committed) -> None:
-        if isinstance(action, protocol.Note):
+    def _write_down(self, action: events.Note | events.Committed) -> None:
+        if isinstance(action, events.Note):
             self._event(action.kind, action.reason, action.worker)
             return
         now_s, batch = time.monotonic(), self._job.batch
@@ -565,7 +566,7 @@ class AggregatorShell:
         )
         self._commit_s = now_s
 
-    def _write_evaluation(self, action: protocol.Evaluated) -> None:
+    def _write_evaluation(self, action: events.Evaluated) -> None:
         metrics = _by_name(self._spec.evaluated_metrics, action.metrics)
         self._run.append_evaluation(
             {
@@ -613,8 +614,8 @@ class AggregatorShell:
             )
             failure = "; ".join(filter(None, (failure, unwritten)))
         metrics = self._run.read_metrics()
-        events = self._run.read_events()
-        started = min((one["time_s"] for one in events), default=time.time())
+        happened = self._run.read_events()
+        started = min((one["time_s"] for one in happened), default=time.time())
         steps_s = [one["step_s"] for one in metrics[1:]]
         kind = "job_failed" if failure else "job_finished"
         if not failure and state.step < self._job.steps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from elastic.core.protocol import aggregator as agg
+from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
 from elastic.core.protocol.coordinator import Action, Coordinator, StartWorker, View
 from elastic.core.protocol.messages import (
@@ -25,16 +26,14 @@ from elastic.core.simulator.faults import Fault, Schedule, random_schedule
 class NoFence(RecordedAggregator):
     """A worker whose slot was unlinked is welcomed as if it were new."""
 
-    def _greet(self, hello: Hello, now_s: float) -> list[agg.Action]:
+    def _greet(self, hello: Hello, now_s: float) -> list[ev.Action]:
         return super()._greet(replace(hello, has_slot=False), now_s)
 
 
 class StaleAttemptAccepted(RecordedAggregator):
     """An answer to an earlier attempt of the step counts for this one."""
 
-    def _asked(
-        self, worker: int, peer: agg._Peer, commit: Commit, now_s: float
-    ) -> list[agg.Action]:
+    def _asked(self, worker: int, peer: agg._Peer, commit: Commit, now_s: float) -> list[ev.Action]:
         if commit.lease.key.step == self.state.step:
             commit = replace(commit, lease=replace(commit.lease, key=self.state.key))
         return super()._asked(worker, peer, commit, now_s)
@@ -43,9 +42,7 @@ class StaleAttemptAccepted(RecordedAggregator):
 class StaleStepAccepted(RecordedAggregator):
     """An answer to an earlier step counts for this one."""
 
-    def _asked(
-        self, worker: int, peer: agg._Peer, commit: Commit, now_s: float
-    ) -> list[agg.Action]:
+    def _asked(self, worker: int, peer: agg._Peer, commit: Commit, now_s: float) -> list[ev.Action]:
         if commit.lease.combine is Combine.SUM:
             commit = replace(commit, lease=replace(commit.lease, key=self.state.key))
         return super()._asked(worker, peer, commit, now_s)
@@ -64,9 +61,7 @@ class GrantTwice(RecordedAggregator):
 class RepeatedQuestionGrantedAgain(RecordedAggregator):
     """A question that was answered before is taken as a new one."""
 
-    def _asked(
-        self, worker: int, peer: agg._Peer, commit: Commit, now_s: float
-    ) -> list[agg.Action]:
+    def _asked(self, worker: int, peer: agg._Peer, commit: Commit, now_s: float) -> list[ev.Action]:
         manifest = self._manifests[worker]
         again = set(commit.lease.micro_batches) <= set(manifest.micro_batches)
         if again and commit.lease.key == self.state.key == manifest.key:
@@ -77,36 +72,36 @@ class RepeatedQuestionGrantedAgain(RecordedAggregator):
 class ManifestBeforeRow(RecordedAggregator):
     """The grant is valid before the row it needs is written."""
 
-    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[agg.Action]:
+    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[ev.Action]:
         actions = super()._grant(worker, commit, manifest)
-        return sorted(actions, key=lambda action: isinstance(action, agg.SaveRow))
+        return sorted(actions, key=lambda action: isinstance(action, ev.SaveRow))
 
 
 class DoneBeforeManifest(RecordedAggregator):
     """Others are told to abandon a micro-batch before it counts."""
 
-    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[agg.Action]:
+    def _grant(self, worker: int, commit: Commit, manifest: Manifest) -> list[ev.Action]:
         actions = super()._grant(worker, commit, manifest)
-        return sorted(actions, key=lambda action: not isinstance(action, agg.MarkDone))
+        return sorted(actions, key=lambda action: not isinstance(action, ev.MarkDone))
 
 
 class FlipBeforeSum(RecordedAggregator):
     """The commit record says the next step before its version is complete."""
 
-    def _complete(self) -> list[agg.Action]:
+    def _complete(self) -> list[ev.Action]:
         actions = super()._complete()
-        if not isinstance(actions[-1], agg.Update):
+        if not isinstance(actions[-1], ev.Update):
             return actions
         return [*self._commit(0.0), *actions]
 
-    def _react(self, event: agg.Event, now_s: float) -> list[agg.Action]:
-        return [] if isinstance(event, agg.Updated) else super()._react(event, now_s)
+    def _react(self, event: ev.Event, now_s: float) -> list[ev.Action]:
+        return [] if isinstance(event, ev.Updated) else super()._react(event, now_s)
 
 
 class CountByWorker(RecordedAggregator):
     """A step is complete when every member has answered, whatever micro-batches are missing."""
 
-    def _advance(self) -> list[agg.Action]:
+    def _advance(self) -> list[ev.Action]:
         actions = super()._advance()
         answered = set(self._granted_to.values())
         members = set(self.membership.members)

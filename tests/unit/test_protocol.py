@@ -12,6 +12,7 @@ import pytest
 from elastic.core.errors import ProtocolError
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import coordinator as coord
+from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
 from elastic.core.protocol.messages import (
     Admit,
@@ -72,16 +73,16 @@ class Node:
             num_steps=5, num_micro_batches=num_micro_batches, num_chunks=1, **rules
         )
         self.aggregator = agg.Aggregator(all_rules, recovered or agg.Recovered(state, membership))
-        self.do(agg.Started())
+        self.do(ev.Started())
         self.hear(None, Report(0, Membership(), ()))
         for worker in members if recovered is None else ():
             self.hear(worker, Hello(worker, worker))
 
-    def do(self, event: agg.Event) -> list[agg.Action]:
+    def do(self, event: ev.Event) -> list[ev.Action]:
         return self.aggregator.handle(event, self.now_s)
 
-    def hear(self, sender: int | None, message: Message) -> list[agg.Action]:
-        return self.do(agg.Received(sender, message))
+    def hear(self, sender: int | None, message: Message) -> list[ev.Action]:
+        return self.do(ev.Received(sender, message))
 
     def ask(
         self,
@@ -92,7 +93,7 @@ class Node:
         half: int = 0,
         key: Key | None = None,
         **answer: float,
-    ) -> list[agg.Action]:
+    ) -> list[ev.Action]:
         """The commit of one micro-batch by a worker."""
         key = key or self.aggregator.state.key
         result = outcome(micro_batch, **answer)
@@ -106,9 +107,9 @@ class Node:
         ]
 
 
-def answer(actions: Sequence[agg.Action], worker: int) -> Message:
+def answer(actions: Sequence[ev.Action], worker: int) -> Message:
     """The first message to a worker."""
-    return next(one.message for one in only(agg.Send, actions) if one.worker == worker)
+    return next(one.message for one in only(ev.Send, actions) if one.worker == worker)
 
 
 # Evaluation
@@ -126,15 +127,15 @@ def test_a_step_that_is_due_begins_with_an_evaluation() -> None:
     holders = {one: worker for worker in (0, 1) for one in node.holds(worker)}
     other = 1 - holders[0]
     actions = [*node.ask(holders[0], 0), *node.ask(other, 2, loss_sum=2.0)]
-    assert not only(agg.Evaluated, actions)
+    assert not only(ev.Evaluated, actions)
     last = node.ask(holders[1], 1, num_base=1, half=1, loss_sum=6.0)
-    (evaluated,) = only(agg.Evaluated, last)
+    (evaluated,) = only(ev.Evaluated, last)
     assert (evaluated.step, evaluated.loss) == (3, (1.0 + 2.0 + 6.0) / 3)
-    (saved,) = only(agg.SaveState, last)
+    (saved,) = only(ev.SaveState, last)
     assert saved.state == replace(RUNNING, attempt=1, evaluated=3)
     assert last.index(evaluated) < last.index(saved), "written down before it is done with"
     assert node.aggregator._combine is Combine.SUM
-    leases = [one for send in only(agg.Send, last) for one in getattr(send.message, "leases", ())]
+    leases = [one for send in only(ev.Send, last) for one in getattr(send.message, "leases", ())]
     assert {one.micro_batches for one in leases if one.key == saved.state.key} == {(0,), (1,)}
 
 
@@ -156,9 +157,9 @@ def test_what_comes_late_from_an_evaluation_is_stale() -> None:
 def test_the_job_ends_with_an_evaluation() -> None:
     node = Node(state=replace(RUNNING, step=5), evaluate_every=4, num_evaluated=1)
     last = node.ask(0, 0)
-    assert [type(one) for one in last if isinstance(one, agg.Evaluated | agg.Finish)] == [
-        agg.Evaluated,
-        agg.Finish,
+    assert [type(one) for one in last if isinstance(one, ev.Evaluated | ev.Finish)] == [
+        ev.Evaluated,
+        ev.Finish,
     ]
 
 
@@ -166,16 +167,16 @@ def test_an_evaluation_that_is_not_finite_twice_has_no_value_and_the_job_goes_on
     node = evaluating()
     node.ask(0, 0, loss_sum=NAN)
     last = node.ask(1, 0, loss_sum=NAN)
-    (evaluated,) = only(agg.Evaluated, last)
+    (evaluated,) = only(ev.Evaluated, last)
     assert np.isnan(evaluated.loss)
-    assert "evaluation of step 3, micro-batch 0" in only(agg.Note, last)[-1].reason
-    assert not only(agg.Finish, last)
+    assert "evaluation of step 3, micro-batch 0" in only(ev.Note, last)[-1].reason
+    assert not only(ev.Finish, last)
     assert node.aggregator._combine is Combine.SUM
 
 
 def test_a_job_that_stops_does_not_begin_an_evaluation() -> None:
     node = Node(0, evaluate_every=3, num_evaluated=1)
-    assert only(agg.Finish, node.hear(None, Stop("asked to")))
+    assert only(ev.Finish, node.hear(None, Stop("asked to")))
 
 
 def test_the_pace_of_an_evaluation_says_nothing_of_training() -> None:
@@ -189,7 +190,7 @@ def test_the_pace_of_an_evaluation_says_nothing_of_training() -> None:
 
 def test_rows_come_before_the_manifest_and_the_manifest_before_the_answer() -> None:
     kinds = [type(one) for one in Node().ask(0, 0)[:4]]
-    assert kinds == [agg.SaveRow, agg.SaveManifest, agg.MarkDone, agg.Send]
+    assert kinds == [ev.SaveRow, ev.SaveManifest, ev.MarkDone, ev.Send]
 
 
 def test_a_micro_batch_is_granted_once() -> None:
@@ -197,7 +198,7 @@ def test_a_micro_batch_is_granted_once() -> None:
     assert isinstance(answer(node.ask(0, 0), 0), Granted)
     again = node.ask(1, 0)
     assert answer(again, 1) == Refused(Lease(RUNNING.key, (0,)), "granted to another worker")
-    assert not only(agg.SaveManifest, again)
+    assert not only(ev.SaveManifest, again)
 
 
 def test_a_repeated_question_is_answered_as_before_and_stores_nothing() -> None:
@@ -205,7 +206,7 @@ def test_a_repeated_question_is_answered_as_before_and_stores_nothing() -> None:
     first = answer(node.ask(0, 0), 0)
     again = node.ask(0, 0)
     assert answer(again, 0) == first
-    assert not only(agg.SaveManifest, again) + only(agg.SaveRow, again)
+    assert not only(ev.SaveManifest, again) + only(ev.SaveRow, again)
 
 
 @pytest.mark.parametrize(
@@ -242,14 +243,14 @@ def test_a_spare_may_not_commit() -> None:
 
 
 def test_a_stranger_is_not_answered() -> None:
-    assert not only(agg.Send, Node().ask(9, 0))
+    assert not only(ev.Send, Node().ask(9, 0))
 
 
 def test_staleness_is_looked_at_before_a_nan() -> None:
     node = Node()
     actions = node.ask(0, 0, key=Key(0, 2, 0), loss_sum=NAN)
     assert "stale" in str(answer(actions, 0))
-    assert not only(agg.Note, actions)
+    assert not only(ev.Note, actions)
     assert not node.aggregator._nonfinite
 
 
@@ -260,7 +261,7 @@ def test_the_first_pass_takes_the_maxima_and_starts_again() -> None:
     node = Node(state=State(step=0, attempt=0, exponents=None))
     assert node.aggregator._combine is Combine.MAXIMA
     node.ask(0, 0, largest=1.0)
-    (saved,) = only(agg.SaveState, node.ask(1, 1, largest=3.0))
+    (saved,) = only(ev.SaveState, node.ask(1, 1, largest=3.0))
     assert (saved.state.step, saved.state.attempt, saved.state.overflows) == (0, 1, 0)
     assert saved.state.exponents is not None
     assert node.aggregator._combine is Combine.SUM
@@ -270,9 +271,9 @@ def test_an_overflow_does_all_of_the_step_again() -> None:
     node = Node()
     node.ask(0, 0, largest=2.0**25)
     actions = node.ask(1, 1, largest=1.0)
-    (saved,) = only(agg.SaveState, actions)
+    (saved,) = only(ev.SaveState, actions)
     assert (saved.state.step, saved.state.attempt, saved.state.overflows) == (3, 1, 1)
-    assert "overflow" in [one.kind for one in only(agg.Note, actions)]
+    assert "overflow" in [one.kind for one in only(ev.Note, actions)]
     assert sorted(node.holds(0) + node.holds(1))[-2:] == [0, 1]
     assert "stale" in str(answer(node.ask(0, 0, key=RUNNING.key), 0))
 
@@ -280,10 +281,10 @@ def test_an_overflow_does_all_of_the_step_again() -> None:
 def test_a_complete_step_is_summed_then_flipped_then_the_next_is_leased() -> None:
     node = Node()
     node.ask(0, 0)
-    (update,) = only(agg.Update, node.ask(1, 1, half=1))
+    (update,) = only(ev.Update, node.ask(1, 1, half=1))
     assert (update.slots, update.weight, update.skip) == (((0, 0), (1, 1)), 2.0, False)
-    actions = node.do(agg.Updated(0.5))
-    assert [type(one) for one in actions[:2]] == [agg.SaveState, agg.Committed]
+    actions = node.do(ev.Updated(0.5))
+    assert [type(one) for one in actions[:2]] == [ev.SaveState, ev.Committed]
     assert node.aggregator.state.step == 4
     assert sorted(node.holds(0) + node.holds(1)) == [0, 1]
 
@@ -291,7 +292,7 @@ def test_a_complete_step_is_summed_then_flipped_then_the_next_is_leased() -> Non
 def test_weights_that_add_up_to_nothing_are_an_error() -> None:
     node = Node(1, num_micro_batches=1)
     nothing = replace(outcome(0), weight=0.0)
-    (finish,) = only(agg.Finish, node.hear(0, Commit(Lease(RUNNING.key, (0,)), 0, 0, (nothing,))))
+    (finish,) = only(ev.Finish, node.hear(0, Commit(Lease(RUNNING.key, (0,)), 0, 0, (nothing,))))
     assert "must be > 0" in finish.failure
 
 
@@ -300,26 +301,26 @@ def test_counters_that_differ_are_an_error() -> None:
     node.ask(0, 0)
     other = replace(outcome(1), counters=b"12345678")
     actions = node.hear(1, Commit(Lease(RUNNING.key, (1,)), 0, 0, (other,)))
-    (finish,) = only(agg.Finish, actions)
+    (finish,) = only(ev.Finish, actions)
     assert "integer buffers differ" in finish.failure
 
 
 def test_the_last_step_finishes_the_job() -> None:
     node = Node(1, state=replace(RUNNING, step=4), num_micro_batches=1)
     node.ask(0, 0)
-    assert only(agg.Finish, node.do(agg.Updated())) == [agg.Finish("")]
-    (tell,) = only(agg.Tell, node.do(agg.Finished()))
+    assert only(ev.Finish, node.do(ev.Updated())) == [ev.Finish("")]
+    (tell,) = only(ev.Tell, node.do(ev.Finished()))
     assert tell.report.finished
 
 
 def test_a_stop_lets_the_step_end_first() -> None:
     node = Node(1, num_micro_batches=2)
     node.ask(0, 0)
-    assert not only(agg.Finish, node.hear(None, Stop("asked to")))
+    assert not only(ev.Finish, node.hear(None, Stop("asked to")))
     node.ask(0, 1, num_base=1, half=1)
-    actions = node.do(agg.Updated())
-    assert only(agg.Finish, actions) == [agg.Finish("")]
-    assert not only(agg.Send, actions)
+    actions = node.do(ev.Updated())
+    assert only(ev.Finish, actions) == [ev.Finish("")]
+    assert not only(ev.Send, actions)
     assert node.aggregator.state.step == 4
 
 
@@ -330,7 +331,7 @@ def test_a_nan_is_recomputed_by_another_worker_which_may_be_right() -> None:
     node = Node()
     actions = node.ask(0, 0, loss_sum=NAN)
     assert answer(actions, 0) == Refused(Lease(RUNNING.key, (0,)), "not finite")
-    assert not only(agg.SaveManifest, actions)
+    assert not only(ev.SaveManifest, actions)
     node.now_s = 100.0
     node.ask(1, 1)
     assert node.holds(0) == [], "not by the worker that it came from"
@@ -344,12 +345,12 @@ def test_a_nan_seen_by_two_workers_is_the_models_own(skip: bool) -> None:
     node.ask(0, 0, loss_sum=NAN)
     actions = node.ask(1, 0, loss_sum=NAN)
     if not skip:
-        (finish,) = only(agg.Finish, actions)
+        (finish,) = only(ev.Finish, actions)
         assert "step 3, micro-batch 0: the loss or gradient is not finite" in finish.failure
         return
-    (update,) = only(agg.Update, actions)
+    (update,) = only(ev.Update, actions)
     assert (update.skip, update.slots) == (True, ())
-    node.do(agg.Updated())
+    node.do(ev.Updated())
     assert (node.aggregator.state.step, node.aggregator.state.skipped) == (4, (3,))
 
 
@@ -357,15 +358,15 @@ def test_too_many_skipped_steps_end_the_job() -> None:
     state = replace(RUNNING, skipped=(0, 1))
     node = Node(state=state, skip_nonfinite=True, max_skipped=2)
     node.ask(0, 0, loss_sum=NAN)
-    (finish,) = only(agg.Finish, node.ask(1, 0, loss_sum=NAN))
+    (finish,) = only(ev.Finish, node.ask(1, 0, loss_sum=NAN))
     assert "nonfinite.max_skipped: 2" in finish.failure
 
 
 def test_a_lone_worker_computes_its_nan_again() -> None:
     node = Node(1, num_micro_batches=1)
-    assert not only(agg.Finish, node.ask(0, 0, loss_sum=NAN))
+    assert not only(ev.Finish, node.ask(0, 0, loss_sum=NAN))
     assert node.holds(0) == [0]
-    assert only(agg.Finish, node.ask(0, 0, loss_sum=NAN))
+    assert only(ev.Finish, node.ask(0, 0, loss_sum=NAN))
 
 
 def test_a_worker_that_was_alone_no_longer_decides_once_another_came() -> None:
@@ -373,7 +374,7 @@ def test_a_worker_that_was_alone_no_longer_decides_once_another_came() -> None:
     node.ask(0, 0, loss_sum=NAN)
     node.hear(1, Hello(1, 1))
     node.hear(None, Admit(Membership(generation=2, members=(0, 1))))
-    assert not only(agg.Finish, node.ask(0, 0, loss_sum=NAN))
+    assert not only(ev.Finish, node.ask(0, 0, loss_sum=NAN))
     assert node.holds(1) == [0]
 
 
@@ -388,12 +389,12 @@ def test_a_worker_that_leaves_finishes_what_it_holds() -> None:
     assert node.holds(0) == held
     actions = node.ask(0, held[0])
     assert isinstance(answer(actions, 0), Granted)
-    assert only(agg.Send, actions)[1] == agg.Send(0, Dismiss("left as planned"))
-    assert agg.HangUp(0) in actions
+    assert only(ev.Send, actions)[1] == ev.Send(0, Dismiss("left as planned"))
+    assert ev.HangUp(0) in actions
 
 
 def test_the_wish_to_leave_is_told() -> None:
-    (tell,) = only(agg.Tell, Node().hear(1, Leave("asked to")))
+    (tell,) = only(ev.Tell, Node().hear(1, Leave("asked to")))
     assert tell.report.wants_leave == (1,)
 
 
@@ -401,34 +402,34 @@ def test_who_is_no_member_any_more_is_dismissed_and_its_work_is_free() -> None:
     node = Node(2)
     held = node.holds(1)
     actions = node.hear(None, Admit(Membership(generation=2, members=(0,))))
-    assert [type(one) for one in actions[:3]] == [agg.SaveMembership, agg.Send, agg.HangUp]
+    assert [type(one) for one in actions[:3]] == [ev.SaveMembership, ev.Send, ev.HangUp]
     assert answer(actions, 1) == Dismiss("no member any more")
     assert set(held) <= set(node.holds(0)) | set(node.aggregator._pending())
 
 
 def test_an_old_membership_changes_nothing() -> None:
-    assert not only(agg.SaveMembership, Node().hear(None, Admit(Membership(generation=1))))
+    assert not only(ev.SaveMembership, Node().hear(None, Admit(Membership(generation=1))))
 
 
 def test_a_slot_is_dropped_only_once_its_step_is_over_and_its_worker_is_fenced() -> None:
     node = Node(2)
     node.ask(0, 0)
-    node.do(agg.Disconnected(0))
+    node.do(ev.Disconnected(0))
     actions = node.hear(None, Admit(Membership(generation=2, members=(1,))))
-    assert not only(agg.DropSlot, actions)
-    (update,) = only(agg.Update, node.ask(1, 1))
+    assert not only(ev.DropSlot, actions)
+    (update,) = only(ev.Update, node.ask(1, 1))
     assert update.slots == ((0, 0), (1, 0)), "what the dead worker committed counts"
-    assert only(agg.DropSlot, node.do(agg.Updated())) == [agg.DropSlot(0)]
+    assert only(ev.DropSlot, node.do(ev.Updated())) == [ev.DropSlot(0)]
     actions = node.hear(0, Hello(0, 0, has_slot=True))
     assert answer(actions, 0) == Dismiss("fenced")
-    assert not only(agg.OpenSlot, actions)
+    assert not only(ev.OpenSlot, actions)
 
 
 def test_what_a_lost_worker_held_is_taken_by_another() -> None:
     node = Node(2)
     node.ask(1, node.holds(1)[0])
     lost = node.holds(0)
-    node.do(agg.Disconnected(0))
+    node.do(ev.Disconnected(0))
     assert node.holds(1) == lost
 
 
@@ -446,7 +447,7 @@ def test_a_worker_that_gets_nothing_is_tried_again() -> None:
             if worker < 2 or step == 0:
                 peers[worker].samples_s.clear()
                 peers[worker].samples_s.extend(samples_s)
-        node.do(agg.Updated())
+        node.do(ev.Updated())
         shares.append(len(node.holds(2)))
     assert shares == [0, 0, 1], "two bad samples are not held against it for ever"
 
@@ -459,9 +460,9 @@ def test_a_successor_goes_on_from_manifests_and_rows() -> None:
     actions = node.hear(0, Hello(0, 0, has_slot=True))
     assert answer(actions, 0) == Welcome(old)
     assert node.holds(0) == [0]
-    (update,) = only(agg.Update, node.ask(0, 0))
+    (update,) = only(ev.Update, node.ask(0, 0))
     assert update.slots == ((0, 0), (1, 1))
-    node.do(agg.Updated())
+    node.do(ev.Updated())
     assert answer(node.hear(1, Hello(1, 1, has_slot=True)), 1) == Welcome(done)
 
 
@@ -477,20 +478,20 @@ def test_a_successor_leaves_to_workers_what_they_hold() -> None:
 def test_a_member_that_does_nothing_or_never_comes_is_taken_to_hang(connected: bool) -> None:
     node = Node(1, hangs=Silence(factor=1.0, floor_s=1.0, patience=2.0))
     if not connected:
-        node.do(agg.Disconnected(0))
-    node.do(agg.Tick({0: 5}))
+        node.do(ev.Disconnected(0))
+    node.do(ev.Tick({0: 5}))
     node.now_s = 1.9
-    assert not only(agg.Note, node.do(agg.Tick({0: 5})))
+    assert not only(ev.Note, node.do(ev.Tick({0: 5})))
     node.now_s = 2.1
-    actions = node.do(agg.Tick({0: 5}))
-    assert [(one.kind, one.worker) for one in only(agg.Note, actions)] == [("worker_hung", 0)]
-    (tell,) = only(agg.Tell, actions)
+    actions = node.do(ev.Tick({0: 5}))
+    assert [(one.kind, one.worker) for one in only(ev.Note, actions)] == [("worker_hung", 0)]
+    (tell,) = only(ev.Tell, actions)
     assert tell.report.hung[0][0] == 0
 
 
 def test_traffic_does_not_put_off_the_next_look_at_progress() -> None:
     node = Node(1, num_micro_batches=1)
-    node.do(agg.Tick({0: 1}))
+    node.do(ev.Tick({0: 1}))
     due_s = node.aggregator.next_tick_s
     for _ in range(9):
         node.now_s += 0.5

@@ -128,21 +128,28 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Who may commit. `leaving` finish what they hold; worker ids are never used again."""
+    """Who may commit. `leaving` finish what they hold; worker ids are never used again.
+
+    `nodes` take part in the step, the first of them leads: it is the home of every micro-batch.
+    """
 
     generation: int = 0
     members: tuple[int, ...] = ()
     leaving: tuple[int, ...] = ()
     next_worker: int = 0
     target: int = 0
+    nodes: tuple[int, ...] = (0,)
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Membership:
-        fields = json.loads(data)
-        tuples = {name: tuple(fields[name]) for name in ("members", "leaving")}
+        return cls.from_json(json.loads(data))
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Membership:
+        tuples = {name: tuple(fields[name]) for name in ("members", "leaving", "nodes")}
         return cls(**{**fields, **tuples})
 
 
@@ -435,9 +442,7 @@ def _from_json(body: dict[str, Any]) -> Message:
             Manifest(Key(*manifest["key"]), manifest["half"], tuple(manifest["micro_batches"]))
         )
     if kind in (Report, Admit):
-        raw = body["membership"]
-        names = ("members", "leaving")
-        body["membership"] = Membership(**{**raw, **{name: tuple(raw[name]) for name in names}})
+        body["membership"] = Membership.from_json(body["membership"])
     if kind is Report:
         for name in ("connected", "wants_leave", "lost"):
             body[name] = tuple(body[name])

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from elastic.core.protocol import aggregator as agg
+from elastic.core.protocol import events as ev
 from elastic.core.protocol.messages import Hello, Message
 from elastic.core.simulator.invariants import Sum
 from elastic.core.simulator.world import END_OF_FILE, Connection, Item, Process
@@ -33,8 +34,8 @@ class AggregatorProcess(Process):
         self.ready = False
         self.silent_since_s = float("inf")
         self.peers: dict[int | None, Connection] = {}
-        self._todo: deque[agg.Action | int] = deque()
-        self._events: deque[agg.Event] = deque()
+        self._todo: deque[ev.Action | int] = deque()
+        self._events: deque[ev.Event] = deque()
         self._busy = False
         self._alarm_s = float("inf")
         self.after(job.start_delay_s(), self._stand_by)
@@ -80,7 +81,7 @@ class AggregatorProcess(Process):
         recovered = memory.recover()
         self.clock.note(self.name, "acts", memory.state)
         self.proto = self.job.build.aggregator(self.job.rules, recovered, self.clock.seen)
-        self._events.append(agg.Started())
+        self._events.append(ev.Started())
         self.job.listen(self)
         self.wake()
 
@@ -134,9 +135,9 @@ class AggregatorProcess(Process):
         progress = {
             one: slots[one].progress for one in self.peers if one in slots and one is not None
         }
-        self._handle(agg.Tick(progress))
+        self._handle(ev.Tick(progress))
 
-    def _handle(self, event: agg.Event) -> None:
+    def _handle(self, event: ev.Event) -> None:
         assert self.proto is not None
         self._todo.extend(self.proto.handle(event, self.clock.now_s))
         self.job.finished |= self.proto.phase is agg.Phase.ENDED
@@ -146,14 +147,14 @@ class AggregatorProcess(Process):
         if item is END_OF_FILE:
             if self.peers.get(sender) is connection:
                 del self.peers[sender]
-                self._handle(agg.Disconnected(sender))
+                self._handle(ev.Disconnected(sender))
             return
         if isinstance(item, Hello) or sender is None:
             self.peers[sender] = connection
         if self.peers.get(sender) is connection:
-            self._handle(agg.Received(sender, item))  # type: ignore[arg-type]
+            self._handle(ev.Received(sender, item))  # type: ignore[arg-type]
 
-    def _carry_out(self, action: agg.Action | int) -> bool:
+    def _carry_out(self, action: ev.Action | int) -> bool:
         """True when others may have seen it."""
         name = type(action).__name__
         self.job.point(self, name, "before")
@@ -166,64 +167,64 @@ class AggregatorProcess(Process):
         self.job.point(self, name, "after")
         return visible
 
-    def _do(self, action: agg.Action | int) -> bool:
+    def _do(self, action: ev.Action | int) -> bool:
         memory = self.job.memory
         match action:
-            case agg.Send(worker, message):
+            case ev.Send(worker, message):
                 self._send(worker, message)
                 return False
-            case agg.Tell(report):
+            case ev.Tell(report):
                 self._send(None, report)
                 return False
-            case agg.Note(kind):
+            case ev.Note(kind):
                 self.clock.seen[kind] += 1
                 return False
-            case agg.Committed():
+            case ev.Committed():
                 self.job.committed(action)
                 return False
-            case agg.Evaluated():
+            case ev.Evaluated():
                 self.clock.seen["evaluated"] += 1
                 self.job.checker.evaluated(action)
-            case agg.HangUp(worker):
+            case ev.HangUp(worker):
                 connection = self.peers.pop(worker, None)
                 if connection is not None:
                     connection.close(self)
                 return False
-            case agg.OpenSlot(worker):
+            case ev.OpenSlot(worker):
                 memory.open_slot(worker)
-            case agg.DropSlot(worker):
+            case ev.DropSlot(worker):
                 self.clock.seen["slot dropped"] += 1
                 memory.drop_slot(worker)
-            case agg.SaveRow(outcome):
+            case ev.SaveRow(outcome):
                 memory.rows[outcome.micro_batch] = None
                 self.job.point(self, "SaveRow", "during")
                 if self.alive:
                     memory.rows[outcome.micro_batch] = outcome
-            case agg.SaveManifest(worker, manifest):
+            case ev.SaveManifest(worker, manifest):
                 memory.manifests[worker] = manifest
                 self.job.granted_now(worker)
                 memory.serial += 1
-            case agg.MarkDone(micro_batches, key):
+            case ev.MarkDone(micro_batches, key):
                 for one in micro_batches:
                     memory.done[one] = key.word
                 memory.serial += 1
-            case agg.SaveMembership(membership):
+            case ev.SaveMembership(membership):
                 memory.membership = membership
-            case agg.SaveState(state):
+            case ev.SaveState(state):
                 self.job.save_state(state)
                 self._todo.appendleft(state.key.word)
             case int(word):
                 memory.key_word = word
-            case agg.Update():
+            case ev.Update():
                 self._busy = True
                 self._update(action)
-            case agg.Finish(failure):
+            case ev.Finish(failure):
                 self.job.checker.finished(failure, self.job.stops)
                 self.after(self.clock.rng.uniform(0.0, 0.02), self._finished)
         return True
 
     def _finished(self) -> None:
-        self._events.append(agg.Finished())
+        self._events.append(ev.Finished())
         self.wake()
 
     def _send(self, worker: int | None, message: Message) -> None:
@@ -232,7 +233,7 @@ class AggregatorProcess(Process):
         if connection is not None:
             connection.send(self, self.job.over_the_wire(message))
 
-    def _update(self, update: agg.Update) -> None:
+    def _update(self, update: ev.Update) -> None:
         running = Sum(self.job.memory, self.job.truth, update)
         seconds = self.clock.rng.uniform(0.004, 0.012)
         self.job.point(self, "Update", "during", seconds)
@@ -241,5 +242,5 @@ class AggregatorProcess(Process):
     def _updated(self, running: Sum) -> None:
         running.end()
         self._busy = False
-        self._events.append(agg.Updated())
+        self._events.append(ev.Updated())
         self.wake()

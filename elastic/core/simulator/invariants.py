@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elastic.core.protocol.aggregator import Evaluated, Update
+from elastic.core.protocol.events import Evaluated, Update
 from elastic.core.protocol.messages import Manifest, State, Stop
 from elastic.core.simulator.memory import Half, Memory, Version
 from elastic.core.simulator.truth import Entry, Truth, means, next_digest

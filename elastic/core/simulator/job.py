@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from elastic.core.protocol.aggregator import Committed, Rules
+from elastic.core.protocol.aggregator import Rules
 from elastic.core.protocol.coordinator import Life, Limits
+from elastic.core.protocol.events import Committed
 from elastic.core.protocol.messages import (
     Dismiss,
     Granted,
