@@ -37,8 +37,8 @@ from examples.stdlib_lm.task import StdlibLM
 
 PARTS = ("windows", "ahead", "behind")
 LIMIT_PERCENT = 2.0
-GROUP_ROWS = 8192
-"""Windows of 129 bytes: about 1 MiB a row group."""
+GROUP_ROWS = 512
+"""Windows of 129 bytes: about 64 KiB a row group. A shuffled row costs its whole group."""
 CACHE_BYTES = 4 * 2**20
 
 Wait = tuple[float, float]  # unix time, seconds

@@ -1,0 +1,208 @@
+"""What happens to an aggregator, and what it does about it.
+
+Plain values. The protocol takes events and gives actions; whoever runs it, a process or the
+simulator, carries the actions out in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from elastic.core.protocol.messages import (
+    Key,
+    Manifest,
+    Membership,
+    Message,
+    Outcome,
+    Report,
+    State,
+)
+
+# Events beside messages
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: the lock is held and shared memory was read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """A message of a worker (its id) or of the coordinator (None)."""
+
+    sender: int | None
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """End-of-file on the socket of a worker (its id) or of the coordinator (None)."""
+
+    sender: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """The next version is complete and may be committed."""
+
+    grad_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed. `progress` is each worker's counter, as far as it can be read."""
+
+    progress: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last checkpoint and the result are written."""
+
+
+Event = Started | Received | Disconnected | Updated | Tick | Finished
+
+# Actions, to be carried out in order
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    worker: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a message to the coordinator, if it is there."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSlot:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropSlot:
+    """Unlink the slot of a worker that is gone."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    worker: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SaveRow:
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class SaveManifest:
+    """Make the manifest valid: this is the grant."""
+
+    worker: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class MarkDone:
+    micro_batches: tuple[int, ...]
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class SaveMembership:
+    membership: Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Compute the next version from this one; answer with Updated.
+
+    `slots`: (worker, half) of every slot that counts. With `skip`, only carry the state over.
+    """
+
+    step: int
+    slots: tuple[tuple[int, int], ...]
+    exponents: tuple[int, ...]
+    weight: float
+    num_updates: int
+    skip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SaveState:
+    """Flip the commit record: a new step or a new attempt begins."""
+
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something for the event log."""
+
+    kind: str
+    reason: str
+    worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Committed:
+    """A step was committed: for the metrics. `work` names every answer: granted or refused.
+
+    `attempt` counts the redoings of its training; `metrics` are sums over the sum of weights.
+    """
+
+    step: int
+    attempt: int
+    loss: float
+    grad_norm: float
+    skipped: bool
+    num_workers: int
+    num_duplicates: int
+    work: tuple[tuple[int, int, float, float, str], ...]
+    metrics: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The model of `step` was evaluated: sums over the sum of weights, NaN where that is none.
+
+    To be written down before the next action. A successor may come to the same evaluation again.
+    """
+
+    step: int
+    loss: float
+    metrics: tuple[float, ...]
+    work: tuple[tuple[int, int, float, float, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Write the last checkpoint and the result; answer with Finished."""
+
+    failure: str
+
+
+Action = (
+    Send
+    | Tell
+    | OpenSlot
+    | DropSlot
+    | HangUp
+    | SaveRow
+    | SaveManifest
+    | MarkDone
+    | SaveMembership
+    | Update
+    | SaveState
+    | Note
+    | Committed
+    | Evaluated
+    | Finish
+)
