@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -39,6 +39,13 @@ _Running = Annotated[
 ]
 _Run = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, or a job's name for its newest run.")
+]
+_Resumed = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder, a job's name for its newest run, or where its checkpoints are stored.",
+    ),
 ]
 
 app = typer.Typer(
@@ -99,7 +106,10 @@ def train(
     ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run folder. [default: runs/NAME-YYYYmmdd-HHMMSS]"),
+        typer.Option(
+            metavar="DIR",
+            help="Run folder. [default: runs/NAME-YYYYmmdd-HHMMSS; in ~/ray_results in a Ray job]",
+        ),
     ] = None,
 ) -> None:
     """Train a job, and show its progress.
@@ -143,19 +153,27 @@ def train(
 
 
 @app.command()
-def resume(run: _Run, overrides: _Overrides = None) -> None:
+def resume(run: _Resumed, overrides: _Overrides = None) -> None:
     """Go on with a run from its newest checkpoint, to the bit as if it had never ended.
 
-    The number of workers may change; what the model computes may not.
+    The number of workers may change; what the model computes may not. Where the run folder was lost
+    with its machine, the folder or URI of its checkpoints does: the rest gets a new run folder.
 
     **Examples**
 
         elastic resume runs/stdlib-lm-20250131-120000
         elastic resume stdlib-lm workers.start=2 steps=400
+        elastic resume s3://bucket/stdlib-lm
     """
     from elastic.core.config import load_job
-    from elastic.core.runs import find_run
+    from elastic.core.runs import find_run, new_run_dir
 
+    begun = _job_of_checkpoints(run)
+    if begun is not None:
+        config = load_job(begun, overrides or ())
+        _needs_task(config, Path(run))
+        _run(config, new_run_dir(config.name), faults=(), resume=True)
+        return
     folder = find_run(run, running=False)
     if folder.is_running():
         raise ConfigError(f"{folder.path}: this job is still running; elastic stop {run} ends it")
@@ -335,6 +353,21 @@ def _status_of(name: str) -> Status:
     from elastic.handle import connect
 
     return connect(name).status()
+
+
+def _job_of_checkpoints(location: str) -> dict[str, Any] | None:
+    """The job whose checkpoints lie at an absolute path or a URI; None if that is a run's name."""
+    from elastic.core.storage import is_uri
+
+    is_run = (Path(location) / "job.json").exists() or not Path(location).is_absolute()
+    if is_run and not is_uri(location):
+        return None
+    from elastic.core.checkpoint import job_of, latest_checkpoint
+
+    if not is_uri(location) and latest_checkpoint(location) is None:
+        return None
+    job = job_of(location)
+    return {**job, "checkpoint": {**job["checkpoint"], "storage": location}}
 
 
 def _needs_task(config: JobConfig, path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The Ray cluster that jobs run on: the one at hand, or one on this machine for a while."""
+"""The Ray cluster that jobs run on: the one at hand, or one on this machine for a while.
+
+How processes authenticate is always said explicitly: left unset, two of them may disagree, which
+looks like a cluster that does not answer.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from actors.setup import NAMESPACE, compute_environment
+from elastic.core.errors import ConfigError
 
+_AUTH_MODE = "RAY_AUTH_MODE"
 _OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
 
 
@@ -50,17 +58,69 @@ def local_cluster() -> Iterator[str]:
                     ray.shutdown()
 
 
-def join_cluster(address: str | None) -> None:
-    """Connect to the cluster at `address`, or start one on this machine."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # left unset, two processes may disagree
-    settings: dict[str, Any] = {"address": address}
+def join_cluster(address: str | None, auth: str | None = None) -> None:
+    """Connect to the cluster at `address`, or to one that `ray start` began on this machine.
+
+    Without an address and such a cluster one is started here.
+
+    Args:
+        auth: how the cluster authenticates, `token` or `disabled`, if that is known.
+
+    Raises:
+        ConfigError: the address is none of a cluster, or nobody answers there.
+    """
+    found = _find(address)
+    _agree(auth, starts=found is None)
+    settings: dict[str, Any] = {"address": found}
     variables: dict[str, str] = {}
-    if address is None:
+    if found is None:
         settings = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         variables = compute_environment(threads=1)  # its processes then fit most jobs as they are
-    with _environment(variables):
-        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    try:
+        with _environment(variables):
+            ray.init(
+                namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **settings
+            )
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: no cluster answers at {found}, with RAY_AUTH_MODE={auth_mode()}: {error}"
+        ) from error
     _silence_raylet()
+
+
+def _find(address: str | None) -> str | None:
+    """The host and port of the cluster to join, or None."""
+    problem = ""
+    try:
+        if address is None or "://" not in address:
+            found: str | None = canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+            return found
+    except (ValueError, OSError) as error:
+        problem = f" ({error})"
+    raise ConfigError(
+        f"RAY_ADDRESS: got {address}{problem}; needs host:port of a cluster that this machine is"
+        " part of. From elsewhere: ray job submit --working-dir . -- elastic train job.yaml"
+    )
+
+
+def auth_mode() -> str:
+    """How this process authenticates with Ray: `token` or `disabled`."""
+    return os.environ.get(_AUTH_MODE, "disabled")
+
+
+def _agree(auth: str | None, *, starts: bool) -> None:
+    """Set how to authenticate, unless the user did.
+
+    A cluster that `ray start` began without being told uses a token where there is one.
+    """
+    if auth is None and _AUTH_MODE in os.environ:
+        return
+    if auth is None:
+        loader = AuthenticationTokenLoader.instance()
+        with_token = not starts and loader.has_token(ignore_auth_mode=True)
+        auth = "token" if with_token else "disabled"
+    os.environ[_AUTH_MODE] = auth
+    Config.initialize("")  # Ray has read its environment when it was imported
 
 
 @contextlib.contextmanager

@@ -18,14 +18,14 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.launch import end_coordinator, end_orphans, find_coordinator, launch_coordinator
 from actors.setup import NAMESPACE, JobSetup
-from elastic.cluster import local_cluster
+from elastic.cluster import auth_mode, local_cluster
 from elastic.core import checkpoint
 from elastic.core.config import JobConfig, check_resume
 from elastic.core.device import check_device
 from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
-from elastic.core.runs import RunFolder
+from elastic.core.runs import RunFolder, is_copy
 from elastic.core.status import Status, write_status
 from elastic.core.storage import open_storage
 from elastic.core.store import Store, remove_leftovers
@@ -74,6 +74,11 @@ def run_job(
         CallbackError: a callback raised; the job was stopped in good order.
     """
     run = RunFolder(run_dir)
+    if is_copy(run.path):
+        raise ConfigError(
+            f"{run.path}: lies in the copy of the working directory that Ray deletes after the job;"
+            " needs a folder elsewhere: --run-dir DIR or RunConfig.storage_path"
+        )
     if resume and _is_finished(run, job):
         return _read_result(run, faults=())
     _last_driver_was_killed(run)  # refuses a run that goes on
@@ -255,8 +260,8 @@ def _begun(setup: JobSetup) -> JobSetup:
         if newest is not None:
             raise ConfigError(
                 f"checkpoint.storage: {job.checkpoint.storage} holds checkpoints already, the"
-                f" newest {newest}; needs an empty folder for a new run; `elastic resume` goes on"
-                " with an old one"
+                f" newest {newest}; needs an empty folder for a new run; `elastic resume"
+                f" {job.checkpoint.storage}` goes on with them"
             )
     return replace(setup, initial=find_initial(job.init_from) if job.init_from else None)
 
@@ -311,6 +316,7 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
         run.ray_json,
         {
             "address": address,
+            "auth_mode": auth_mode(),
             "namespace": NAMESPACE,
             "coordinator": setup.coordinator_name,
             "pid": os.getpid(),

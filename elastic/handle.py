@@ -56,7 +56,7 @@ def connect(name_or_run: str) -> JobHandle:
         return JobHandle(coordinator)
     where = run.read_json(run.ray_json)
     if not ray.is_initialized():
-        join_cluster(where["address"])
+        join_cluster(where["address"], where.get("auth_mode"))
     coordinator = find_coordinator(str(where["coordinator"]).removesuffix("/coordinator"))
     if coordinator is None:
         raise ConfigError(f"{name_or_run}: its Ray cluster runs no such job")
@@ -67,6 +67,6 @@ def _find_by_actor(name: str) -> Any | None:
     try:
         if not ray.is_initialized():
             join_cluster(os.environ.get("RAY_ADDRESS", "auto"))
-    except ConnectionError:
+    except ConfigError:
         return None
     return find_coordinator(name)

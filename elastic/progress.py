@@ -30,6 +30,9 @@ _BAD = (
     "aggregator_lost",
     "aggregator_hung",
     "no_workers",
+    "preempted",
+    "preemption_possible",
+    "preemption_unwatched",
 )
 _WORST = ("job_failed", "checkpoint_failed", "nonfinite", "step_skipped")
 _GOOD = ("worker_joined", "aggregator_took_over", "coordinator_restarted", "job_finished")
@@ -57,7 +60,7 @@ class _Events:
             if self._start_s is None:
                 self._start_s = float(event["time_s"])
             self._last = event
-            self._console.print(event_line(event, self._start_s), soft_wrap=False)
+            self._console.print(event_line(event, self._start_s), soft_wrap=True)
 
 
 def event_line(event: Mapping[str, Any], start_s: float) -> Text:
@@ -178,34 +181,27 @@ def print_summary(
     console: Console, run_dir: Path, metrics: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
 ) -> None:
     """What came of a run: `metrics` as in result.json, `events` as in events.jsonl."""
-    exact = metrics.get("exact")
-    table = Table.grid(padding=(0, 1))  # a hash and its name fit 80 columns
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    rows: dict[str, str | Text] = {"run folder": str(run_dir), "steps": _steps(metrics)}
     first, last = metrics.get("first_loss"), metrics.get("loss")
-    table.add_row("run folder", str(run_dir))
-    table.add_row("steps", _steps(metrics))
     if last is not None:
-        table.add_row("loss", f"{last:.4f}" if first is None else f"{first:.4f} → {last:.4f}")
+        rows["loss"] = f"{last:.4f}" if first is None else f"{first:.4f} → {last:.4f}"
     if metrics.get("evaluation"):
-        table.add_row("evaluation", _evaluation(metrics["evaluation"]))
-    table.add_row("params_sha256", str(metrics.get("params_sha256", "unknown")))
-    table.add_row("samples_sha256", str(metrics.get("samples_sha256", "unknown")))
-    table.add_row(
-        "exact",
+        rows["evaluation"] = _evaluation(metrics["evaluation"])
+    rows["params_sha256"] = str(metrics.get("params_sha256", "unknown"))
+    rows["samples_sha256"] = str(metrics.get("samples_sha256", "unknown"))
+    rows["exact"] = (
         Text("yes: no fault changed the result", style="green")
-        if exact
-        else Text("no: see result.json and events.jsonl", style="yellow"),
+        if metrics.get("exact")
+        else Text("no: see result.json and events.jsonl", style="yellow")
     )
     counts = Counter(str(event["kind"]) for event in events)
-    table.add_row(
-        "events",
-        ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in sorted(counts.items())) or "none",
-    )
+    told = [f"{num} {kind.replace('_', ' ')}" for kind, num in sorted(counts.items())]
+    rows["events"] = ", ".join(told) or "none"
     if metrics.get("outcome") == "stopped":
-        table.add_row("go on by", f"elastic resume {run_dir}")
+        rows["go on by"] = f"elastic resume {run_dir}"
     console.rule(str(metrics.get("outcome", "done")), align="left", style="dim")
-    console.print(table)
+    for name, value in rows.items():  # a hash and its name fit 80 columns
+        console.print(Text.assemble((f"{name:<15}", "dim"), value), soft_wrap=True)
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic.core.errors import ConfigError
-from elastic.core.runs import RUNS_FOLDER, new_run_dir
+from elastic.core.runs import new_run_dir, runs_folder
 from elastic.core.task import Task, check_task
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class ElasticTrainer:
         scaling_config: `num_workers` is `workers.start`, or (`workers.min`, `workers.max`).
         run_config: `name` and `storage_path` decide the run folder, `storage_path/name`: fitting
             under the same name again goes on with the run that lies there. Without a name each
-            run has a folder of its own; without a storage path all lie in ./runs. With a URI the
-            checkpoints lie in `storage_path/name`, and the run folder in ./runs. `name` is the
+            run has a folder of its own; without a storage path all lie in ./runs (in a job of
+            `ray job submit --working-dir` in ~/ray_results). With a URI the checkpoints lie in
+            `storage_path/name`, and the run folder as without one. `name` is the
             job's name too. `checkpoint_config` gives `checkpoint.keep_last`, or with a metric
             `checkpoint.keep_best`; `failure_config.max_failures` how often the job may begin
             again at its newest checkpoint after it failed itself; faults of workers never count.
@@ -76,7 +77,7 @@ class ElasticTrainer:
 
         _check_arguments(settings)
         document = with_values(_read(job, task), dict(_leaves((), settings)))
-        self._storage = Path(RUNS_FOLDER)
+        self._storage = runs_folder()
         self._run_dir: Path | None = None
         self._callbacks, self._max_failures = tuple(callbacks), 0
         if scaling_config is not None or run_config is not None:

@@ -305,6 +305,22 @@ def latest_checkpoint(folder: str | Path) -> str | None:
     return below(storage.location, found[max(found)]) if found else None
 
 
+def job_of(folder: str | Path) -> JSON:
+    """The job that wrote the newest good checkpoint in a folder or at a URI, as JSON values.
+
+    Raises:
+        CheckpointError: there is none.
+        StorageError: the storage cannot be read now.
+    """
+    storage = open_storage(folder)
+    for step in sorted(checkpoint_steps(storage), reverse=True):
+        meta = read_meta(storage, step)
+        if meta is not None:
+            job: JSON = meta["job"]
+            return job
+    raise CheckpointError(f"{folder}: no checkpoint found")
+
+
 def find_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint, or the newest good one of a run folder or a folder of checkpoints.
 

@@ -23,7 +23,9 @@ from elastic.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-RUNS_FOLDER = "runs"
+_HERE = "runs"
+_OF_JOBS = "~/ray_results"  # where Ray Train puts them
+_COPY = ("runtime_resources", "working_dir_files")  # in Ray's temporary folder
 _WAITING_BYTES = 64 << 20
 _TAIL_BYTES = 4 << 20  # a line of 4096 micro-batches has about 300 KB
 _STAMP = "%Y%m%d-%H%M%S"
@@ -232,8 +234,27 @@ class Lines:
         return list(_objects(complete.splitlines()))
 
 
-def new_run_dir(name: str, base: str | Path = RUNS_FOLDER) -> Path:
-    """Make the folder `base`/NAME-YYYYmmdd-HHMMSS, with -2, -3 ... added where it is taken."""
+def runs_folder() -> Path:
+    """Where run folders lie by default: in ./runs.
+
+    A job that `ray job submit --working-dir` brought runs in a copy of that folder, which Ray
+    deletes after a while: its runs lie in ~/ray_results.
+    """
+    return Path(_OF_JOBS).expanduser() if is_copy(Path.cwd()) else Path(_HERE)
+
+
+def is_copy(path: Path) -> bool:
+    """Whether `path` lies in a copy that Ray made of a job's working directory."""
+    parts = path.absolute().parts
+    return any(parts[at : at + len(_COPY)] == _COPY for at in range(len(parts)))
+
+
+def new_run_dir(name: str, base: str | Path | None = None) -> Path:
+    """Make the folder `base`/NAME-YYYYmmdd-HHMMSS, with -2, -3 ... added where it is taken.
+
+    Without a `base` it lies in `runs_folder()`.
+    """
+    base = runs_folder() if base is None else base
     stem = f"{name}-{datetime.now().strftime(_STAMP)}"
     Path(base).mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
@@ -245,16 +266,18 @@ def new_run_dir(name: str, base: str | Path = RUNS_FOLDER) -> Path:
 
 
 def find_run(
-    name_or_path: str | Path, *, base: str | Path = RUNS_FOLDER, running: bool = True
+    name_or_path: str | Path, *, base: str | Path | None = None, running: bool = True
 ) -> RunFolder:
     """Find a run by the path of its folder, or the newest by the name of its job.
 
-    A name matches `base`/NAME and `base`/NAME-YYYYmmdd-HHMMSS, else any folder that begins with it.
+    Without a `base` names are looked for in `runs_folder()`. A name matches `base`/NAME and
+    `base`/NAME-YYYYmmdd-HHMMSS, else any folder that begins with it.
     With `running`, only jobs whose process lives count.
 
     Raises:
         ConfigError: there is none, naming those that could have been meant.
     """
+    base = runs_folder() if base is None else base
     given = RunFolder(name_or_path)
     if given.job_json.exists():
         if running and not given.is_running():

@@ -20,6 +20,7 @@ from elastic.core.checkpoint import (
     Checkpoint,
     checkpoint_steps,
     find_checkpoint,
+    job_of,
     latest_checkpoint,
     read_checkpoint,
     remove_checkpoint,
@@ -133,6 +134,16 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     path = write(tmp_path, 5, meta={"second": True})
     assert names(tmp_path) == [path.name]
     assert read_checkpoint(path).meta == {"second": True}
+
+
+def test_the_job_is_that_of_the_newest_good_checkpoint(tmp_path: Path) -> None:
+    for step in (3, 5, 4):
+        write(tmp_path, step, meta={"job": {"steps": step}})
+    assert job_of(tmp_path) == {"steps": 5}
+    (tmp_path / "step-00000005" / META_FILE).write_text("{}")
+    assert job_of(tmp_path) == {"steps": 4}
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
+        job_of(tmp_path / "none")
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from rich.console import Console
 
 from elastic.cli import main
+from elastic.core.checkpoint import write_checkpoint
+from elastic.core.config import load_job
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder, find_run, new_run_dir
 from elastic.core.status import Status, write_status
-from elastic.progress import LiveProgress
+from elastic.core.storage import LocalStorage
+from elastic.progress import LiveProgress, PlainProgress
 
 JOB = """\
 name: tiny
@@ -142,6 +147,21 @@ def test_train_without_a_terminal_prints_lines(
     assert "yes: no fault changed the result" in out
 
 
+def test_a_log_has_a_line_for_each_thing_however_long(
+    trainer: FakeTrainer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A path that is cut in two cannot be copied out of the log of a cluster's job."""
+    far = tmp_path / ("x" * 90)
+    assert run("train", "job.yaml", "--run-dir", far) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert f"run folder     {far}" in lines
+    console = Console(file=io.StringIO(), force_terminal=False)
+    event = {"time_s": 0.0, "kind": "checkpoint_written", "reason": "y" * 95}
+    PlainProgress(console, "tiny").show(a_status(1, [event]))
+    assert isinstance(console.file, io.StringIO)
+    assert len(console.file.getvalue().splitlines()) == 1
+
+
 def test_the_live_display_prints_each_event_once() -> None:
     console = Console(force_terminal=True, width=100, record=True, file=io.StringIO())
     with LiveProgress(console, "tiny") as progress:
@@ -223,6 +243,27 @@ def test_resume_takes_the_job_from_the_run(
     folder.write_json(folder.ray_json, {"pid": os.getpid()})
     assert run("resume", "tiny") == 1
     assert "still running" in capsys.readouterr().err
+
+
+def test_resume_takes_the_job_from_its_checkpoints_where_the_run_is_lost(
+    trainer: FakeTrainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = tmp_path / "bucket"
+    job = load_job(yaml.safe_load(JOB)).model_dump(mode="json")
+    for step in (10, 20):
+        one = torch.zeros(1)
+        meta = {"job": {**job, "steps": step + 100}}
+        write_checkpoint(LocalStorage(stored), step=step, weights={"w": one}, state={}, meta=meta)
+    assert run("resume", str(stored), "workers.start=2") == 0
+    ((_, config, more),) = trainer.calls
+    assert (config.steps, config.workers.start) == (120, 2)
+    assert config.checkpoint.storage == str(stored)
+    assert more["resume"]
+    assert more["run_dir"].name.startswith("tiny-")
+    assert run("resume", str(tmp_path / "nothing")) == 1
+    assert "no such run" in capsys.readouterr().err
+    assert run("resume", f"file://{tmp_path}/nothing") == 1
+    assert "no checkpoint found" in capsys.readouterr().err
 
 
 def test_a_running_job_is_asked_scaled_and_stopped(

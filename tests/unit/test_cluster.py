@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from ray._private import services
+from ray._raylet import AuthenticationTokenLoader, Config
 
 from elastic import cluster
+from elastic.core.errors import ConfigError
 
 
 class FakeRay:
@@ -65,3 +72,105 @@ def test_a_cluster_that_was_there_stays(ray: FakeRay) -> None:
     with cluster.local_cluster(), cluster.local_cluster():
         pass
     assert ray.num_ends == 0
+
+
+class Joined(FakeRay):
+    """Takes what would be given to Ray; `answer` ends the attempt."""
+
+    def __init__(self, answer: Exception | None = None) -> None:
+        super().__init__()
+        self.answer = answer
+        self.settings: dict[str, Any] = {}
+
+    def init(self, **settings: Any) -> None:
+        self.settings = settings
+        self.mode = os.environ["RAY_AUTH_MODE"]
+        if self.answer is not None:
+            raise self.answer
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Joined]:
+    """A Ray to connect to, by a user who has set nothing and has no token."""
+    fake = Joined()
+    monkeypatch.setattr(cluster, "ray", fake)
+    monkeypatch.setattr(cluster, "_silence_raylet", lambda: None)
+    monkeypatch.setattr(cluster, "canonicalize_bootstrap_address", lambda address: address)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    AuthenticationTokenLoader.instance().reset_cache()
+    yield fake
+    monkeypatch.undo()
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+def give_token(home: Path) -> None:
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("ab" * 32)
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def test_a_cluster_of_our_own_has_no_authentication(joined: Joined, tmp_path: Path) -> None:
+    give_token(tmp_path)
+    cluster.join_cluster(None)
+    assert "address" not in joined.settings
+    assert joined.mode == cluster.auth_mode() == "disabled"
+
+
+def test_a_cluster_that_was_started_on_this_machine_is_joined(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "canonicalize_bootstrap_address", lambda _: "here:6379")
+    cluster.join_cluster(None)
+    assert joined.settings["address"] == "here:6379"
+    assert "object_store_memory" not in joined.settings, "Ray refuses it there"
+
+
+@pytest.mark.parametrize(
+    ("has_token", "variable", "known", "mode"),
+    [
+        (False, None, None, "disabled"),
+        (True, None, None, "token"),
+        (True, "disabled", None, "disabled"),
+        (False, "token", None, "token"),
+        (True, "token", "disabled", "disabled"),
+        (False, None, "token", "token"),
+    ],
+)
+def test_how_a_cluster_authenticates_is_always_said(
+    joined: Joined,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_token: bool,
+    variable: str | None,
+    known: str | None,
+    mode: str,
+) -> None:
+    if has_token:
+        give_token(tmp_path)
+    if variable is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", variable)
+    cluster.join_cluster("127.0.0.1:6379", known)
+    assert joined.settings["address"].endswith(":6379")
+    assert joined.mode == cluster.auth_mode() == mode
+
+
+@pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001", "nowhere"])
+def test_an_address_that_is_none_of_a_cluster_is_refused(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(
+        cluster, "canonicalize_bootstrap_address", services.canonicalize_bootstrap_address
+    )
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS: got {address}.*ray job submit"):
+        cluster.join_cluster(address)
+    assert joined.settings == {}
+
+
+def test_a_cluster_that_does_not_answer_is_named(joined: Joined) -> None:
+    joined.answer = ConnectionError("no answer")
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1.*RAY_AUTH_MODE=disabled: no answer"):
+        cluster.join_cluster("127.0.0.1:1")

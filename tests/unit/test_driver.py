@@ -246,3 +246,13 @@ def test_a_fault_that_never_fired_is_an_error(fit: Callable[..., Any], tmp_path:
     path.write_text("- {do: kill, at: {step: 3}, target: worker-0}\n")
     with pytest.raises(FatalError, match="faults that never fired"):
         fit(faults=load_faults(path))
+
+
+def test_a_run_folder_in_a_copy_that_ray_deletes_is_refused(
+    cluster: FakeCluster, make_job: Callable[..., JobConfig], tiny_task: Any, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b" / "run"
+    with pytest.raises(ConfigError, match=r"_ray_pkg_1a2b/run: lies in the copy .*--run-dir"):
+        driver.run_job(make_job(), run_dir=run_dir, task=tiny_task())
+    assert cluster.setups == []
+    assert not run_dir.exists()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private import ray_constants
 
 from elastic.core import runs
 from elastic.core.errors import ConfigError
-from elastic.core.runs import RunFolder, find_run, new_run_dir
+from elastic.core.runs import RunFolder, find_run, is_copy, new_run_dir, runs_folder
 
 DEAD_PID = 2**22 + 5  # larger than any pid of Linux
 
@@ -296,3 +297,35 @@ def test_another_refusal_is_no_full_disk(run: RunFolder) -> None:
     run.events_jsonl.mkdir()
     with pytest.raises(IsADirectoryError):
         run.append_event({"time_s": 1})
+
+
+# --- jobs that Ray runs in a copy of their working directory ------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A working directory where Ray puts those of jobs."""
+    names = ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME, "working_dir_files", "_ray_pkg_1a2b"
+    path = tmp_path.joinpath(*names)
+    path.mkdir(parents=True)
+    return path
+
+
+def test_runs_lie_here_or_in_a_copy_where_they_survive_it(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert runs_folder() == Path("runs")
+    assert new_run_dir("tiny").parent == Path("runs")
+    monkeypatch.chdir(copy)
+    assert runs_folder() == tmp_path / "home" / "ray_results"
+    made = make_run(runs_folder(), new_run_dir("tiny").name)
+    assert find_run("tiny", running=False).path == made.path
+
+
+def test_a_copy_is_known_by_where_it_lies(copy: Path, tmp_path: Path) -> None:
+    assert is_copy(copy)
+    assert is_copy(copy / "runs" / "one")
+    assert not is_copy(tmp_path)
+    assert not is_copy(copy.parents[1] / "working_dir")
