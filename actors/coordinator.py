@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.channel import Channel, connect
+from actors.preemption import NodeWatch
 from actors.setup import JobSetup
-from elastic.core.errors import ChannelClosed, ElasticError, FatalError, ProcessError
+from elastic.core.errors import (
+    ChannelClosed,
+    ElasticError,
+    FatalError,
+    PreemptedError,
+    ProcessError,
+)
 from elastic.core.protocol.coordinator import (
     Coordinator,
     KillWorker,
@@ -35,6 +42,7 @@ from elastic.core.protocol.coordinator import (
 from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Stop
 from elastic.core.runs import Lines
 from elastic.core.status import PhaseName, Status
+from policies.preemption import Leave, LeaveInTime, PreemptionView, Stay, TooLate
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +79,14 @@ class Processes(Protocol):
 class CoordinatorShell:
     """Runs the coordinator of one job on a thread; the methods may be called from others."""
 
-    def __init__(self, setup: JobSetup, processes: Processes) -> None:
+    def __init__(self, setup: JobSetup, processes: Processes, watch: NodeWatch) -> None:
         job = setup.job
         self._setup = setup
         self._processes = processes
+        self._watch = watch
+        self._preemption = LeaveInTime()
+        self._heeded: Stay | Leave | TooLate | None = None
+        self._unwatched: set[str] = set()
         self._store = setup.open_store()
         self._lock = threading.Lock()
         limits = Limits(job.workers.min, job.workers.max, job.workers.spare, job.standby)
@@ -86,6 +98,8 @@ class CoordinatorShell:
         self._connected: set[int] = set()
         self._buried: set[int] = set()
         self._stop = ""
+        self._at_once = False
+        self._preempted: PreemptedError | None = None
         self._failure: BaseException | None = None
         self._phase: PhaseName = "starting"
         self._metrics = _Tail(setup.run.metrics_jsonl, 64)
@@ -100,6 +114,7 @@ class CoordinatorShell:
         self._store.create()
         if self._processes.known("aggregator"):
             self._event("coordinator_restarted", f"pid {os.getpid()} takes up where it died")
+        self._watch.start()
         self._thread.start()
 
     # ------------------------------------------------------- for other threads
@@ -112,8 +127,7 @@ class CoordinatorShell:
             report = self._report
             members = set(self._protocol.membership.members)
             metrics = list(self._metrics.lines)
-            steps_s = [one["step_s"] for one in metrics]
-            median_s = statistics.median(steps_s) if steps_s else None
+            median_s = self._step_s()
             connected = set(report.connected) if report is not None else set()
             aggregators = sum(
                 ended is None for ended in self._processes.known("aggregator").values()
@@ -136,8 +150,8 @@ class CoordinatorShell:
             )
 
     def failure(self) -> BaseException | None:
-        """Why the job failed before it had a result."""
-        return self._failure
+        """Why the job failed before it had a result, or who took its machine away."""
+        return self._failure or self._preempted
 
     def scale(self, num_workers: int) -> str:
         """Want that many workers. Returns the reason of a refusal, or nothing."""
@@ -164,6 +178,7 @@ class CoordinatorShell:
     def _turn(self) -> None:
         """Observe, decide, act once."""
         self._listen()
+        self._heed()
         self._processes.look()
         lives = self._observe()
         if self._phase == "failed":
@@ -208,10 +223,46 @@ class CoordinatorShell:
                 elif isinstance(message, Scale):
                     self._scale_by(message)
             if self._stop:
-                self._channel.send(Stop(self._stop, failed=self._failure is not None))
+                failed = self._failure is not None
+                self._channel.send(Stop(self._stop, failed=failed, at_once=self._at_once))
         except ChannelClosed:
             self._channel.close()
             self._channel, self._report = None, None
+
+    def _heed(self) -> None:
+        """End the job in good order where its node will be taken away: the run goes on elsewhere.
+
+        Asked in every turn: where the step takes too long after all, it is given up.
+        """
+        for name, problem in self._watch.problems().items():
+            if name not in self._unwatched:
+                self._unwatched.add(name)
+                self._event("preemption_unwatched", f"{name}: {problem}")
+        notice = self._watch.notice()
+        if notice is None and self._heeded is None:
+            return
+        with self._lock:
+            self._metrics.read()
+            view = PreemptionView(time.time(), notice, self._step_s())
+        decision = self._preemption.decide(view)
+        again = type(decision) is type(self._heeded)
+        if again or (self._heeded is not None and isinstance(decision, Stay)):
+            return
+        self._heeded = decision
+        match decision:
+            case Stay(reason):
+                self._event("preemption_possible", reason)
+            case Leave(reason):
+                self._event("preempted", f"{reason}: finishes the step, writes a checkpoint")
+                self._stop = reason
+            case TooLate(reason):
+                self._event("preempted", f"{reason}: writes a checkpoint at once")
+                self._stop, self._at_once = reason, True
+
+    def _step_s(self) -> float | None:
+        """The median of the last steps."""
+        steps_s = [one["step_s"] for one in self._metrics.lines]
+        return statistics.median(steps_s) if steps_s else None
 
     def _scale_by(self, request: Scale) -> None:
         with self._lock:
@@ -302,6 +353,12 @@ class CoordinatorShell:
     def _finish(self, report: Report) -> None:
         """The result is written: end every process, free the memory."""
         self._phase = "finishing"
+        job = self._setup.job
+        if isinstance(self._heeded, Leave | TooLate) and report.step < job.steps:
+            self._preempted = PreemptedError(
+                f"{self._heeded.reason}: stopped at step {report.step} of {job.steps}; on another"
+                f" node go on by: elastic resume {job.checkpoint.storage or self._setup.run.path}"
+            )
         self._clean_up()
         self._phase = "failed" if report.failure else "done"
 
@@ -323,6 +380,9 @@ class CoordinatorShell:
         self._phase = "failed"
 
     def _clean_up(self) -> None:
+        self._watch.stop()
+        if self._channel is not None:
+            self._channel.close()
         self._store.remove()  # first: nobody may connect to a standby, nobody may stand by
         for role in ("worker", "aggregator"):
             for number in self._processes.known(role):

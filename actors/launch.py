@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.coordinator import CoordinatorShell, Ended
+from actors.preemption import Drains, NodeWatch, cloud_sources
 from actors.setup import NAMESPACE, NICE_STEP, JobSetup, compute_environment, set_nice
 from elastic.core.errors import ElasticError
 from elastic.core.status import Status
@@ -104,6 +106,7 @@ class RayProcesses:
                 namespace=NAMESPACE,
                 lifetime="detached",
                 num_cpus=0,
+                scheduling_strategy=_this_node(),
                 max_concurrency=4,
                 runtime_env=_runtime_env(compute_environment(threads)),
             )
@@ -130,6 +133,11 @@ def _runtime_env(wanted: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
     return {"env_vars": missing} if missing else None
 
 
+def _this_node() -> NodeAffinitySchedulingStrategy:
+    """A job's processes share memory: they belong where its driver is."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def _how_it_ended(join: Any) -> Ended:
     try:
         return Ended(ray.get(join))
@@ -139,13 +147,18 @@ def _how_it_ended(join: Any) -> Ended:
         return Ended(text or type(cause).__name__, cause, str(error))
     except RayActorError as error:
         return Ended(f"its process died\n{error}")
+    except ActorUnschedulableError as error:  # such as on a node that is drained
+        return Ended(f"its process cannot start\n{error}")
 
 
 class CoordinatorActor:
     """The coordinator as an actor: Ray restarts it where it dies."""
 
     def __init__(self, setup: JobSetup) -> None:
-        self._shell = CoordinatorShell(setup, RayProcesses(setup))
+        node = ray.get_runtime_context().get_node_id()
+        drains = Drains(node, ray._private.state.state.get_draining_nodes)
+        watch = NodeWatch({"Ray": drains, **cloud_sources(setup.job.preemption.source)})
+        self._shell = CoordinatorShell(setup, RayProcesses(setup), watch)
         self._shell.start()
 
     def status(self) -> Status:
@@ -169,6 +182,7 @@ def launch_coordinator(setup: JobSetup) -> Any:
             name=setup.coordinator_name,
             namespace=NAMESPACE,
             num_cpus=0,
+            scheduling_strategy=_this_node(),
             max_restarts=-1,
             max_concurrency=8,
         )

@@ -25,7 +25,7 @@ MAX_SEED = 2**63 - 1
 MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
 FREE_AT_RESUME = frozenset(
-    {"name", "steps", "workers", "standby", "nonfinite", "evaluate", "checkpoint"}
+    {"name", "steps", "workers", "standby", "nonfinite", "evaluate", "checkpoint", "preemption"}
 )
 
 
@@ -136,6 +136,16 @@ class CheckpointConfig(_Section):
         return value
 
 
+class Preemption(_Section):
+    """How the job hears that its machine will be taken away. It then finishes the step, writes a
+    checkpoint and ends with an error, and its run goes on elsewhere. Ray's own notices (a node is
+    drained) and SIGTERM are always heeded."""
+
+    source: Literal["none", "auto", "aws", "gcp"] = "none"
+    """Whose metadata service is asked, every few seconds, whether a spot machine ends. auto: the
+    one that the machine's firmware names, if any. none: no service is asked."""
+
+
 class JobConfig(_Section):
     """A job: one model being trained."""
 
@@ -193,6 +203,8 @@ class JobConfig(_Section):
     """When the model is evaluated."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written."""
+    preemption: Preemption = Preemption()
+    """How the job hears that its machine will be taken away."""
     chunk_elements: int = Field(default=262_144, ge=1024, le=2**24, multiple_of=16)
     """Parameters in one chunk, the unit of summing, updating and checksums."""
 
@@ -252,6 +264,7 @@ __all__ = [
     "Evaluate",
     "JobConfig",
     "Nonfinite",
+    "Preemption",
     "Workers",
     "check_resume",
     "load_job",

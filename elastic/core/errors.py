@@ -13,6 +13,7 @@ ElasticError
     ├── NonFiniteError      the model's own gradient or loss is NaN or infinite
     ├── ProcessError        processes ended in a way that another start may not meet
     ├── CallbackError       a user's callback raised
+    ├── PreemptedError      the node is taken away; the run goes on elsewhere
     └── ProtocolError       a rule of the step was broken: a bug of ours
 """
 
@@ -67,6 +68,10 @@ class ProcessError(FatalError):
 
 class CallbackError(FatalError):
     """A user's callback raised; what it raised is the cause. The job was stopped in good order."""
+
+
+class PreemptedError(FatalError):
+    """The node is taken away: the job was stopped in good order, and its run goes on elsewhere."""
 
 
 class ProtocolError(FatalError):

@@ -55,6 +55,7 @@ _OF_KIND = {
     "job_resumed": JOB,
     "job_stopped": JOB,
     "job_failed": JOB,
+    "preempted": JOB,
     "worker_joined": JOIN,
     "worker_left": LEAVE,
     "worker_lost": LOST,

@@ -5,6 +5,7 @@ Imported by worker processes too, so it must stay light and start nothing at imp
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -193,6 +194,17 @@ def hosts_below(parent: int) -> list[int]:
     return [pid for pid in below if _read(f"/proc/{pid}/cmdline").startswith("ray::Host")]
 
 
+def session(leader: int) -> list[int]:
+    """The living processes that the leader of a session began, and those they began."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z" and int(fields[3]) == leader:
+                found.append(int(path.parent.name))
+    return found
+
+
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = _DEADLINE_S) -> Any:
     """Ask again and again until the answer is true; return it."""
     deadline_s = time.monotonic() + timeout_s
@@ -237,6 +249,7 @@ __all__ = [
     "make_job",
     "outcome",
     "run_job",
+    "session",
     "wait_until",
     "write_faults",
 ]

@@ -18,7 +18,15 @@ from elastic.core import checkpoint
 from elastic.core.runs import RunFolder
 from elastic.core.store import ROOT
 from tests.integration.fixtures import NUM_STEPS
-from tests.integration.support import TAG, Outcome, make_job, outcome, run_job, wait_until
+from tests.integration.support import (
+    TAG,
+    Outcome,
+    make_job,
+    outcome,
+    run_job,
+    session,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -64,17 +72,6 @@ def training(run: RunFolder) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
-
-
-def session(leader: int) -> list[int]:
-    """The living processes that the leader of a session began, and those they began."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if fields[0] != "Z" and int(fields[3]) == leader:
-                found.append(int(path.parent.name))
-    return found
 
 
 def go_on(run: RunFolder, cluster: str) -> Outcome:

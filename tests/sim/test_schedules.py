@@ -67,6 +67,7 @@ COMMON = [
     "kill_worker",
     "leave_worker",
     "machine_nan",
+    "preempt_job",
     "remove_worker",
     "sick_worker",
     "slow_kill",

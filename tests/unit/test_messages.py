@@ -101,7 +101,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Dismiss: st.builds(Dismiss, TEXT),
     Report: REPORTS,
     Admit: st.builds(Admit, MEMBERSHIPS),
-    Stop: st.builds(Stop, TEXT),
+    Stop: st.builds(Stop, TEXT, st.booleans(), st.booleans()),
     Scale: st.builds(Scale, st.integers(-9, 9), st.none() | IDS),
 }
 

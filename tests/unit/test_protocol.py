@@ -313,6 +313,15 @@ def test_the_last_step_finishes_the_job() -> None:
     assert tell.report.finished
 
 
+def test_a_stop_for_which_no_time_is_left_does_not_wait_for_the_step() -> None:
+    node = Node(1, num_micro_batches=2)
+    node.ask(0, 0)
+    assert not only(ev.Finish, node.hear(None, Stop("soon gone")))
+    actions = node.hear(None, Stop("soon gone", at_once=True))
+    assert only(ev.Finish, actions) == [ev.Finish("")]
+    assert node.aggregator.state.step == 3
+
+
 def test_a_stop_lets_the_step_end_first() -> None:
     node = Node(1, num_micro_batches=2)
     node.ask(0, 0)

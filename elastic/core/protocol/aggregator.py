@@ -156,6 +156,7 @@ class Aggregator:
         self._watched_s = 0.0
         self._absent_s: dict[int, float] = {}
         self._stop_reason = ""
+        self._stop_at_once = False
         self._failure = ""
         self._coordinator = False
         self._told: Report | None = None
@@ -203,8 +204,9 @@ class Aggregator:
         match message:
             case Admit(membership) if membership.generation > self.membership.generation:
                 return self._admit(membership)
-            case Stop(reason, failed):
+            case Stop(reason, failed, at_once):
                 self._stop_reason = reason
+                self._stop_at_once |= at_once
                 if failed:
                     self._failure = self._failure or reason
             case Report():
@@ -385,7 +387,7 @@ class Aggregator:
     def _advance(self) -> list[Action]:
         """Go on where the step allows it."""
         is_over = self.state.step >= self._rules.num_steps and not self._evaluates
-        if self._failure or is_over:
+        if self._failure or is_over or self._stop_at_once:
             return self._finish()
         if self._stop_reason and not self._leased and not self._outcomes:
             return self._finish()

@@ -266,10 +266,14 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Finish the step, write a checkpoint, end the job. One that failed cannot finish the step."""
+    """Finish the step, write a checkpoint, end the job.
+
+    `failed`: the step cannot be finished. `at_once`: there is no time to finish it.
+    """
 
     reason: str
     failed: bool = False
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ class _Draw:
             (5, self._unheard),
             (2, self._stop_job),
             (2, self._fail_job),
+            (2, self._preempt_job),
         ]
         self._weights = [weight for weight, _ in kinds]
         self._kinds = [kind for _, kind in kinds]
@@ -245,6 +246,10 @@ class _Draw:
     def _fail_job(self) -> list[Fault]:
         """The user's code raises an error in a worker's process."""
         return [self._at("fail_job")]
+
+    def _preempt_job(self) -> list[Fault]:
+        """The machine is taken away before the step can end."""
+        return [self._at("preempt_job")]
 
     def _all_workers(self) -> list[Fault]:
         """Every worker is lost at once."""

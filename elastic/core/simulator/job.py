@@ -337,6 +337,8 @@ class Job:
                 self.clock.push(fault.for_s, self._end_delay)
             case "stop_job":
                 self.stops.append(Stop("asked to"))
+            case "preempt_job":
+                self.stops.append(Stop("no time is left", at_once=True))
             case "fail_job":
                 self.stops.append(Stop("the task raised an error", failed=True))
             case "add_worker":

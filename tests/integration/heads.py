@@ -1,0 +1,130 @@
+"""Ray clusters of one node as `ray start --head` makes them, with a server for jobs, and what a
+user types at them. Each has ports, a temporary folder and a home of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.documents import ROOT
+from tests.integration.support import session, wait_until
+
+_PORTS = (
+    *("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port"),
+    *("metrics-export-port", "runtime-env-agent-port", "ray-client-server-port"),
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running cluster. `address` is where jobs are submitted; runs lie in `home`/ray_results."""
+
+    address: str
+    home: Path
+    environment: Mapping[str, str]
+
+    def ray(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a `ray` command to its end."""
+        return subprocess.run(
+            self._command(arguments),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A `ray` command that goes on in the background."""
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                self._command(arguments), env=self.environment, stdout=file, stderr=file
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def _command(self, arguments: tuple[str | Path, ...]) -> list[str]:
+        name, action, *rest = map(str, arguments)
+        return [_program("ray"), name, action, f"--address={self.address}", *rest]
+
+
+@contextlib.contextmanager
+def started_head(home: Path, **variables: str) -> Iterator[Head]:
+    """A cluster until the end of the block. `variables` are added to everybody's environment."""
+    home.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="rayhead"))  # short: it holds Unix sockets
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    environment = {name: one for name, one in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        **variables,
+    }
+    arguments = [f"--{name}={port}" for name, port in ports.items()]
+    arguments += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={temporary}"]
+    arguments += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+    log = temporary / "head.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [_program("ray"), "start", "--head", "--block", *arguments],
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        wait_until(lambda: _answers(process, address, log), "Ray takes jobs", timeout_s=90)
+        yield Head(address, home, environment)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=40)
+        for pid in session(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def _free_ports(num: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _answers(process: subprocess.Popen[bytes], address: str, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        with urllib.request.urlopen(f"{address}/api/jobs/", timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it asks for a token
+    except OSError:
+        return False
