@@ -74,7 +74,11 @@ def join_cluster(address: str | None, auth: str | None = None) -> None:
     settings: dict[str, Any] = {"address": found}
     variables: dict[str, str] = {}
     if found is None:
-        settings = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        settings = {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
         variables = compute_environment(threads=1)  # its processes then fit most jobs as they are
     try:
         with _environment(variables):
@@ -83,7 +87,8 @@ def join_cluster(address: str | None, auth: str | None = None) -> None:
             )
     except ConnectionError as error:
         raise ConfigError(
-            f"RAY_ADDRESS: no cluster answers at {found}, with RAY_AUTH_MODE={auth_mode()}: {error}"
+            f"RAY_ADDRESS: no cluster answers at {found}, with RAY_AUTH_MODE={auth_mode()};"
+            f" RAY_ADDRESS=local starts one on this machine: {error}"
         ) from error
     _silence_raylet()
 

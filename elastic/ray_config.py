@@ -21,7 +21,8 @@ from elastic.core.yaml_file import Document, Key, with_values
 _AUTOMATIC_NAME = re.compile(r"ray_train_run-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 _ONE_MACHINE = "workers share one machine's memory; `workers: {max: ...}` says how many at most"
-_NEVER_FAILS = "workers and nodes that end never fail a job here, and cost no restart; leave it out"
+_NOTICES = "`preemption: {source: auto}` of the job file heeds a cloud's notice; leave it out"
+_NEVER_FAILS = "workers that end never fail a job here, and cost no restart; leave it out"
 _ALTERNATIVES: dict[tuple[type, str], str] = {
     (ScalingConfig, "resources_per_worker"): (
         "workers reserve nothing from Ray; `workers: {threads: N}` sets the processors of one"
@@ -50,9 +51,9 @@ _ALTERNATIVES: dict[tuple[type, str], str] = {
     (FailureConfig, "controller_failure_limit"): (
         "Ray restarts the coordinator without limit, and steps go on meanwhile; leave it out"
     ),
-    (FailureConfig, "max_preemption_failures"): _NEVER_FAILS,
+    (FailureConfig, "max_preemption_failures"): _NOTICES,
     (FailureConfig, "relax_collectives_on_preemption"): _NEVER_FAILS,
-    (FailureConfig, "preemption_grace_s"): _NEVER_FAILS,
+    (FailureConfig, "preemption_grace_s"): _NOTICES,
 }
 _TRANSLATED = {
     ScalingConfig: {"num_workers", "use_gpu"},

@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "preemption": (
         running(failure_config=FailureConfig(max_preemption_failures=3)),
-        ["FailureConfig.max_preemption_failures", "got 3", "never fail a job"],
+        ["FailureConfig.max_preemption_failures", "got 3", "preemption: {source: auto}"],
     ),
     "the controller": (
         running(failure_config=FailureConfig(controller_failure_limit=3)),
