@@ -1,1 +1,1 @@
-"""What developers run: shell scripts, and `python -m scripts.api_docs`."""
+"""What developers run: shell scripts, `python -m scripts.api_docs`, and the testbed's modules."""

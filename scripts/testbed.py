@@ -37,7 +37,7 @@ SOON_NOTICED = {
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
 _START_DEADLINE_S = 120
-_ANSWER_DEADLINE_S = 20
+_ANSWER_DEADLINE_S = 10
 _ALIVE = """
 import json, sys
 from ray._raylet import GcsClient
@@ -202,6 +202,7 @@ class Testbed:
             "--head",
             f"--port={GCS_PORT}",
             f"--include-dashboard={str(settings.dashboard).lower()}",
+            f"--dashboard-host={host.address}",
             f"--system-config={json.dumps(settings.system_config)}",
         ]
 
