@@ -32,14 +32,18 @@ _ESTABLISHED = 1  # the first byte of TCP_INFO
 Clock = Callable[[], float]
 
 
-class _Wait(Enum):
+class Wait(Enum):
+    """The only answer of its kind; see `Memory`."""
+
     WAIT = auto()
 
 
-WAIT: Final = _Wait.WAIT
-Place = Callable[[Block], memoryview | Literal[_Wait.WAIT] | None]
+WAIT: Final = Wait.WAIT
+Memory = memoryview | Literal[Wait.WAIT] | None
 """Where the payload of a block belongs. None: nowhere, drop it. WAIT: not known yet, read nothing
 more from this link until `receive` is called again."""
+
+Place = Callable[[Block], Memory]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,7 @@ class Link:
         self.node = node
         self._socket, self._clock = connection, clock
         self._parser = Parser()
-        self._dropping: Block | None = None
+        self._is_dropping = False
         self._trash = bytearray()
         self._messages: deque[bytes] = deque()
         self._blocks: deque[tuple[Block, memoryview]] = deque()
@@ -108,14 +112,18 @@ class Link:
 
     def close(self) -> None:
         """Twice does no harm."""
-        self._show_interest(0)
-        self._selector = None
+        self.detach()
         self._socket.close()
 
     def attach(self, selector: selectors.BaseSelector, data: Any) -> None:
         """Be watched for what can be done next: `receive` when readable, `flush` when writable."""
         self._selector, self._data = selector, data
         self._update_interest()
+
+    def detach(self) -> None:
+        """Be watched no more."""
+        self._show_interest(0)
+        self._selector = None
 
     @property
     def waits(self) -> bool:
@@ -159,9 +167,13 @@ class Link:
         self._blocks.append((block, body))
         self._update_interest()
 
-    def discard_blocks(self) -> None:
-        """Forget the blocks that have not begun: their round was given up."""
-        self._blocks.clear()
+    def discard_blocks(self, unwanted: Callable[[Block], bool]) -> None:
+        """Forget such blocks: those that have not begun to go out, and one that is coming in, of
+        which nothing more is written to its place."""
+        self._blocks = deque(one for one in self._blocks if not unwanted(one[0]))
+        incoming = self._parser.incoming
+        if incoming is not None and unwanted(incoming):
+            self._parser.redirect_payload(self._drop(incoming))
         self._update_interest()
 
     def flush(self) -> None:
@@ -263,15 +275,18 @@ class Link:
         if block is None:
             return True
         memory = place(block)
-        if isinstance(memory, _Wait):
+        if isinstance(memory, Wait):
             return False
-        if memory is None:
-            if len(self._trash) < block.length:
-                self._trash = bytearray(block.length)
-            memory, self._dropping = memoryview(self._trash)[: block.length], block
-        self._parser.begin_payload(memory)
+        self._parser.begin_payload(self._drop(block) if memory is None else memory)
         self._update_interest()
         return True
+
+    def _drop(self, block: Block) -> memoryview:
+        """Memory for what nobody wants."""
+        self._is_dropping = True
+        if len(self._trash) < block.length:
+            self._trash = bytearray(block.length)
+        return memoryview(self._trash)[: block.length]
 
     def _arrived(self, num_bytes: int) -> Message | Block | None:
         self._last_in_s = self._clock()
@@ -281,10 +296,8 @@ class Link:
         if not isinstance(frame, Block):
             return None if frame is None else decode_message(frame)
         self._blocks_in += 1
-        if self._dropping is None:
-            return frame
-        self._dropping = None
-        return None
+        dropped, self._is_dropping = self._is_dropping, False
+        return None if dropped else frame
 
     # --------------------------------------------------------------- selector
 

@@ -26,7 +26,6 @@ HANDSHAKE_S = 5.0
 MAX_STRANGERS = 64
 """Connections that have proven nothing yet. One more pushes the oldest out."""
 
-_BUFFER_BYTES = 4 << 20
 _BACKLOG = 256
 
 
@@ -216,10 +215,8 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 def _make_socket(address: str) -> socket.socket:
-    """A socket with buffers of their final size: a window cannot be widened once it is agreed."""
+    """Its buffers are the kernel's to size: those set by hand are smaller on most machines."""
     version = ipaddress.ip_address(address).version
     made = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6)
     made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     return made

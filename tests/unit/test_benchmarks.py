@@ -20,6 +20,7 @@ import yaml
 from benchmarks import (
     chaos,
     checkpoint,
+    cluster,
     data,
     ddp,
     processes,
@@ -373,3 +374,20 @@ def test_descendants_and_their_birth() -> None:
     finally:
         child.communicate(b"\n")
     assert child.pid not in processes.below(os.getpid())
+
+
+# --- cluster ---------------------------------------------------------------------------------
+
+
+def test_an_exchange_takes_as_long_as_its_slowest_node() -> None:
+    bound_bytes = 40_000_000  # 2(N-1)/N of 40 MB at two nodes
+    seen = [
+        cluster.Seen([1.0, 4.0], [2.0, 4.0], [bound_bytes, bound_bytes + 4000]),
+        cluster.Seen([2.0, 3.0], [3.0, 6.0], [bound_bytes, bound_bytes]),
+    ]
+    against, ours, theirs, sent = cluster.figures(seen)
+    assert (ours.median, theirs.median) == (3.0, 4.5)
+    assert against.value == pytest.approx(3.0 / 4.5)
+    assert against.ok
+    assert sent.value == pytest.approx(1.0001)
+    assert sent.ok

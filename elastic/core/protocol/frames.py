@@ -157,6 +157,16 @@ class Parser:
             raise ValueError(f"{len(place)} bytes for the payload of {self._block}")
         self._expect(_Phase.PAYLOAD, place)
 
+    @property
+    def incoming(self) -> Block | None:
+        """The block whose payload is being written."""
+        return self._block if self._phase is _Phase.PAYLOAD else None
+
+    def redirect_payload(self, memory: memoryview) -> None:
+        """Let what is still to come of the payload be written to `memory`, as long as all of it."""
+        assert self._phase is _Phase.PAYLOAD, "no payload is being written"
+        self._free = memory.cast("B")[: len(self._free)]
+
     def advance(self, num_bytes: int) -> Frame | None:
         """The frame that is complete now that `num_bytes` more are in `free`, if one is.
 

@@ -1,0 +1,129 @@
+"""One round of the exchange in memory and over links: carries out what the protocol decides.
+
+Node sums are only read: they stay for the next round, should this one be given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.links import WAIT, Link, Memory
+from elastic.core.layout import Chunk
+from elastic.core.protocol.exchange import (
+    Add,
+    Arrived,
+    ChunkComplete,
+    Event,
+    Exchange,
+    RoundComplete,
+    SendBlock,
+    TotalComplete,
+)
+from elastic.core.protocol.frames import Block, Stage
+
+# Legend: N elements of the flat space.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrays:
+    """What a node exchanges. Each is contiguous and as long as the flat space."""
+
+    sums_N: npt.NDArray[np.int32]  # this node's
+    totals_N: npt.NDArray[np.int32]
+    values_N: npt.NDArray[np.float32]  # the parameters of the next version
+
+
+Left = TotalComplete | ChunkComplete | RoundComplete
+
+
+class Round:
+    """One round at this node. Over `links` that lose one on the way it never completes."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        chunks: Sequence[Chunk],
+        links: Mapping[int, Link],
+        arrays: Arrays,
+    ) -> None:
+        self.exchange = exchange
+        self._starts_bytes = [4 * chunk.start for chunk in chunks]
+        self._links = links
+        self._sums = arrays.sums_N.data.cast("B")
+        self._totals = arrays.totals_N.data.cast("B")
+        self._values = arrays.values_N.data.cast("B")
+        self._received = {node: memoryview(bytearray(exchange.block_bytes)) for node in links}
+
+    def place(self, node: int, block: Block) -> Memory:
+        """Where the payload of a block from `node` belongs.
+
+        Raises:
+            ProtocolError: it is not the node's to send.
+        """
+        if block.round != self.exchange.number:
+            return None if block.round < self.exchange.number else WAIT
+        self.exchange.check(node, block)
+        if block.stage is Stage.NODE_SUM:
+            return self._received[node][: block.length]
+        return self._part(self._memory_of(block.stage), block)
+
+    def handle(self, event: Event) -> list[Left]:
+        """Carry out what follows from an event; what is left to the caller comes back."""
+        left: list[Left] = []
+        for action in self.exchange.handle(event):
+            match action:
+                case SendBlock(node, block):
+                    link = self._links.get(node)
+                    if link is not None:
+                        link.send_block(block, self._part(self._memory_of(block.stage), block))
+                case Add():
+                    self._add(action, event.node if isinstance(event, Arrived) else None)
+                case _:
+                    left.append(action)
+        return left
+
+    def give_up(self) -> None:
+        """Nothing of it is written here from now on, and no more is sent than has begun."""
+
+        def is_mine(block: Block) -> bool:
+            return block.round == self.exchange.number and block.stage is not Stage.STATE
+
+        for link in self._links.values():
+            link.discard_blocks(is_mine)
+
+    def _add(self, action: Add, node: int | None) -> None:
+        """Integers: it does not matter in what order."""
+        block = action.block
+        total = _numbers(self._part(self._totals, block))
+        terms = [] if action.fresh else [total]
+        if action.own:
+            terms.append(_numbers(self._part(self._sums, block)))
+        if action.arrived:
+            assert node is not None
+            terms.append(_numbers(self._received[node][: block.length]))
+        if len(terms) == 1:
+            np.copyto(total, terms[0])
+        else:
+            np.add(terms[0], terms[1], out=total)
+
+    def _memory_of(self, stage: Stage) -> memoryview:
+        match stage:
+            case Stage.NODE_SUM:
+                return self._sums
+            case Stage.TOTAL:
+                return self._totals
+            case _:
+                return self._values
+
+    def _part(self, memory: memoryview, block: Block) -> memoryview:
+        start = self._starts_bytes[block.chunk] + block.offset
+        return memory[start : start + block.length]
+
+
+def _numbers(memory: memoryview) -> npt.NDArray[np.int32]:
+    return np.frombuffer(memory, np.int32)

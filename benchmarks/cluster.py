@@ -1,0 +1,221 @@
+"""What many nodes cost, and what losing some of them costs.
+
+    python -m benchmarks.cluster [--only exchange] [--quick] [--out DIR]
+
+    exchange    totals of 40 MB of int32 over the links of two nodes / gloo all-reduce of float32
+
+Both sides in the same two processes over loopback, one thread each, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import secrets
+import selectors
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from actors.exchanging import Arrays, Round
+from actors.links import Link
+from actors.listener import Listener, Unreachable
+from benchmarks import jobs
+from benchmarks.jobs import hand_over, timed
+from benchmarks.record import Figure, figure, ratio
+from elastic.core.layout import make_layout
+from elastic.core.protocol.exchange import BLOCK_BYTES, Arrived, Exchange, SumReady
+from elastic.core.protocol.frames import Block
+from elastic.core.protocol.handshake import SECRET_BYTES, Credentials
+
+PARTS = ("exchange",)
+LIMIT = 1.0
+BYTES_LIMIT = 1.001
+"""Headers included."""
+
+NUM_ELEMENTS = 10_000_000
+CHUNK_ELEMENTS = 262_144  # the default of a job
+NUM_NODES = 2
+WARM_UP = 5
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one node saw, by repetition."""
+
+    ours_s: list[float]
+    theirs_s: list[float]
+    sent_bytes: list[int]
+
+
+class Node:
+    """One of two nodes: its numbers, its link to the other, and its rank in the peer's group."""
+
+    def __init__(self, me: int, secret: bytes, folder: Path) -> None:
+        self._me, self._other = me, 1 - me
+        layout = make_layout([[("x", (NUM_ELEMENTS,))]], chunk_elements=CHUNK_ELEMENTS)
+        self._chunks, num = layout.chunks, layout.num_elements
+        dice = np.random.default_rng(0)
+        sums = [dice.integers(-(2**20), 2**20, num, np.int32) for _ in range(NUM_NODES)]
+        self._expected_N = sums[0] + sums[1]
+        self._arrays = Arrays(sums[me], np.zeros(num, np.int32), np.zeros(num, np.float32))
+        self._floats = torch.from_numpy(sums[me].astype(np.float32))
+        self._reduced = self._floats.clone()
+        self._nodes_CR = np.array([[one.index % 2, 1 - one.index % 2] for one in self._chunks])
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder / 'gloo'}", rank=me, world_size=NUM_NODES
+        )
+        self._selector = selectors.DefaultSelector()
+        self._link = self._connect(Credentials(me, secret))
+        self._link.attach(self._selector, None)
+
+    def _connect(self, credentials: Credentials) -> Link:
+        """Node 1 calls node 0."""
+        listener = Listener(HOST, credentials)
+        port = torch.tensor([listener.address[1]])
+        dist.broadcast(port, 0)
+        if self._me:
+            listener.call(self._other, (HOST, int(port)))
+        self._selector.register(listener, selectors.EVENT_READ)
+        made: list[Link | Unreachable] = []
+        while not made:
+            self._selector.select(1)
+            made = listener.turn()
+        self._selector.unregister(listener)
+        listener.close()
+        (link,) = made
+        assert isinstance(link, Link), link
+        return link
+
+    def compare(self, repetitions: int) -> Seen:
+        """Do both in turn, with a check of the numbers at the end of each."""
+        seen = Seen([], [], [])
+        for number in range(WARM_UP + repetitions):
+            sent_bytes = self._link.traffic.bytes_out
+            ours_s = self._time(functools.partial(self._exchange, number))
+            sent_bytes = self._link.traffic.bytes_out - sent_bytes
+            assert (self._arrays.totals_N == self._expected_N).all()
+            self._arrays.totals_N.fill(0)
+            theirs_s = self._time(lambda: dist.all_reduce(self._reduced))
+            assert (self._reduced.numpy() == self._expected_N).all()
+            self._reduced.copy_(self._floats)
+            if number >= WARM_UP:
+                seen.ours_s.append(ours_s)
+                seen.theirs_s.append(theirs_s)
+                seen.sent_bytes.append(sent_bytes)
+        return seen
+
+    def _time(self, work: Callable[[], object]) -> float:
+        dist.barrier()
+        begin_s = time.perf_counter()
+        work()
+        return time.perf_counter() - begin_s
+
+    def _exchange(self, number: int) -> None:
+        """One round, until the totals are here and this node's part has left."""
+        exchange = Exchange(
+            number, me=self._me, nodes=(0, 1), nodes_CR=self._nodes_CR, chunks=self._chunks
+        )
+        link = self._link
+        links = {self._other: link}
+        round = Round(exchange, chunks=self._chunks, links=links, arrays=self._arrays)
+        place = functools.partial(round.place, self._other)
+        for chunk in exchange.order():
+            round.handle(SumReady(chunk))
+        while not exchange.has_totals or link.has_unsent:
+            for _, events in self._selector.select():
+                if events & selectors.EVENT_WRITE:
+                    link.flush()
+                if events & selectors.EVENT_READ:
+                    while (frame := link.receive(place)) is not None:
+                        assert isinstance(frame, Block)
+                        round.handle(Arrived(self._other, frame))
+
+
+def _run_node(me: int, secret: bytes, folder: Path, repetitions: int, results: Connection) -> None:
+    torch.set_num_threads(1)
+    node = Node(me, secret, folder)
+    results.send(node.compare(repetitions))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure_exchange(repetitions: int) -> list[Seen]:
+    """Start two nodes and return what each saw."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    context = multiprocessing.get_context("spawn")
+    secret = secrets.token_bytes(SECRET_BYTES)
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(NUM_NODES)]
+        nodes = [
+            context.Process(
+                target=_run_node, args=(me, secret, Path(folder), repetitions, writer), daemon=True
+            )
+            for me, (_, writer) in enumerate(pipes)
+        ]
+        for node in nodes:
+            node.start()
+        for _, writer in pipes:
+            writer.close()
+        seen = [reader.recv() for reader, _ in pipes]
+        for node in nodes:
+            node.join()
+    return seen
+
+
+def figures(seen: Sequence[Seen]) -> list[Figure]:
+    """A repetition takes as long as the node that takes longest."""
+    ours_s = [max(both) for both in zip(*(one.ours_s for one in seen), strict=True)]
+    theirs_s = [max(both) for both in zip(*(one.theirs_s for one in seen), strict=True)]
+    bound_bytes = 2 * (NUM_NODES - 1) / NUM_NODES * 4 * NUM_ELEMENTS
+    sent = [num / bound_bytes for one in seen for num in one.sent_bytes]
+    size = f"{4 * NUM_ELEMENTS // 10**6} MB, {NUM_NODES} nodes"
+    return [
+        ratio(
+            f"exchange of int32 / gloo all-reduce of float32, {size}", ours_s, theirs_s, limit=LIMIT
+        ),
+        figure(f"exchange, {size}", ours_s, unit="s"),
+        figure(f"gloo all-reduce, {size}", theirs_s, unit="s"),
+        figure(
+            f"bytes sent per node / lower bound 2(N-1)/N, {size}",
+            sent,
+            unit="x",
+            limit=BYTES_LIMIT,
+            statistic="largest",
+        ),
+    ]
+
+
+def main() -> int:
+    """Run the parts asked for; one record each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    jobs.add_options(parser, PARTS)
+    options = parser.parse_args()
+    for part in jobs.chosen(parser, options, set(PARTS)):
+        repetitions = 10 if options.quick else 100
+        with timed(part):
+            seen = measure_exchange(repetitions)
+        config = {
+            "elements": NUM_ELEMENTS,
+            "chunk_elements": CHUNK_ELEMENTS,
+            "block_bytes": BLOCK_BYTES,
+            "nodes": NUM_NODES,
+            "warm_up": WARM_UP,
+        }
+        hand_over(f"cluster-{part}", options, config, figures(seen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

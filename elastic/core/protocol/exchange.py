@@ -1,0 +1,257 @@
+"""One round of the exchange, as one node sees it: node sums become totals, totals become results.
+
+    every node     its sum of a chunk        -> the chunk's owner, who adds it to the total
+    the owner      the total                 -> the chunk's replicas, who update as it does
+    the owner      the updated parameters    -> all other nodes
+
+Every other node gets a chunk's result once and owners get every sum once: with N nodes and chunks
+shared out evenly, a node sends 2(N-1)/N of the flat space, and no scheme sends less (Patarasuk and
+Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009). Chunks go in
+blocks, each on as soon as it can: nothing waits for a whole chunk but its update.
+
+No I/O, no time, no numbers: only who has what. Integers add in any order, so blocks may, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from elastic.core.errors import ProtocolError
+from elastic.core.layout import Chunk
+from elastic.core.protocol.frames import MAX_BLOCK_BYTES, Block, Stage
+
+BLOCK_BYTES = 1 << 20
+"""How chunks are cut, the same on every node: a received block is added while in the cache."""
+
+_ELEMENT_BYTES = 4
+assert BLOCK_BYTES <= MAX_BLOCK_BYTES
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class SumReady:
+    """This node's sum of a chunk is in memory and stays as it is for the rest of the round."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A block from `node`, let in by `Exchange.check`, is in memory."""
+
+    node: int
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """This node has computed the parameters of a chunk that it keeps the state of."""
+
+    chunk: int
+
+
+Event = SumReady | Arrived | Updated
+
+# Actions, to be carried out in order
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlock:
+    """Send what this node has of it; it does not change any more in this round."""
+
+    node: int
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add to the total of `block`, which begins as zeros if `fresh`: this node's own sum, what has
+    just arrived, or both."""
+
+    block: Block
+    fresh: bool
+    own: bool
+    arrived: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TotalComplete:
+    """The total of a chunk that this node keeps is in memory: it can be updated."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkComplete:
+    """The parameters of a chunk are in memory, computed here or received."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundComplete:
+    """Those of all chunks."""
+
+
+Action = SendBlock | Add | TotalComplete | ChunkComplete | RoundComplete
+
+
+class Exchange:
+    """One round at node `me`. Not used any more once the round is given up or complete."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        me: int,
+        nodes: Sequence[int],
+        nodes_CR: npt.NDArray[np.integer],
+        chunks: Sequence[Chunk],
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        """Begin round `number`.
+
+        Args:
+            nodes: all of them, in the order of the membership.
+            nodes_CR: who keeps the state of each chunk; its owner in column 0.
+        """
+        at = nodes.index(me)
+        self.number = number
+        self._me = me
+        self._others = (*nodes[at + 1 :], *nodes[:at])  # so that not all send to the same one first
+        self._keepers: list[tuple[int, ...]] = [tuple(row) for row in nodes_CR.tolist()]
+        assert len(self._keepers) == len(chunks)
+        self._sizes_bytes = [_ELEMENT_BYTES * chunk.size for chunk in chunks]
+        self.block_bytes = block_bytes
+        kept = [chunk for chunk, keepers in enumerate(self._keepers) if me in keepers]
+        self._ready: set[int] = set()
+        self._arrived: set[tuple[int, Stage, int, int]] = set()
+        self._num_added: dict[tuple[int, int], int] = {}  # sums of others, by chunk and offset
+        self._missing = [-(-size // self.block_bytes) for size in self._sizes_bytes]
+        self._without_total = set(kept)
+        self._incomplete = set(range(len(chunks)))
+
+    @property
+    def has_totals(self) -> bool:
+        """Whether the totals of all chunks that this node keeps are complete."""
+        return not self._without_total
+
+    def order(self) -> list[int]:
+        """All chunks, in the order in which this node's sums are best made ready: in turn one for
+        each other owner, so that at any time each owner receives from few."""
+        turns: dict[int, list[int]] = {node: [] for node in (*self._others, self._me)}
+        for chunk, (owner, *_) in enumerate(self._keepers):
+            turns[owner].append(chunk)
+        longest = max(map(len, turns.values()), default=0)
+        rounds = (one[at : at + 1] for at in range(longest) for one in turns.values())
+        return [chunk for part in rounds for chunk in part]
+
+    def check(self, node: int, block: Block) -> None:
+        """Let a block of this round in, before it has a place.
+
+        Raises:
+            ProtocolError: `node` has no business to send it, or has sent it before.
+        """
+        assert block.round == self.number
+        if not self._is_expected(node, block):
+            raise ProtocolError(f"node {node} sends {block}, which is not its to send")
+        if (node, block.stage, block.chunk, block.offset) in self._arrived:
+            raise ProtocolError(f"node {node} sends {block} twice")
+
+    def _is_expected(self, node: int, block: Block) -> bool:
+        if node not in self._others or block.chunk >= len(self._keepers) or block.tensor:
+            return False
+        left_bytes = self._sizes_bytes[block.chunk] - block.offset
+        if block.offset % self.block_bytes or block.length != min(self.block_bytes, left_bytes):
+            return False
+        keepers = self._keepers[block.chunk]
+        match block.stage:
+            case Stage.NODE_SUM:
+                return keepers[0] == self._me
+            case Stage.TOTAL:
+                return keepers[0] == node and self._me in keepers
+            case Stage.PARAMETERS:
+                return keepers[0] == node and self._me not in keepers
+            case _:
+                return False
+
+    def handle(self, event: Event) -> list[Action]:
+        """What to do now, in order."""
+        match event:
+            case SumReady(chunk):
+                return list(self._sum_ready(chunk))
+            case Arrived(node, block):
+                self.check(node, block)
+                self._arrived.add((node, block.stage, block.chunk, block.offset))
+                if block.stage is Stage.NODE_SUM:
+                    return list(self._add(block))
+                return list(self._has_one_more(block))
+            case Updated(chunk):
+                return list(self._updated(chunk))
+
+    def _sum_ready(self, chunk: int) -> Iterator[Action]:
+        assert chunk not in self._ready, f"the sum of chunk {chunk} is ready twice"
+        self._ready.add(chunk)
+        owner = self._keepers[chunk][0]
+        for block in self._blocks(chunk, Stage.NODE_SUM):
+            if owner != self._me:
+                yield SendBlock(owner, block)
+                continue
+            num_added = self._num_added.get((chunk, block.offset), 0)
+            if num_added or not self._others:
+                yield Add(block, fresh=not num_added, own=True, arrived=False)
+                yield from self._total_grew(block)
+
+    def _add(self, block: Block) -> Iterator[Action]:
+        num_added = self._num_added.get((block.chunk, block.offset), 0)
+        self._num_added[block.chunk, block.offset] = num_added + 1
+        own = not num_added and block.chunk in self._ready
+        yield Add(block, fresh=not num_added, own=own, arrived=True)
+        yield from self._total_grew(block)
+
+    def _total_grew(self, block: Block) -> Iterator[Action]:
+        """Pass the total of a block on once every node's sum is in it."""
+        num_added = self._num_added.get((block.chunk, block.offset), 0)
+        if num_added < len(self._others) or block.chunk not in self._ready:
+            return
+        total = block._replace(stage=Stage.TOTAL)
+        keepers = self._keepers[block.chunk]
+        yield from (SendBlock(node, total) for node in self._others if node in keepers)
+        yield from self._has_one_more(total)
+
+    def _has_one_more(self, block: Block) -> Iterator[Action]:
+        """A total or parameters are complete here once all blocks are."""
+        chunk = block.chunk
+        self._missing[chunk] -= 1
+        if self._missing[chunk]:
+            return
+        if block.stage is Stage.PARAMETERS:
+            yield from self._complete(chunk)
+            return
+        self._without_total.remove(chunk)
+        yield TotalComplete(chunk)
+
+    def _updated(self, chunk: int) -> Iterator[Action]:
+        keepers = self._keepers[chunk]
+        assert self._me in keepers, f"chunk {chunk} is not kept here"
+        assert chunk not in self._without_total, f"chunk {chunk} has no total yet"
+        if keepers[0] == self._me:
+            for block in self._blocks(chunk, Stage.PARAMETERS):
+                yield from (SendBlock(one, block) for one in self._others if one not in keepers)
+        yield from self._complete(chunk)
+
+    def _complete(self, chunk: int) -> Iterator[Action]:
+        yield ChunkComplete(chunk)
+        self._incomplete.remove(chunk)
+        if not self._incomplete:
+            yield RoundComplete()
+
+    def _blocks(self, chunk: int, stage: Stage) -> Iterator[Block]:
+        size = self._sizes_bytes[chunk]
+        for offset in range(0, size, self.block_bytes):
+            yield Block(self.number, stage, 0, chunk, offset, min(self.block_bytes, size - offset))
