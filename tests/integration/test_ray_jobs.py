@@ -118,6 +118,8 @@ def test_a_stopped_job_goes_on(
             return "checkpoint written" in log.read_text()
 
         wait_until(is_behind_a_checkpoint, "the log says so", timeout_s=150)
+        asked = head.ray("job", "submit", "--", "elastic", "status", name + TAG)
+        assert asked.returncode == 0, asked.stdout  # from elsewhere, by way of Ray
         stop = head.ray("job", "stop", identity)
         assert stop.returncode == 0, stop.stdout
         submitted.wait(timeout=60)
