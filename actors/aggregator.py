@@ -440,7 +440,7 @@ class AggregatorShell:
                     channel = self._channels.pop(worker)
                     self._selector.unregister(channel)
                     channel.close()
-            case events.SaveRow(outcome):
+            case events.SaveRow(_, outcome):
                 self._control.write_row(outcome.micro_batch, pack_outcome(outcome))
                 self._at("after_row", self._protocol.state.step)
             case events.SaveManifest(worker, manifest):
@@ -449,10 +449,13 @@ class AggregatorShell:
             case events.MarkDone(micro_batches, key):
                 for micro_batch in micro_batches:
                     self._control.done[micro_batch] = key.word
+            case events.MarkUndone(micro_batches):
+                for micro_batch in micro_batches:
+                    self._control.done[micro_batch] = 0
             case events.SaveMembership(membership):
                 self._control.membership.write(membership.to_bytes())
             case events.Update():
-                self._handle(events.Updated(self._update(action)))
+                self._handle(events.Updated(self._update(action), action.round))
             case events.SaveState(state):
                 self._save_state(state)
             case events.Note() | events.Committed():

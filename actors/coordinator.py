@@ -190,7 +190,7 @@ class CoordinatorShell:
                 now_s=time.monotonic(),
                 report=report,
                 processes=lives,
-                num_aggregators=sum(ended is None for ended in aggregators),
+                aggregators={0: sum(ended is None for ended in aggregators)},
                 ends={
                     number: ended.text.partition("\n")[0]
                     for number, ended in self._processes.known("worker").items()

@@ -5,6 +5,7 @@ Subclasses of the real classes, so that the product holds no switch for any of i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from elastic.core.protocol import aggregator as agg
@@ -19,6 +20,8 @@ from elastic.core.protocol.messages import (
     Manifest,
     Membership,
 )
+from elastic.core.protocol.node import Node, NodeAction, Role
+from elastic.core.protocol.orders import Holds
 from elastic.core.simulator.build import Build, RecordedAggregator, RecordedWorker
 from elastic.core.simulator.faults import Fault, Schedule, random_schedule
 
@@ -214,6 +217,46 @@ class NumbersAreUsedAgain(Coordinator):
         ]
 
 
+class CommitsEarly(RecordedAggregator):
+    """A step is committed once the lead's own version is complete."""
+
+    def _updated_on(self, updated: ev.Updated) -> list[ev.Action]:
+        self._updated |= set(self.membership.nodes)
+        return super()._updated_on(updated)
+
+
+class KeepsLostGrants(RecordedAggregator):
+    """What was granted on a node that is lost is taken to count all the same."""
+
+    def _take_back(self, node: int, manifests: Mapping[int, Manifest]) -> list[ev.Action]:
+        return []
+
+
+class WaitsForTheLost(RecordedAggregator):
+    """A round that a node was lost in is not given up."""
+
+    def _give_up(self) -> list[ev.Action]:
+        return []
+
+
+class LeasesBeforeItKnows(Node):
+    """Two homes: a new lead goes by its own memory, whatever was granted on other nodes."""
+
+    def _lead_if_known(self, now_s: float) -> list[NodeAction]:
+        if self.role is not Role.GATHERING:
+            return []
+        for one in self.membership.nodes:
+            self._holds.setdefault(one, Holds(0, self._memory.state, 0, {}, {}))
+        return super()._lead_if_known(now_s)
+
+
+class ComesBackAsItWas(Coordinator):
+    """A node that was lost may be a member again, with what its memory holds."""
+
+    def _change(self, membership: Membership) -> None:
+        super()._change(replace(membership, former=()))
+
+
 @dataclass(frozen=True, slots=True)
 class Mutation:
     """A broken protocol, and within how many seeds it must be noticed."""
@@ -229,12 +272,18 @@ class Mutation:
 
 
 def directed(seed: int, *faults: Fault) -> Schedule:
-    """A random job of 12 steps that is struck by these faults alone."""
-    return replace(random_schedule(seed), faults=faults, num_steps=12, standby=True)
+    """A random job of 12 steps that is struck by these faults alone; on 3 nodes if they are."""
+    schedule = replace(random_schedule(seed), faults=faults, num_steps=12, standby=True)
+    strikes_nodes = any(fault.do.endswith("_node") for fault in faults)
+    return replace(schedule, num_nodes=3 if strikes_nodes else 1)
 
 
 def _aggregator(kind: type[RecordedAggregator], *faults: Fault) -> Mutation:
     return Mutation(kind.__name__, Build(aggregator=kind), faults)
+
+
+def _node(kind: type[Node], *faults: Fault) -> Mutation:
+    return Mutation(kind.__name__, Build(node=kind), faults, num_seeds=400)
 
 
 def _worker(kind: type[RecordedWorker], *faults: Fault) -> Mutation:
@@ -246,6 +295,7 @@ UNHEARD = (  # taken to hang, dismissed, its slot dropped; it comes back to a su
     Fault(do="slow_kill", step=1, for_s=3.0),
     Fault(do="kill_aggregator", step=1, offset_s=0.02, point=("DropSlot", "after")),
 )
+KILL_NODE = Fault(do="kill_node", step=2, offset_s=0.05)
 DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
 ALL_STOPPED = tuple(Fault(do="stop_worker", step=2, target=target) for target in range(8))
 
@@ -278,6 +328,12 @@ MUTATIONS = (
             for step in (1, 3, 5)
         ),
     ),
+    _aggregator(CommitsEarly, KILL_NODE),
+    _aggregator(KeepsLostGrants, KILL_NODE),
+    _aggregator(WaitsForTheLost, KILL_NODE),
+    _node(LeasesBeforeItKnows),
+    Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas)),
+    Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False)),
     Mutation(
         "NumbersAreUsedAgain",
         Build(coordinator=NumbersAreUsedAgain),

@@ -12,6 +12,7 @@ from elastic.core.protocol import aggregator, worker
 from elastic.core.simulator.faults import (
     AGGREGATOR_POINTS,
     COORDINATOR_POINTS,
+    NODE_POINTS,
     WORKER_POINTS,
     Fault,
     Schedule,
@@ -76,6 +77,15 @@ COMMON = [
     "stop_aggregator",
     "stop_job",
     "stop_worker",
+    "cut_node",
+    "generation refused",
+    "kill_node",
+    "node fenced",
+    "node_joined",
+    "node_lost",
+    "round given up",
+    "silent link given up",
+    "split_coordinator",
 ]
 NEVER = ["refused: sum"]  # a worker and its aggregator agree on what counts in its slot
 
@@ -161,6 +171,14 @@ def test_an_aggregator_may_die_or_stop_anywhere(do: str, point: tuple[str, str])
     fault = Fault(do=do, step=1, point=point, for_s=0.5 if "stop" in do else 0.0)
     others = [Fault(do="kill_worker", step=1), Fault(do="remove_worker", step=2, target=1)]
     see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, fault, *others))
+
+
+@pytest.mark.parametrize("do", ["kill_node", "cut_node", "kill_aggregator"])
+@pytest.mark.parametrize("point", NODE_POINTS, ids=" ".join)
+def test_a_node_may_be_lost_anywhere(do: str, point: tuple[str, str]) -> None:
+    fault = Fault(do=do, step=2, point=point, for_s=1.0)
+    first = Fault(do="kill_node", step=2, offset_s=0.02, target=1)
+    see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, first, fault))
 
 
 @pytest.mark.parametrize("do", ["kill_worker", "stop_worker"])

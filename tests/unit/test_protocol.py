@@ -81,6 +81,10 @@ class Node:
     def do(self, event: ev.Event) -> list[ev.Action]:
         return self.aggregator.handle(event, self.now_s)
 
+    def update(self) -> list[ev.Action]:
+        """The next version is complete."""
+        return self.do(ev.Updated(round=self.aggregator._round))
+
     def hear(self, sender: int | None, message: Message) -> list[ev.Action]:
         return self.do(ev.Received(sender, message))
 
@@ -283,7 +287,7 @@ def test_a_complete_step_is_summed_then_flipped_then_the_next_is_leased() -> Non
     node.ask(0, 0)
     (update,) = only(ev.Update, node.ask(1, 1, half=1))
     assert (update.slots, update.weight, update.skip) == (((0, 0), (1, 1)), 2.0, False)
-    actions = node.do(ev.Updated(0.5))
+    actions = node.do(ev.Updated(0.5, round=1))
     assert [type(one) for one in actions[:2]] == [ev.SaveState, ev.Committed]
     assert node.aggregator.state.step == 4
     assert sorted(node.holds(0) + node.holds(1)) == [0, 1]
@@ -308,7 +312,7 @@ def test_counters_that_differ_are_an_error() -> None:
 def test_the_last_step_finishes_the_job() -> None:
     node = Node(1, state=replace(RUNNING, step=4), num_micro_batches=1)
     node.ask(0, 0)
-    assert only(ev.Finish, node.do(ev.Updated())) == [ev.Finish("")]
+    assert only(ev.Finish, node.update()) == [ev.Finish("")]
     (tell,) = only(ev.Tell, node.do(ev.Finished()))
     assert tell.report.finished
 
@@ -327,7 +331,7 @@ def test_a_stop_lets_the_step_end_first() -> None:
     node.ask(0, 0)
     assert not only(ev.Finish, node.hear(None, Stop("asked to")))
     node.ask(0, 1, num_base=1, half=1)
-    actions = node.do(ev.Updated())
+    actions = node.update()
     assert only(ev.Finish, actions) == [ev.Finish("")]
     assert not only(ev.Send, actions)
     assert node.aggregator.state.step == 4
@@ -359,7 +363,7 @@ def test_a_nan_seen_by_two_workers_is_the_models_own(skip: bool) -> None:
         return
     (update,) = only(ev.Update, actions)
     assert (update.skip, update.slots) == (True, ())
-    node.do(ev.Updated())
+    node.update()
     assert (node.aggregator.state.step, node.aggregator.state.skipped) == (4, (3,))
 
 
@@ -428,7 +432,7 @@ def test_a_slot_is_dropped_only_once_its_step_is_over_and_its_worker_is_fenced()
     assert not only(ev.DropSlot, actions)
     (update,) = only(ev.Update, node.ask(1, 1))
     assert update.slots == ((0, 0), (1, 0)), "what the dead worker committed counts"
-    assert only(ev.DropSlot, node.do(ev.Updated())) == [ev.DropSlot(0)]
+    assert only(ev.DropSlot, node.update()) == [ev.DropSlot(0)]
     actions = node.hear(0, Hello(0, 0, has_slot=True))
     assert answer(actions, 0) == Dismiss("fenced")
     assert not only(ev.OpenSlot, actions)
@@ -456,7 +460,7 @@ def test_a_worker_that_gets_nothing_is_tried_again() -> None:
             if worker < 2 or step == 0:
                 peers[worker].samples_s.clear()
                 peers[worker].samples_s.extend(samples_s)
-        node.do(ev.Updated())
+        node.update()
         shares.append(len(node.holds(2)))
     assert shares == [0, 0, 1], "two bad samples are not held against it for ever"
 
@@ -471,7 +475,7 @@ def test_a_successor_goes_on_from_manifests_and_rows() -> None:
     assert node.holds(0) == [0]
     (update,) = only(ev.Update, node.ask(0, 0))
     assert update.slots == ((0, 0), (1, 1))
-    node.do(ev.Updated())
+    node.update()
     assert answer(node.hear(1, Hello(1, 1, has_slot=True)), 1) == Welcome(done)
 
 
@@ -657,7 +661,7 @@ class World:
         self.num_aggregators = 2
 
     def decide(self) -> list[coord.Action]:
-        view = coord.View(self.now_s, self.report, dict(self.processes), self.num_aggregators)
+        view = coord.View(self.now_s, self.report, dict(self.processes), {0: self.num_aggregators})
         actions = self.coordinator.decide(view)
         for action in actions:
             if isinstance(action, coord.StartWorker):

@@ -4,6 +4,7 @@
        │  ▲                                                        │
        │  ├── overflow, or the first maxima: the same step again   │
        │  └── evaluated: the step's training begins                │
+       │  ├── a node was lost: what it held is leased again        │
        └──────── all steps done, or asked to stop ──▶ FINISHING ──▶ ENDED
 
 Everything that counts is in shared memory: the state record, one manifest per slot, one row per
@@ -12,6 +13,9 @@ is rebuilt from what workers say when they connect. So a successor may start fro
 after a crash between any two actions.
 
 The grant is the commit: rows first, then the manifest, then the answer.
+
+Where a job has several nodes this runs on the first of them, for the workers of all: see `node`.
+A step is committed once the next version is complete on every node.
 """
 
 from __future__ import annotations
@@ -35,8 +39,12 @@ from elastic.core.protocol.events import (
     Event,
     Finish,
     Finished,
+    GiveUp,
     HangUp,
     MarkDone,
+    MarkUndone,
+    NodeGone,
+    NodeThere,
     Note,
     OpenSlot,
     Received,
@@ -45,6 +53,7 @@ from elastic.core.protocol.events import (
     SaveRow,
     SaveState,
     Send,
+    Stalled,
     Started,
     Tell,
     Tick,
@@ -118,6 +127,8 @@ class Recovered:
     membership: Membership = Membership()
     manifests: Mapping[int, Manifest] = field(default_factory=dict)
     rows: Mapping[int, Outcome] = field(default_factory=dict)
+    homes: Mapping[int, int] = field(default_factory=dict)
+    """The node of each worker that has a manifest; those not named are here."""
 
 
 @dataclass(slots=True)
@@ -135,13 +146,19 @@ class _Peer:
 class Aggregator:
     """The acting aggregator of one job. `next_tick_s` is when it wants to be asked again."""
 
-    def __init__(self, rules: Rules, recovered: Recovered) -> None:
+    def __init__(self, rules: Rules, recovered: Recovered, node: int = 0) -> None:
         self.phase = Phase.LEASING
         self.state = recovered.state
         self.membership = recovered.membership
         self.next_tick_s = 0.0
+        self.gone: tuple[int, ...] = ()
+        self._node = node
         self._rules = rules
+        self._round = 0
+        self._updated: set[int] = set()
+        self._present = set(recovered.membership.nodes)
         self._manifests = dict(recovered.manifests)
+        self._homes = {one: recovered.homes.get(one, node) for one in recovered.manifests}
         self._outcomes: dict[int, Outcome] = {}
         self._granted_to: dict[int, int] = {}
         self._peers: dict[int, _Peer] = {}
@@ -173,7 +190,7 @@ class Aggregator:
         actions = self._react(event, now_s)
         if self.phase is Phase.LEASING:
             actions += self._advance()
-        if self.phase is Phase.LEASING:
+        if self.phase is Phase.LEASING and len(self._outcomes) < self._num_wanted:
             actions += self._feed(now_s)
         actions += self._tell()
         return actions
@@ -181,17 +198,25 @@ class Aggregator:
     def _react(self, event: Event, now_s: float) -> list[Action]:
         match event:
             case Started():
-                return [SaveState(self.state), MarkDone(tuple(self._outcomes), self.state.key)]
+                return self._say_again()
             case Received(sender=None, message=message):
                 return self._from_coordinator(message)
-            case Received(sender=int(worker), message=message):
+            case Received(sender=int(worker), message=message, node=node):
+                if isinstance(message, Hello):
+                    self._homes[worker] = node
                 return self._from_worker(worker, message, now_s)
             case Disconnected(sender=None):
                 self._coordinator = False
             case Disconnected(sender=int(worker)):
                 return self._lose(worker)
-            case Updated(grad_norm):
-                return self._commit(grad_norm)
+            case Updated():
+                return self._updated_on(event)
+            case Stalled(number) if number == self._round:
+                return self._give_up()
+            case NodeGone(node):
+                return self._miss(node)
+            case NodeThere(node, manifests):
+                return self._reconcile(node, manifests)
             case Tick(progress):
                 self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
                 return self._watch(progress, now_s)
@@ -204,6 +229,8 @@ class Aggregator:
         match message:
             case Admit(membership) if membership.generation > self.membership.generation:
                 return self._admit(membership)
+            case Admit():
+                self._told = None  # it has not heard that we know: another one may have
             case Stop(reason, failed, at_once):
                 self._stop_reason = reason
                 self._stop_at_once |= at_once
@@ -244,11 +271,82 @@ class Aggregator:
         manifest = self._manifests.setdefault(worker, Manifest(Key(0, 0, 0)))
         return [OpenSlot(worker), Send(worker, Welcome(manifest))]
 
+    def home_of(self, worker: int) -> int:
+        """The node of a worker that said Hello or that has a manifest."""
+        return self._homes[worker]
+
+    @property
+    def connected(self) -> frozenset[int]:
+        """The workers that are connected, on whatever node."""
+        return frozenset(self._peers)
+
+    def _workers_of(self, node: int) -> list[int]:
+        return [worker for worker, home in self._homes.items() if home == node]
+
+    def _miss(self, node: int) -> list[Action]:
+        """No step ends without a member. What was granted there counts, until it says otherwise."""
+        self._present.discard(node)
+        for worker in self._workers_of(node):
+            self._lose(worker)
+        return self._give_up()
+
+    def _reconcile(self, node: int, manifests: Mapping[int, Manifest]) -> list[Action]:
+        """A member is back. Its process may have died before it had carried out a grant."""
+        undone = self._take_back(node, manifests)
+        for worker in self._workers_of(node):
+            self._manifests.pop(worker, None)
+        for worker, manifest in manifests.items():
+            self._manifests[worker] = manifest
+            self._homes[worker] = node
+        self._present.add(node)
+        return [*undone, *self._say_again()]
+
+    def _say_again(self) -> list[Action]:
+        """What a successor, or a node that is back, may have missed."""
+        missing = tuple(one for one in range(self._num_wanted) if one not in self._outcomes)
+        done = MarkDone(tuple(self._outcomes), self.state.key)
+        return [SaveState(self.state), MarkUndone(missing), done]
+
+    def _drop_node(self, node: int) -> list[Action]:
+        """It is no member any more, and its memory is gone."""
+        actions = [*self._miss(node), *self._take_back(node, {})]
+        for worker in self._workers_of(node):
+            self._manifests.pop(worker, None)
+        return actions
+
+    def _take_back(self, node: int, manifests: Mapping[int, Manifest]) -> list[Action]:
+        """Lease again what was granted to the workers of `node` and does not count there."""
+        counting = {
+            one
+            for manifest in manifests.values()
+            if manifest.key == self.state.key
+            for one in manifest.micro_batches
+        }
+        workers = set(self._workers_of(node))
+        undone = tuple(
+            one
+            for one, worker in self._granted_to.items()
+            if worker in workers and one not in counting
+        )
+        for one in undone:
+            del self._outcomes[one], self._granted_to[one]
+        return [MarkUndone(undone)] if undone else []
+
+    def _give_up(self) -> list[Action]:
+        if self.phase is not Phase.UPDATING:
+            return []
+        self._move(Phase.LEASING)
+        return [GiveUp(self._round)]
+
     def _admit(self, membership: Membership) -> list[Action]:
         actions: list[Action] = [SaveMembership(membership)]
+        nodes = self.membership.nodes
         before = set(self.membership.members) | set(self.membership.leaving)
         after = set(membership.members) | set(membership.leaving)
         self.membership = membership
+        for node in nodes:
+            if node not in membership.nodes:
+                actions += self._drop_node(node)
         for worker in sorted(before - after):
             self._hung.pop(worker, None)
             if worker in self._peers:
@@ -300,6 +398,8 @@ class Aggregator:
             lost=tuple(sorted(self._lost)),
             finished=self.phase is Phase.ENDED,
             failure=self._failure,
+            node=self._node,
+            gone=self.gone,
         )
         if not self._coordinator or report == self._told:
             return []
@@ -354,7 +454,7 @@ class Aggregator:
         for outcome in commit.outcomes:
             self._outcomes[outcome.micro_batch] = outcome
             self._granted_to[outcome.micro_batch] = worker
-        rows: list[Action] = [SaveRow(outcome) for outcome in commit.outcomes]
+        rows: list[Action] = [SaveRow(worker, outcome) for outcome in commit.outcomes]
         return [
             *rows,
             SaveManifest(worker, manifest),
@@ -391,6 +491,8 @@ class Aggregator:
             return self._finish()
         if self._stop_reason and not self._leased and not self._outcomes:
             return self._finish()
+        if not self._present.issuperset(self.membership.nodes):
+            return []
         twice = sorted(one for one in self._nonfinite if self._is_own(one))
         if twice:
             return self._own_nonfinite(twice[0])
@@ -418,10 +520,9 @@ class Aggregator:
             self._failure = f"{where}: not finite, and {len(self.state.skipped)} steps were skipped"
             self._failure += f" already (nonfinite.max_skipped: {self._rules.max_skipped})"
             return self._finish()
-        self._move(Phase.UPDATING)
         exponents = self.state.exponents or (0,) * self._rules.num_chunks
-        skip = Update(self.state.step, (), exponents, 1.0, self.state.num_updates, skip=True)
-        return [Note("step_skipped", f"{where}: not finite on two tries"), skip]
+        note = Note("step_skipped", f"{where}: not finite on two tries")
+        return [note, self._update((), exponents, 1.0, skip=True)]
 
     def _complete(self) -> list[Action]:
         outcomes = self._in_order()
@@ -442,14 +543,37 @@ class Aggregator:
         overflowing = fixed_point.overflowing(maxima_MC, exponents)
         if overflowing:
             return self._again(maxima_MC, overflowing)
-        self._move(Phase.UPDATING)
         slots = tuple(
             (worker, manifest.half)
             for worker, manifest in sorted(self._manifests.items())
             if manifest.key == self.state.key and manifest.micro_batches
         )
-        num_updates = self.state.num_updates
-        return [Update(self.state.step, slots, self.state.exponents, weight, num_updates)]
+        return [self._update(slots, self.state.exponents, weight)]
+
+    def _update(
+        self,
+        slots: tuple[tuple[int, int], ...],
+        exponents: tuple[int, ...],
+        weight: float,
+        *,
+        skip: bool = False,
+    ) -> Update:
+        self._move(Phase.UPDATING)
+        self._round += 1
+        self._updated.clear()
+        state, nodes = self.state, self.membership.nodes
+        return Update(
+            self._round, nodes, state.step, slots, exponents, weight, state.num_updates, skip
+        )
+
+    def _updated_on(self, updated: Updated) -> list[Action]:
+        """Commit once the next version is complete on every node."""
+        if self.phase is not Phase.UPDATING or updated.round != self._round:
+            return []
+        self._updated.add(updated.node)
+        if not self._updated.issuperset(self.membership.nodes):
+            return []
+        return self._commit(updated.grad_norm)
 
     @property
     def _evaluates(self) -> bool:

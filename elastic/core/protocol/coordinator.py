@@ -7,7 +7,7 @@ that the aggregator keeps. Steps never wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -25,24 +25,38 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The world. `report` is None while no aggregator can be reached."""
+    """The world. `report` is None while the aggregator that leads cannot be reached."""
 
     now_s: float
     report: Report | None
     processes: Mapping[int, Life]
-    num_aggregators: int
+    aggregators: Mapping[int, int]
+    """How many live on each node that the job may use."""
     ends: Mapping[int, str] = field(default_factory=dict)
     """What is known of the ends of dead workers, in words."""
+    others: Mapping[int, Report] = field(default_factory=dict)
+    """What the nodes say that do not lead, as far as they can be reached."""
+    homes: Mapping[int, int] = field(default_factory=dict)
+    """The nodes of workers; 0 where none is named."""
+
+    def home(self, worker: int) -> int:
+        return self.homes.get(worker, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class SetMembership:
+    """Make the generation exist, unless another one of its number does; tell who is behind.
+
+    What follows is only done if that succeeds; else `adopt` the one that exists.
+    """
+
     membership: Membership
 
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
     worker: int
+    node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +68,9 @@ class KillWorker:
 
 @dataclass(frozen=True, slots=True)
 class StartAggregator:
-    """One more aggregator: the acting one's successor, or a standby."""
+    """One more aggregator on a node: the acting one's successor, or a standby."""
+
+    node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,7 @@ Action = SetMembership | StartWorker | KillWorker | StartAggregator | Note
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`workers` of the job file, and whether an aggregator stands by.
+    """`workers` and `nodes` of the job file, and whether an aggregator stands by.
 
     `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
     aggregator says nothing for `silence_s` another one is started: it waits while the first
@@ -80,6 +96,7 @@ class Limits:
     max_workers: int
     spare: int = 1
     standby: bool = True
+    min_nodes: int = 1
     restarts: BackOff = BackOff()
     start_s: float = 600.0
     silence_s: float = 10.0
@@ -104,7 +121,8 @@ class Coordinator:
     _came: set[int] = field(default_factory=set)
     _failed_starts: int = 0
     _starting_s: dict[int, float] = field(default_factory=dict)
-    _silent_s: float | None = None
+    _silent_s: dict[int, float] = field(default_factory=dict)
+    _settled: int = 0
     _given_up: str = ""
     _empty: bool = False
 
@@ -143,25 +161,58 @@ class Coordinator:
     def decide(self, view: View) -> list[Action]:
         """What to do now, in order."""
         report = view.report
-        if report is not None and report.membership.generation > self._membership.generation:
-            self._membership = report.membership  # we were restarted: the aggregator remembers
-            self.target = report.membership.target or self.target
+        reports = [*view.others.values(), *([report] if report is not None else [])]
+        for one in reports:
+            if one.membership.generation > self._settled:
+                self.adopt(one.membership)  # we were restarted: the aggregators remember
         came = {worker for worker, life in view.processes.items() if life is Life.ALIVE}
         if came - self._came:
             self._came |= came
             self._failed_starts = 0
         actions = self._bury(view)
-        if report is not None and not report.finished:
-            generation = self._membership.generation
+        if report is not None and report.finished:
+            return actions
+        self._settle_nodes(view, actions)
+        if report is not None:
             self._settle_members(view, report, actions)
             if self._membership.target != self.target:
                 self._change(self._membership)
-            behind = report.membership.generation < self._membership.generation
-            if behind or self._membership.generation != generation:
-                actions.append(SetMembership(self._membership))
-        if report is None or not report.finished:
-            actions += self._start_what_is_missing(view)
-        return actions
+        starts = self._start_what_is_missing(view)
+        generation = self._membership.generation
+        behind = any(one.membership.generation < generation for one in reports)
+        if behind or generation > self._settled:
+            self._settled = generation
+            actions.append(SetMembership(self._membership))
+        return actions + starts
+
+    def adopt(self, membership: Membership) -> None:
+        """Take up a generation that exists."""
+        self._membership = membership
+        self._settled = membership.generation
+        self.target = membership.target or self.target
+
+    def _settle_nodes(self, view: View, actions: list[Action]) -> None:
+        """Which nodes take part from now on. Nodes that can be reached, but are new, wait."""
+        now = self._membership
+        lost = _lost_nodes(view, now.nodes)
+        nodes = [one for one in now.nodes if one not in lost]
+        if not nodes:
+            return  # nothing is left that could go on
+        if view.report is not None and view.report.step == 0:
+            known = {*now.nodes, *now.former}
+            nodes += [one for one in view.others if one not in known]
+        if tuple(nodes) == now.nodes:
+            return
+        for node in lost:
+            actions.append(Note("node_lost", f"node {node}: the others go on without it"))
+        for node in nodes[len(now.nodes) - len(lost) :]:
+            actions.append(Note("node_joined", f"node {node}"))
+        members = tuple(one for one in now.members if view.home(one) not in lost)
+        leaving = tuple(one for one in now.leaving if view.home(one) not in lost)
+        former = (*now.former, *lost)
+        self._change(
+            replace(now, nodes=tuple(nodes), former=former, members=members, leaving=leaving)
+        )
 
     def _bury(self, view: View) -> list[Action]:
         """Note each death once, and end those that hang."""
@@ -221,6 +272,8 @@ class Coordinator:
             for worker in report.connected
             if worker not in members and worker not in leaving and worker not in self._gone
         ]
+        if report.step == 0 and not now.members and self._waits_for_nodes(view):
+            return
         while len(members) < self.target and spare:
             members.append(spare.pop(0))
             actions.append(Note("worker_joined", f"{len(members)} of {self.target}", members[-1]))
@@ -233,13 +286,23 @@ class Coordinator:
         if (tuple(members), tuple(leaving)) != (now.members, now.leaving):
             self._change(replace(now, members=tuple(members), leaving=tuple(leaving)))
 
+    def _waits_for_nodes(self, view: View) -> bool:
+        """A job begins on all nodes that there are; whoever comes later has to copy the state."""
+        known = {*self._membership.nodes, *self._membership.former}
+        return len(known) < self.limits.min_nodes or not known.issuperset(view.aggregators)
+
     def _start_what_is_missing(self, view: View) -> list[Action]:
-        actions: list[Action] = []
-        if view.num_aggregators < self._wanted_aggregators(view):
-            actions.append(StartAggregator())
+        actions: list[Action] = [
+            StartAggregator(node)
+            for node, num in view.aggregators.items()
+            if num < self._wanted_aggregators(view, node)
+        ]
         if self.fresh:
             self.fresh = False
-            return actions + [StartWorker(worker) for worker in range(self._num_first)]
+            nodes = list(view.aggregators) or [0]
+            return actions + [
+                StartWorker(worker, nodes[worker % len(nodes)]) for worker in range(self._num_first)
+            ]
         if view.report is None:
             return actions
         living = [
@@ -262,8 +325,11 @@ class Coordinator:
                 # an earlier coordinator may have died before the aggregator heard of its last one
                 first = max(self._membership.next_worker, 1 + max(view.processes, default=-1))
                 self._change(replace(self._membership, next_worker=first + num))
-                actions.append(SetMembership(self._membership))
-                actions += [StartWorker(worker) for worker in range(first, first + num)]
+                loads = self._loads(view, living)
+                for worker in range(first, first + num):
+                    node = min(loads, key=lambda one: (loads[one], one))
+                    loads[node] += 1
+                    actions.append(StartWorker(worker, node))
             case GiveUp(reason):
                 self._given_up = reason
                 actions.append(Note("worker_given_up", reason))
@@ -271,17 +337,41 @@ class Coordinator:
                 pass
         return actions
 
-    def _wanted_aggregators(self, view: View) -> int:
+    def _loads(self, view: View, living: Iterable[int]) -> dict[int, int]:
+        """How many workers live on each node that takes part."""
+        loads = dict.fromkeys(self._membership.nodes, 0)
+        for worker in living:
+            if view.home(worker) in loads:
+                loads[view.home(worker)] += 1
+        return loads
+
+    def _wanted_aggregators(self, view: View, node: int) -> int:
         """Two with a standby, behind the first workers; also if the one there is says nothing."""
-        if view.report is not None:
-            self._silent_s = None
+        lead = self._membership.nodes[0]
+        if node in view.others or (node == lead and view.report is not None):
+            self._silent_s.pop(node, None)
             first = (view.processes.get(worker) for worker in range(self._num_first))
             return 2 if self.limits.standby and Life.STARTING not in first else 1
-        if self._silent_s is None:
-            self._silent_s = view.now_s
-        return 2 if view.now_s - self._silent_s > self.limits.silence_s else 1
+        since_s = self._silent_s.setdefault(node, view.now_s)
+        return 2 if view.now_s - since_s > self.limits.silence_s else 1
 
     def _change(self, membership: Membership) -> None:
-        self._membership = replace(
-            membership, generation=self._membership.generation + 1, target=self.target
-        )
+        """Generations follow each other: the next one is that after the last that exists."""
+        generation = self._settled + 1
+        self._membership = replace(membership, generation=generation, target=self.target)
+
+
+def _lost_nodes(view: View, nodes: tuple[int, ...]) -> list[int]:
+    """Members that cannot go on with those before them. Of the lead all others must say so."""
+    lead, *others = nodes
+    gone = {one: set(view.others[one].gone) for one in others if one in view.others}
+    if view.report is not None:
+        gone[lead] = set(view.report.gone)
+    lost = [one for one in nodes if one not in view.aggregators]
+    if lead not in gone and gone and all(lead in theirs for theirs in gone.values()):
+        lost.append(lead)
+    kept: list[int] = []
+    for node in nodes:
+        if node not in lost and not any(node in gone.get(one, ()) for one in kept):
+            kept.append(node)
+    return [one for one in nodes if one not in kept]

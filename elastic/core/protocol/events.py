@@ -29,10 +29,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Received:
-    """A message of a worker (its id) or of the coordinator (None)."""
+    """A message of a worker (its id), which lives on `node`, or of the coordinator (None)."""
 
     sender: int | None
     message: Message
+    node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,18 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """The next version is complete and may be committed."""
+    """The next version is complete on a node, and may be committed once it is on all."""
 
     grad_norm: float = 0.0
+    round: int = 0
+    node: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The exchange of this round lost something on its way."""
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,24 @@ class Finished:
     """The last checkpoint and the result are written."""
 
 
-Event = Started | Received | Disconnected | Updated | Tick | Finished
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """The aggregator of another node cannot be reached. What its memory holds may still count."""
+
+    node: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeThere:
+    """It can be reached again, and this is what its memory holds."""
+
+    node: int
+    manifests: Mapping[int, Manifest]
+
+
+Event = (
+    Started | Received | Disconnected | Updated | Stalled | Tick | NodeGone | NodeThere | Finished
+)
 
 # Actions, to be carried out in order
 
@@ -98,6 +125,9 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SaveRow:
+    """Write down what a worker reported, on its node."""
+
+    worker: int
     outcome: Outcome
 
 
@@ -116,23 +146,41 @@ class MarkDone:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkUndone:
+    """These were granted on a node that is lost: whoever computes them may go on."""
+
+    micro_batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SaveMembership:
     membership: Membership
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Compute the next version from this one; answer with Updated.
+    """Compute the next version from this one, on all nodes together; answer with Updated.
 
     `slots`: (worker, half) of every slot that counts. With `skip`, only carry the state over.
+    `nodes` exchange their sums, whatever a node has heard of the membership since; `round` is the
+    number of this exchange: the same sums may be exchanged anew.
     """
 
+    round: int
+    nodes: tuple[int, ...]
     step: int
     slots: tuple[tuple[int, int], ...]
     exponents: tuple[int, ...]
     weight: float
     num_updates: int
     skip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A node was lost within the exchange: stop this round. The slots stay, and count."""
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +246,10 @@ Action = (
     | SaveRow
     | SaveManifest
     | MarkDone
+    | MarkUndone
     | SaveMembership
     | Update
+    | GiveUp
     | SaveState
     | Note
     | Committed

@@ -131,6 +131,7 @@ class Membership:
     """Who may commit. `leaving` finish what they hold; worker ids are never used again.
 
     `nodes` take part in the step, the first of them leads: it is the home of every micro-batch.
+    `former` ones did: what their memory holds counts no more, and their numbers never come back.
     """
 
     generation: int = 0
@@ -139,6 +140,7 @@ class Membership:
     next_worker: int = 0
     target: int = 0
     nodes: tuple[int, ...] = (0,)
+    former: tuple[int, ...] = ()
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -149,7 +151,7 @@ class Membership:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Membership:
-        tuples = {name: tuple(fields[name]) for name in ("members", "leaving", "nodes")}
+        tuples = {name: tuple(fields[name]) for name in ("members", "leaving", "nodes", "former")}
         return cls(**{**fields, **tuples})
 
 
@@ -245,7 +247,10 @@ class Dismiss:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the coordinator must know, sent whenever it changes."""
+    """What the coordinator must know, sent whenever it changes.
+
+    `node` says it, and `leads` the step or not. `gone`: members that it cannot reach.
+    """
 
     step: int
     membership: Membership
@@ -255,6 +260,9 @@ class Report:
     lost: tuple[int, ...] = ()
     finished: bool = False
     failure: str = ""
+    node: int = 0
+    leads: bool = True
+    gone: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +456,7 @@ def _from_json(body: dict[str, Any]) -> Message:
     if kind in (Report, Admit):
         body["membership"] = Membership.from_json(body["membership"])
     if kind is Report:
-        for name in ("connected", "wants_leave", "lost"):
+        for name in ("connected", "wants_leave", "lost", "gone"):
             body[name] = tuple(body[name])
         body["hung"] = tuple((worker, reason) for worker, reason in body["hung"])
     message: Message = kind(**body)

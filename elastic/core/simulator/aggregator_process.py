@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING
 
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
+from elastic.core.protocol import node
 from elastic.core.protocol.messages import Hello, Message
+from elastic.core.protocol.orders import NodeMessage, Order
 from elastic.core.simulator.invariants import Sum
-from elastic.core.simulator.world import END_OF_FILE, Connection, Item, Process
+from elastic.core.simulator.truth import Entry
+from elastic.core.simulator.world import (
+    END_OF_FILE,
+    Block,
+    Connection,
+    EndOfFile,
+    Item,
+    Link,
+    Process,
+)
 
 if TYPE_CHECKING:
     from elastic.core.simulator.job import Job
+    from elastic.core.simulator.network import Machine
 
 HEARTBEAT_S = 0.4  # an acting aggregator that is silent for longer is killed by a standby
 LOOK_S = 0.15
@@ -26,16 +38,22 @@ LOOK_S = 0.15
 class AggregatorProcess(Process):
     """An aggregator: waits for the lock, then acts until it dies."""
 
-    def __init__(self, job: Job, number: int) -> None:
+    def __init__(self, job: Job, number: int, machine: Machine) -> None:
         super().__init__(job.clock, f"aggregator-{number}")
         self.job = job
-        self.proto: agg.Aggregator | None = None
+        self.machine = machine
+        self.node = machine.node
+        self.proto: node.Node | None = None
         self.acting = False
         self.ready = False
         self.silent_since_s = float("inf")
         self.peers: dict[int | None, Connection] = {}
-        self._todo: deque[ev.Action | int] = deque()
-        self._events: deque[ev.Event] = deque()
+        self._todo: deque[node.NodeAction | int] = deque()
+        self._events: deque[node.NodeEvent] = deque()
+        self.links: dict[int, Link] = {}
+        self._sum: Sum | None = None
+        self._update: ev.Update | None = None
+        self._parts: dict[tuple[int, int], dict[int, tuple[Entry, ...]]] = {}
         self._busy = False
         self._alarm_s = float("inf")
         self.after(job.start_delay_s(), self._stand_by)
@@ -45,12 +63,12 @@ class AggregatorProcess(Process):
     def _stand_by(self) -> None:
         """Try the lock; kill an acting aggregator that shows no sign of life."""
         self.ready = True
-        if self.acting or self.job.lock_owner is self:
+        if self.acting or self.machine.lock_owner is self:
             return
         if self.job.try_lock(self):
             self.after(self.clock.rng.uniform(0.001, 0.01), self._act)
             return
-        holder = self.job.process(self.job.memory.active_pid)
+        holder = self.job.process(self.machine.memory.active_pid)
         if holder is not None and self.clock.now_s - holder.silent_since_s > HEARTBEAT_S:
             self.clock.seen["hung aggregator killed"] += 1
             if self.job.build.needs_lock:
@@ -64,13 +82,13 @@ class AggregatorProcess(Process):
         self.after(self.clock.rng.uniform(1e-4, 2e-3), self._stand_by_once)
 
     def _stand_by_once(self) -> None:
-        if not self.acting and self.job.lock_owner is None and self.job.try_lock(self):
+        if not self.acting and self.machine.lock_owner is None and self.job.try_lock(self):
             self.after(self.clock.rng.uniform(0.001, 0.01), self._act)
 
     def _act(self) -> None:
         if self.acting:
             return
-        memory = self.job.memory
+        memory = self.machine.memory
         self.acting = True
         self.job.acting.append(self)
         memory.active_pid = self.pid
@@ -80,9 +98,39 @@ class AggregatorProcess(Process):
             self.clock.seen["takeover mid-step"] += 1
         recovered = memory.recover()
         self.clock.note(self.name, "acts", memory.state)
-        self.proto = self.job.build.aggregator(self.job.rules, recovered, self.clock.seen)
+        build, seen = self.job.build, self.clock.seen
+        self.proto = build.node(
+            self.node,
+            self.job.rules,
+            recovered,
+            term=self.pid,
+            prepared=memory.prepared,
+            lead=lambda rules, known, here: build.aggregator(rules, known, here, seen),
+        )
         self._events.append(ev.Started())
         self.job.listen(self)
+        self.wake()
+
+    def linked(self, link: Link, peer: int) -> None:
+        """A link to another node is open; one that was open before is not."""
+        if peer in self.links:
+            self._events.append(node.Lost(peer))
+        self.links[peer] = link
+        self._events.append(node.Reached(peer))
+        self.wake()
+
+    def holds(self, link: Link) -> bool:
+        return link in self.links.values() or link in self.peers.values()
+
+    def drop_link(self, link: Link) -> None:
+        """Nothing was heard for too long."""
+        if self.peers.get(None) is link:
+            del self.peers[None]
+            self._events.append(ev.Disconnected(None))
+        for peer, one in list(self.links.items()):
+            if one is link:
+                del self.links[peer]
+                self._events.append(node.Lost(peer))
         self.wake()
 
     def stop(self) -> None:
@@ -92,6 +140,7 @@ class AggregatorProcess(Process):
     def resume(self) -> None:
         self.silent_since_s = float("inf")
         super().resume()
+        self.job.network.redial(self)
 
     def died(self) -> None:
         self.job.aggregator_died(self)
@@ -131,18 +180,21 @@ class AggregatorProcess(Process):
         self.wake()
 
     def _tick(self) -> None:
-        slots = self.job.memory.slots
+        slots = self.machine.memory.slots
         progress = {
             one: slots[one].progress for one in self.peers if one in slots and one is not None
         }
         self._handle(ev.Tick(progress))
 
-    def _handle(self, event: ev.Event) -> None:
+    def _handle(self, event: node.NodeEvent) -> None:
         assert self.proto is not None
         self._todo.extend(self.proto.handle(event, self.clock.now_s))
         self.job.finished |= self.proto.phase is agg.Phase.ENDED
 
     def _read(self, connection: Connection, item: Item) -> None:
+        if isinstance(connection, Link):
+            self._read_link(connection, item)
+            return
         sender = self.job.worker_of(connection.ends[0])
         if item is END_OF_FILE:
             if self.peers.get(sender) is connection:
@@ -154,7 +206,34 @@ class AggregatorProcess(Process):
         if self.peers.get(sender) is connection:
             self._handle(ev.Received(sender, item))  # type: ignore[arg-type]
 
-    def _carry_out(self, action: ev.Action | int) -> bool:
+    def _read_link(self, link: Link, item: Item) -> None:
+        """From another node, or from the coordinator, which is on another host."""
+        other = link.other(self)
+        if not isinstance(other, AggregatorProcess):
+            self._read_coordinator(link, item)
+            return
+        if self.links.get(other.node) is not link:
+            return
+        match item:
+            case Block(term, number, entries):
+                self._parts.setdefault((term, number), {})[other.node] = entries
+                self._end_exchange()
+            case EndOfFile():
+                del self.links[other.node]
+                self._handle(node.Lost(other.node))
+            case _:
+                self._handle(node.FromNode(other.node, item))  # type: ignore[arg-type]
+
+    def _read_coordinator(self, link: Link, item: Item) -> None:
+        if item is END_OF_FILE:
+            if self.peers.get(None) is link:
+                del self.peers[None]
+                self._handle(ev.Disconnected(None))
+            return
+        self.peers[None] = link
+        self._handle(ev.Received(None, item))  # type: ignore[arg-type]
+
+    def _carry_out(self, action: node.NodeAction | int) -> bool:
         """True when others may have seen it."""
         name = type(action).__name__
         self.job.point(self, name, "before")
@@ -167,8 +246,8 @@ class AggregatorProcess(Process):
         self.job.point(self, name, "after")
         return visible
 
-    def _do(self, action: ev.Action | int) -> bool:
-        memory = self.job.memory
+    def _do(self, action: node.NodeAction | int) -> bool:
+        memory = self.machine.memory
         match action:
             case ev.Send(worker, message):
                 self._send(worker, message)
@@ -176,6 +255,13 @@ class AggregatorProcess(Process):
             case ev.Tell(report):
                 self._send(None, report)
                 return False
+            case node.SendNode(peer, message):
+                self._send_node(peer, message)
+                return False
+            case node.SavePrepared(word):
+                memory.prepared = word
+            case node.Leave():
+                self.job.node_left(self.machine)
             case ev.Note(kind):
                 self.clock.seen[kind] += 1
                 return False
@@ -184,7 +270,7 @@ class AggregatorProcess(Process):
                 return False
             case ev.Evaluated():
                 self.clock.seen["evaluated"] += 1
-                self.job.checker.evaluated(action)
+                self.job.checker.evaluated(memory.state, action)
             case ev.HangUp(worker):
                 connection = self.peers.pop(worker, None)
                 if connection is not None:
@@ -195,7 +281,7 @@ class AggregatorProcess(Process):
             case ev.DropSlot(worker):
                 self.clock.seen["slot dropped"] += 1
                 memory.drop_slot(worker)
-            case ev.SaveRow(outcome):
+            case ev.SaveRow(_, outcome):
                 memory.rows[outcome.micro_batch] = None
                 self.job.point(self, "SaveRow", "during")
                 if self.alive:
@@ -208,18 +294,26 @@ class AggregatorProcess(Process):
                 for one in micro_batches:
                     memory.done[one] = key.word
                 memory.serial += 1
+            case ev.MarkUndone(micro_batches):
+                for one in micro_batches:
+                    memory.done[one] = 0
+                memory.serial += 1
             case ev.SaveMembership(membership):
                 memory.membership = membership
             case ev.SaveState(state):
-                self.job.save_state(state)
+                self.job.save_state(self.machine, state)
                 self._todo.appendleft(state.key.word)
             case int(word):
                 memory.key_word = word
             case ev.Update():
                 self._busy = True
-                self._update(action)
+                self._begin_update(action)
+            case ev.GiveUp(number):
+                if self._update is not None and self._update.round == number:
+                    self.clock.seen["round given up"] += 1
+                    self._update = self._sum = None
             case ev.Finish(failure):
-                self.job.checker.finished(failure, self.job.stops)
+                self.job.checker.finished(memory.state, failure, self.job.stops)
                 self.after(self.clock.rng.uniform(0.0, 0.02), self._finished)
         return True
 
@@ -228,19 +322,47 @@ class AggregatorProcess(Process):
         self.wake()
 
     def _send(self, worker: int | None, message: Message) -> None:
-        self.job.watch_message(worker, message)
+        if self.proto is not None and self.proto.role is node.Role.LEADING:
+            self.job.watch_message(worker, message)
         connection = self.peers.get(worker)
         if connection is not None:
             connection.send(self, self.job.over_the_wire(message))
 
-    def _update(self, update: ev.Update) -> None:
-        running = Sum(self.job.memory, self.job.truth, update)
+    def _send_node(self, peer: int, message: NodeMessage) -> None:
+        if isinstance(message, Order) and isinstance(message.action, ev.Send):
+            self.job.watch_message(message.action.worker, message.action.message)
+        if peer in self.links:
+            self.links[peer].send(self, message)
+
+    def _begin_update(self, update: ev.Update) -> None:
+        assert self.proto is not None
+        self._update = update
+        self._sum = Sum(self.machine.memory, self.job.truth, update, self.machine.workers)
         seconds = self.clock.rng.uniform(0.004, 0.012)
         self.job.point(self, "Update", "during", seconds)
-        self.after(seconds, partial(self._updated, running))
+        self.after(seconds, partial(self._summed, self._sum))
 
-    def _updated(self, running: Sum) -> None:
-        running.end()
+    def _summed(self, running: Sum) -> None:
+        """The own slots are added: the other nodes need the sum."""
+        assert self.proto is not None
         self._busy = False
-        self._events.append(ev.Updated())
+        if self._sum is running and self._update is not None:
+            round_ = (self.proto.term or 0, self._update.round)
+            own = running.own()
+            self._parts.setdefault(round_, {})[self.node] = own
+            for peer in self._update.nodes:
+                if peer != self.node and peer in self.links:
+                    self.links[peer].send(self, Block(*round_, own))
+            self._end_exchange()
         self.wake()
+
+    def _end_exchange(self) -> None:
+        """Complete the next version once the sums of all nodes are in."""
+        if self._sum is None or self._update is None or self.proto is None or self._busy:
+            return
+        parts = self._parts.get((self.proto.term or 0, self._update.round), {})
+        if self.node in parts and parts.keys() >= set(self._update.nodes):
+            self._sum.end(parts[one] for one in self._update.nodes)
+            self._events.append(ev.Updated(round=self._update.round))
+            self._sum = self._update = None
+            self.wake()

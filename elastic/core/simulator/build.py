@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from elastic.core.protocol.aggregator import Aggregator, Recovered, Rules
 from elastic.core.protocol.aggregator import Phase as AggregatorPhase
 from elastic.core.protocol.coordinator import Coordinator, Limits
+from elastic.core.protocol.node import Node
 from elastic.core.protocol.worker import Phase as WorkerPhase
 from elastic.core.protocol.worker import Worker
 
@@ -31,8 +32,8 @@ class RecordedWorker(Worker):
 class RecordedAggregator(Aggregator):
     """An aggregator whose moves are counted."""
 
-    def __init__(self, rules: Rules, recovered: Recovered, seen: Counter[str]) -> None:
-        super().__init__(rules, recovered)
+    def __init__(self, rules: Rules, recovered: Recovered, node: int, seen: Counter[str]) -> None:
+        super().__init__(rules, recovered, node)
         self._seen_moves = seen
 
     def _move(self, phase: AggregatorPhase) -> None:
@@ -45,6 +46,8 @@ class Build:
     """The protocol under test. Mutations replace a part of it."""
 
     worker: Callable[[int, int, Counter[str]], Worker] = RecordedWorker
-    aggregator: Callable[[Rules, Recovered, Counter[str]], Aggregator] = RecordedAggregator
+    aggregator: Callable[[Rules, Recovered, int, Counter[str]], Aggregator] = RecordedAggregator
+    node: Callable[..., Node] = Node
     coordinator: Callable[[Limits, int, bool], Coordinator] = Coordinator
     needs_lock: bool = True
+    needs_generations: bool = True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from elastic.core.protocol import coordinator as coord
 from elastic.core.protocol.messages import Admit, Membership, Report
-from elastic.core.simulator.world import END_OF_FILE, Connection, Process
+from elastic.core.simulator.world import END_OF_FILE, Link, Process
 
 if TYPE_CHECKING:
     from elastic.core.simulator.job import Job
@@ -26,18 +26,31 @@ class CoordinatorProcess(Process):
         self.job = job
         self.proto = job.build.coordinator(job.limits, target, number == 1)
         self._known = {worker.worker for worker in job.workers.values() if worker.alive}
-        self._report: Report | None = None
-        self._connection: Connection | None = None
+        self._reports: dict[int, Report] = {}
+        self._links: dict[int, Link] = {}
+        self._newest = 0
         self.after(0.05, self._look)
 
     def died(self) -> None:
-        self.job.coordinator_died()
+        self.job.coordinator_died(self)
+
+    def holds(self, link: Link) -> bool:
+        return link in self._links.values()
+
+    def drop_link(self, link: Link) -> None:
+        """Nothing was heard for too long, or its other end is closed."""
+        for node, one in list(self._links.items()):
+            if one is link:
+                del self._links[node]
+                self._reports.pop(node, None)
 
     def _look(self) -> None:
-        listener = self.job.listener
-        if self._connection is None and listener is not None:
-            self._connection = Connection(self.clock, self, listener)
-            self._connection.send(self, Report(0, Membership(), ()))
+        for node, machine in self.job.machines.items():
+            if node not in self._links:
+                link = self.job.network.connect(self, machine)
+                if link is not None:
+                    self._links[node] = link
+                    link.send(self, Report(0, Membership(), ()))
         self._ask_to_stop()
         self._decide()
         if self.alive:
@@ -46,42 +59,70 @@ class CoordinatorProcess(Process):
     def run(self) -> None:
         while self.inbox and self.alive:
             connection, item = self.inbox.popleft()
-            if connection is not self._connection:
+            node = next((one for one, link in self._links.items() if link is connection), None)
+            if node is None:
                 continue
             if item is END_OF_FILE:
-                self._connection = self._report = None
+                self.drop_link(self._links[node])
             elif isinstance(item, Report):
-                self._report = item
+                self._reports[node] = item
             self._decide()
 
     def _decide(self) -> None:
-        processes = {one: self.job.life(one) for one in sorted(self._known)}
-        num = sum(one.alive for one in self.job.aggregators)
-        view = coord.View(self.clock.now_s, self._report, processes, num)
+        lead = next((one for one in self._reports.values() if self._leads(one)), None)
+        view = coord.View(
+            self.clock.now_s,
+            lead,
+            {one: self.job.life(one) for one in sorted(self._known)},
+            self.job.nodes(),
+            others={one: report for one, report in self._reports.items() if report is not lead},
+            homes={one: self.job.workers[one].machine.node for one in self._known},
+        )
         for action in self.proto.decide(view):
             self.job.point(self, type(action).__name__, "before")
             if not self.alive:
                 return
             self.clock.note(self.name, "does", action)
-            self._do(action)
+            if not self._do(action):
+                return
+
+    def _leads(self, report: Report) -> bool:
+        return report.leads and report.membership.nodes[0] == report.node
+
+    def _exists(self, membership: Membership) -> bool:
+        """Whether this generation is the one of its number; if not, take up the one that is."""
+        if membership.generation <= self._newest:
+            return True  # said again
+        other = self.job.put_generation(membership)
+        self._newest = membership.generation
+        if other is not None:
+            self.proto.adopt(other)
+        return other is None
 
     def _ask_to_stop(self) -> None:
-        if self._connection is not None and self.job.stops:
-            self._connection.send(self, self.job.stops[-1])
+        for link in self._links.values():
+            if self.job.stops:
+                link.send(self, self.job.stops[-1])
 
-    def _do(self, action: coord.Action) -> None:
+    def _do(self, action: coord.Action) -> bool:
+        """False if nothing that follows may be done."""
         match action:
             case coord.SetMembership(membership):
-                if self._connection is not None:
-                    self._connection.send(self, self.job.over_the_wire(Admit(membership)))
-            case coord.StartWorker(worker):
+                if not self._exists(membership):
+                    return False
+                for node, link in self._links.items():
+                    report = self._reports.get(node)
+                    if report is None or report.membership.generation < membership.generation:
+                        link.send(self, self.job.over_the_wire(Admit(membership)))
+            case coord.StartWorker(worker, node):
                 self._known.add(worker)
-                self.job.start_worker(worker)
+                self.job.start_worker(worker, node)
             case coord.KillWorker(worker):
                 self._known.discard(worker)
                 self.job.kill_later(worker)
-            case coord.StartAggregator():
-                self.job.start_aggregator()
+            case coord.StartAggregator(node):
+                self.job.start_aggregator(node)
             case coord.Note(kind):
                 self.clock.seen[kind] += 1
         self.job.point(self, type(action).__name__, "after")
+        return self.alive

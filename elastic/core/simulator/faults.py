@@ -33,6 +33,19 @@ AGGREGATOR_POINTS = (
     ("HangUp", "after"),
     ("Finish", "before"),
 )
+NODE_POINTS = (
+    ("SendNode", "before"),
+    ("SendNode", "after"),
+    ("SavePrepared", "before"),
+    ("SavePrepared", "after"),
+    ("SaveState", "before"),
+    ("SaveState", "after"),
+    ("SaveManifest", "after"),
+    ("Update", "during"),
+    ("MarkUndone", "after"),
+    ("GiveUp", "before"),
+    ("GiveUp", "after"),
+)
 WORKER_POINTS = (
     ("Compute", "during"),
     ("Encode", "during"),
@@ -90,12 +103,15 @@ class Schedule:
     faults: tuple[Fault, ...]
     evaluate_every: int = 0
     num_evaluated: int = 0
+    num_nodes: int = 1
 
     def __str__(self) -> str:
         head = (
             f"seed {self.seed}: {self.num_steps} steps of {self.num_micro_batches} micro-batches,"
             f" {self.num_workers} workers, {'with' if self.standby else 'no'} standby"
         )
+        if self.num_nodes > 1:
+            head += f", {self.num_nodes} nodes"
         if self.evaluate_every:
             head += f", {self.num_evaluated} evaluated every {self.evaluate_every} steps"
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
@@ -106,7 +122,8 @@ def random_schedule(seed: int) -> Schedule:
     rng = random.Random(seed)
     num_steps = rng.randint(5, 8) if rng.random() < 0.8 else rng.randint(15, 25)
     standby = rng.random() < 0.75
-    draw = _Draw(rng, num_steps, standby)
+    num_nodes = rng.choice((1, 1, 2, 3))
+    draw = _Draw(rng, num_steps, standby=standby, num_nodes=num_nodes)
     faults: list[Fault] = []
     while len(faults) < rng.randint(3, 8):
         faults += draw.some()
@@ -120,16 +137,20 @@ def random_schedule(seed: int) -> Schedule:
         faults=tuple(sorted(faults, key=lambda fault: (fault.step, fault.offset_s))),
         evaluate_every=rng.choice((0, 0, 1, 2, 3)),
         num_evaluated=rng.randint(1, 9),
+        num_nodes=num_nodes,
     )
 
 
 class _Draw:
     """Draws faults of every kind."""
 
-    def __init__(self, rng: random.Random, num_steps: int, standby: bool) -> None:
+    def __init__(
+        self, rng: random.Random, num_steps: int, *, standby: bool, num_nodes: int
+    ) -> None:
         self._rng = rng
         self._num_steps = num_steps
         self._standby = standby
+        self._points = AGGREGATOR_POINTS + (NODE_POINTS if num_nodes > 1 else ())
         kinds: list[tuple[int, Callable[[], list[Fault]]]] = [
             (20, self._kill_worker),
             (14, self._stop_worker),
@@ -150,6 +171,8 @@ class _Draw:
             (2, self._fail_job),
             (2, self._preempt_job),
         ]
+        if num_nodes > 1:
+            kinds += [(20, self._kill_node), (20, self._cut_node), (6, self._split_coordinator)]
         self._weights = [weight for weight, _ in kinds]
         self._kinds = [kind for _, kind in kinds]
 
@@ -176,11 +199,11 @@ class _Draw:
         return [self._at("stop_worker", point=self._maybe_point(WORKER_POINTS), for_s=for_s)]
 
     def _kill_aggregator(self) -> list[Fault]:
-        return [self._at("kill_aggregator", point=self._maybe_point(AGGREGATOR_POINTS))]
+        return [self._at("kill_aggregator", point=self._maybe_point(self._points))]
 
     def _stop_aggregator(self) -> list[Fault]:
         for_s = 0.0 if self._standby and self._rng.random() < 0.3 else self._pause_s()
-        point = self._maybe_point(AGGREGATOR_POINTS)
+        point = self._maybe_point(self._points)
         return [self._at("stop_aggregator", point=point, for_s=for_s)]
 
     def _kill_coordinator(self) -> list[Fault]:
@@ -250,6 +273,26 @@ class _Draw:
     def _preempt_job(self) -> list[Fault]:
         """The machine is taken away before the step can end."""
         return [self._at("preempt_job")]
+
+    def _kill_node(self) -> list[Fault]:
+        """A host vanishes with everything on it."""
+        return [self._at("kill_node", point=self._maybe_point(NODE_POINTS))]
+
+    def _cut_node(self) -> list[Fault]:
+        """Nothing reaches a host for a while; what is there goes on."""
+        point = self._maybe_point(NODE_POINTS)
+        return [self._at("cut_node", point=point, for_s=self._pause_s())]
+
+    def _split_coordinator(self) -> list[Fault]:
+        """Ray takes a coordinator for dead and starts another, and both act."""
+        split = self._at("split_coordinator", for_s=self._pause_s())
+        return [split, *self._some_trouble(split)]
+
+    def _some_trouble(self, first: Fault) -> list[Fault]:
+        """Something for a coordinator to decide about, soon after the first fault."""
+        do = self._rng.choice(("kill_worker", "kill_node", "cut_node", "add_worker"))
+        offset_s = first.offset_s + self._rng.uniform(0, 0.3)
+        return [Fault(do=do, step=first.step, offset_s=offset_s, for_s=1.0)]
 
     def _all_workers(self) -> list[Fault]:
         """Every worker is lost at once."""

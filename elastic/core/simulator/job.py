@@ -12,6 +12,7 @@ from elastic.core.protocol.messages import (
     Granted,
     Key,
     Leases,
+    Membership,
     Message,
     Refused,
     Revoke,
@@ -26,6 +27,7 @@ from elastic.core.simulator.coordinator_process import CoordinatorProcess
 from elastic.core.simulator.faults import Fault, Schedule
 from elastic.core.simulator.invariants import LIVENESS_S, Checker, Violation
 from elastic.core.simulator.memory import Memory
+from elastic.core.simulator.network import Machine, Network
 from elastic.core.simulator.truth import NUM_CHUNKS, make_truth
 from elastic.core.simulator.worker_process import WorkerProcess
 from elastic.core.simulator.world import Clock, Process
@@ -53,8 +55,13 @@ class Job:
         )
         first = self.truth.states[0]
         num = max(schedule.num_micro_batches, schedule.num_evaluated)
-        self.memory = Memory(num, first, first.key.word)
-        self.checker = Checker(self.truth, self.memory)
+        self.machines = {
+            node: Machine(node, Memory(num, first, first.key.word))
+            for node in range(schedule.num_nodes)
+        }
+        self.generations: dict[int, Membership] = {}
+        first_memory = {0: self.machines[0].memory}
+        self.checker = Checker(self.truth, first_memory, num_nodes=schedule.num_nodes)
         self.rules = Rules(
             num_steps=schedule.num_steps,
             num_micro_batches=schedule.num_micro_batches,
@@ -74,8 +81,6 @@ class Job:
         self.workers: dict[int, WorkerProcess] = {}
         self.aggregators: list[AggregatorProcess] = []
         self.acting: list[AggregatorProcess] = []
-        self.listener: AggregatorProcess | None = None
-        self.lock_owner: AggregatorProcess | None = None
         self.finished = False
         self.stops: list[Stop] = []
         self.num_fired = 0
@@ -91,6 +96,7 @@ class Job:
         self._holders: dict[tuple[Key, int], list[int]] = {}
         self._alone: set[tuple[int, Key, int]] = set()
         self._fresh: int | None = None
+        self.network = Network(self.clock, self.machines)
 
     def run(self) -> None:
         """Raises Violation at the first event after which an invariant does not hold."""
@@ -100,6 +106,9 @@ class Job:
         while not self.finished:
             clock.pop()
             after_event(acting)
+            if self._all_lost():
+                clock.seen["all nodes lost"] += 1
+                return
             if clock.now_s - self._quiet_s > LIVENESS_S:
                 self._is_stuck()
             if clock.num_events > MAX_EVENTS:
@@ -123,12 +132,16 @@ class Job:
         slow_s = max(0.0, self._slow_start_until_s - self.clock.now_s)
         return self.clock.rng.uniform(0.2, 0.6) + slow_s
 
-    def start_worker(self, worker: int) -> None:
+    def start_worker(self, worker: int, node: int) -> None:
         old = self.workers.get(worker)
         if old is not None and old.alive:
             raise Violation(f"worker {worker} is started twice")
-        process = WorkerProcess(self, worker)
+        machine = self.machines[node]
+        process = WorkerProcess(self, worker, machine)
         self.workers[worker] = process
+        machine.workers.add(worker)
+        if not machine.is_alive or machine.has_left:
+            process.kill()
         self.clock.note(process.name, "starts")
         if self._flaps:
             self._flaps -= 1
@@ -159,34 +172,102 @@ class Job:
     def worker_of(self, process: Process) -> int | None:
         return process.worker if isinstance(process, WorkerProcess) else None
 
-    def start_aggregator(self) -> None:
-        process = AggregatorProcess(self, len(self.aggregators))
+    def start_aggregator(self, node: int) -> None:
+        machine = self.machines[node]
+        process = AggregatorProcess(self, len(self.aggregators), machine)
         self.aggregators.append(process)
-        self.clock.note(process.name, "starts")
+        self.clock.note(process.name, "starts on node", node)
+        if not machine.is_alive or machine.has_left:
+            process.kill()
 
     def try_lock(self, process: AggregatorProcess) -> bool:
-        if self.lock_owner is not None:
+        if process.machine.lock_owner is not None:
             return False
-        self.lock_owner = process
-        self.memory.active_pid = process.pid
+        process.machine.lock_owner = process
+        process.machine.memory.active_pid = process.pid
         return True
 
     def listen(self, process: AggregatorProcess) -> None:
-        self.listener = process
+        process.machine.listener = process
         for worker in self.workers.values():
-            if worker.alive and worker.ready:
+            if worker.alive and worker.ready and worker.machine is process.machine:
                 worker.wake(self.clock.rng.uniform(1e-4, 5e-3))
+        self.network.link_all(process.machine)
 
     def aggregator_died(self, process: AggregatorProcess) -> None:
+        machine = process.machine
         if process in self.acting:
             self.acting.remove(process)
-        if self.listener is process:
-            self.listener = None
-        if self.lock_owner is process:
-            self.lock_owner = None
+        if machine.listener is process:
+            machine.listener = None
+        if machine.lock_owner is process:
+            machine.lock_owner = None
             for other in self.aggregators:
-                if other.alive and other.ready:
+                if other.alive and other.ready and other.machine is machine:
                     other.look_again()
+
+    # ------------------------------------------------------------------- nodes
+
+    def _heal(self, machine: Machine) -> None:
+        self._touch(0.0)
+        self.network.heal(machine)
+
+    def put_generation(self, membership: Membership) -> Membership | None:
+        """Put-if-absent, as Ray's GCS does it: the one that exists already, if one does."""
+        exists = self.generations.get(membership.generation)
+        if exists is not None and self.build.needs_generations:
+            self.clock.seen["generation refused"] += 1
+            return exists
+        self.generations[membership.generation] = membership
+        newest = self.generations[max(self.generations)]
+        self.checker.memories = {
+            node: self.machines[node].memory
+            for node in newest.nodes
+            if self.machines[node].is_alive and not self.machines[node].has_left
+        }
+        return None
+
+    def node_left(self, machine: Machine) -> None:
+        """A fenced node ends everything of the job that it runs."""
+        self.clock.seen["node fenced"] += 1
+        machine.has_left = True
+        self._end_processes(machine)
+
+    def _kill_node(self, machine: Machine) -> None:
+        machine.is_alive = False
+        machine.dead_s = self.clock.now_s + self.clock.rng.uniform(0.0, 0.7)
+        self.checker.memories.pop(machine.node, None)
+        self._end_processes(machine)
+
+    def _end_processes(self, machine: Machine) -> None:
+        self._touch(0.0)
+        aggregators = [one for one in self.aggregators if one.machine is machine]
+        workers = [one for one in self.workers.values() if one.machine is machine]
+        for process in (*aggregators, *workers):
+            process.kill()
+
+    def nodes(self) -> dict[int, int]:
+        """The nodes that Ray thinks are there, and how many aggregators live on each."""
+        return {
+            node: sum(one.alive for one in self.aggregators if one.machine is machine)
+            for node, machine in self.machines.items()
+            if not machine.has_left and (machine.is_alive or self.clock.now_s < machine.dead_s)
+        }
+
+    def _all_lost(self) -> bool:
+        """Whether no member lives: what the others hold is older."""
+        if len(self.machines) == 1 or not self.generations:
+            return False
+        newest = self.generations[max(self.generations)]
+        return not any(
+            self.machines[node].is_alive and not self.machines[node].has_left
+            for node in newest.nodes
+        )
+
+    def _connected_members(self) -> set[int]:
+        """As whoever leads knows them."""
+        leads = (one.proto for one in self.acting if one.proto and one.proto.connected)
+        return {one for lead in leads for one in lead.connected & set(lead.membership.members)}
 
     def _start_coordinator(self) -> None:
         self._num_coordinators += 1
@@ -194,15 +275,16 @@ class Job:
             self, self._num_coordinators, self.schedule.num_workers
         )
 
-    def coordinator_died(self) -> None:
-        self.clock.push(self.clock.rng.uniform(0.2, 1.5), self._start_coordinator)
+    def coordinator_died(self, process: CoordinatorProcess) -> None:
+        if process is self.coordinator:
+            self.clock.push(self.clock.rng.uniform(0.2, 1.5), self._start_coordinator)
 
     # ------------------------------------------------------------------ the step
 
-    def save_state(self, state: State) -> None:
-        self.checker.saving(state)
-        self.memory.state = state
-        self.memory.serial += 1
+    def save_state(self, machine: Machine, state: State) -> None:
+        self.checker.saving(machine.node, state)
+        machine.memory.state = state
+        machine.memory.serial += 1
         if state.step > self._step:
             self._begin_step(state.step)
 
@@ -265,8 +347,7 @@ class Job:
                 seen["revoke"] += 1
 
     def _watch_leases(self, worker: int, leases: tuple) -> None:  # type: ignore[type-arg]
-        assert self.listener is not None
-        others = set(self.memory.membership.members) & set(self.listener.peers) - {worker}
+        others = self._connected_members() - {worker}
         for lease in leases:
             for micro_batch in lease.micro_batches:
                 self._holders.setdefault((lease.key, micro_batch), []).append(worker)
@@ -296,11 +377,11 @@ class Job:
         if fault.do.endswith("_worker"):
             process = self._target(fault)
             return process.name if process is not None else None
-        return fault.do.split("_")[1]
+        return "aggregator" if fault.do.endswith("_node") else fault.do.split("_")[1]
 
     def _target(self, fault: Fault) -> Process | None:
-        if fault.do.endswith("aggregator"):
-            return self.acting[-1] if self.acting else None
+        if fault.do.endswith("aggregator") or fault.do.endswith("node"):
+            return self.acting[fault.target % len(self.acting)] if self.acting else None
         if fault.do.endswith("coordinator"):
             return self.coordinator if self.coordinator.alive else None
         living = [one for one in self.workers.values() if one.alive]
@@ -326,6 +407,8 @@ class Job:
         self.clock.seen[fault.do] += 1
         self.clock.note("fault", str(fault))
         match fault.do:
+            case "split_coordinator":
+                self._split_coordinator(fault.for_s)
             case "flap":
                 self._flaps = int(fault.factor)
             case "slow_kill":
@@ -353,8 +436,30 @@ class Job:
                 process.stop()
                 if fault.for_s:
                     self.clock.push(fault.for_s, process.resume)
+                if isinstance(process, AggregatorProcess):
+                    self.network.froze(process)
+            case "kill_node" | "cut_node" if isinstance(process, AggregatorProcess):
+                self._strike_node(fault, process.machine)
             case _ if isinstance(process, WorkerProcess):
                 self._trouble(fault, process)
+
+    def _split_coordinator(self, for_s: float) -> None:
+        """The old one is taken for dead, and acts on for a while."""
+        old = self.coordinator
+        if old.alive:
+            self._start_coordinator()
+            self.clock.push(for_s, old.kill)
+
+    def _strike_node(self, fault: Fault, machine: Machine) -> None:
+        """Never the last member that could go on."""
+        others = [node for node in self.checker.memories if node != machine.node]
+        if not others or not machine.is_alive:
+            self.clock.seen["no target"] += 1
+        elif fault.do == "kill_node":
+            self._kill_node(machine)
+        elif not machine.is_cut:
+            self.network.cut(machine)
+            self.clock.push(fault.for_s, partial(self._heal, machine))
 
     def _trouble(self, fault: Fault, process: WorkerProcess) -> None:
         match fault.do:

@@ -1,7 +1,7 @@
-"""A model of the store in shared memory: it outlives every process, and stores may be half done.
+"""A model of a node's store in shared memory: it outlives every process there.
 
-A half holds a multiset of entries instead of numbers. Whatever changes counts up `serial`, so
-that the invariants are checked again only when something did change.
+Stores may be half done. A half holds a multiset of entries instead of numbers. Whatever changes
+counts up `serial`, so that the invariants are checked again only when something did change.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Memory:
     slots: dict[int, Slot] = field(default_factory=dict)
     versions: tuple[Version, Version] = field(default_factory=lambda: (Version(), Version()))
     active_pid: int = 0
+    prepared: int = 0
     serial: int = 0
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from elastic.core.simulator.world import END_OF_FILE, Connection, Process
 if TYPE_CHECKING:
     from elastic.core.simulator.aggregator_process import AggregatorProcess
     from elastic.core.simulator.job import Job
+    from elastic.core.simulator.network import Machine
 
 LAYERS = 3  # of the model: between them the worker looks whether its work is still wanted
 
@@ -34,10 +35,11 @@ LAYERS = 3  # of the model: between them the worker looks whether its work is st
 class WorkerProcess(Process):
     """A worker: computes, writes its slot, asks. Looks at its socket only in between."""
 
-    def __init__(self, job: Job, worker: int) -> None:
+    def __init__(self, job: Job, worker: int, machine: Machine) -> None:
         super().__init__(job.clock, f"worker-{worker}")
         self.job = job
         self.worker = worker
+        self.machine = machine
         self.ready = False
         self.dead_s = 0.0
         self.notice_s = 0.0
@@ -66,15 +68,15 @@ class WorkerProcess(Process):
                 self._carry_out(self._todo.popleft())
             elif self.inbox:
                 self._read()
-            elif self._connection is None and self.job.listener is not None:
-                self._connect(self.job.listener)
+            elif self._connection is None and self.machine.listener is not None:
+                self._connect(self.machine.listener)
             elif self._pending is not None:
                 self._work()
             else:
                 return
 
     def _handle(self, event: wrk.Event) -> None:
-        for action in self._proto.handle(event, self.job.memory.key_word):
+        for action in self._proto.handle(event, self.machine.memory.key_word):
             if isinstance(action, wrk.Send | wrk.Exit):
                 self._todo.append(action)
             else:
@@ -96,7 +98,7 @@ class WorkerProcess(Process):
 
     def _map_slot(self) -> None:
         """Map the slot at the first welcome; it must be the same file for ever after."""
-        slot = self.job.memory.slots.get(self.worker)
+        slot = self.machine.memory.slots.get(self.worker)
         if self.slot is None:
             self.slot = slot
         elif slot is not self.slot:
@@ -141,7 +143,7 @@ class WorkerProcess(Process):
 
     def _compute(self, lease: Lease) -> None:
         self.clock.note(self.name, "computes", lease)
-        version = self.job.memory.versions[lease.key.step % 2]
+        version = self.machine.memory.versions[lease.key.step % 2]
         seconds = self._pace_s * self.slow * self.clock.rng.uniform(0.8, 1.3)
         layer = partial(self._layer, lease, version.writes, self.clock.now_s, seconds / LAYERS)
         self.job.point(self, "Compute", "during", seconds)
@@ -152,7 +154,7 @@ class WorkerProcess(Process):
     ) -> None:
         if self.slot is not None:
             self.slot.progress += 1
-        memory, word = self.job.memory, lease.key.word
+        memory, word = self.machine.memory, lease.key.word
         done = any(memory.done[one] == word for one in lease.micro_batches)
         if memory.key_word != word or done:
             self._end_work(wrk.Abandoned(lease))
@@ -177,7 +179,7 @@ class WorkerProcess(Process):
 
     def _gradient(self, lease: Lease, writes: int) -> tuple[tuple[int, int, int, int], ...]:
         """The entries of this lease; of no digest if the version changed meanwhile."""
-        version = self.job.memory.versions[lease.key.step % 2]
+        version = self.machine.memory.versions[lease.key.step % 2]
         clean = version.writes == writes and not version.torn
         digest = version.digest if clean else 0
         _, step, attempt = lease.key
@@ -200,7 +202,7 @@ class WorkerProcess(Process):
         source = self.slot.halves[base] if base is not None else None
         target.torn = True
         target.writes += 1
-        self.job.memory.serial += 1
+        self.machine.memory.serial += 1
         before = source.entries if source is not None else ()
         seconds = self.clock.rng.uniform(0.001, 0.006) * self.slow
         self.job.point(self, "Encode", "during", seconds)
@@ -211,5 +213,5 @@ class WorkerProcess(Process):
         target.entries = before + self._gradients
         target.torn = False
         self.slot.progress += 1
-        self.job.memory.serial += 1
+        self.machine.memory.serial += 1
         self._end_work(wrk.Encoded())

@@ -10,10 +10,21 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from elastic.core.protocol.messages import Message
+from elastic.core.protocol.orders import NodeMessage
 
 Call = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The sum of one node's slots, for the exchange of one round of one lead's term."""
+
+    term: int
+    round: int
+    entries: tuple[tuple[int, int, int, int], ...]
 
 
 class EndOfFile:
@@ -24,7 +35,7 @@ class EndOfFile:
 
 
 END_OF_FILE = EndOfFile()
-Item = Message | EndOfFile
+Item = Message | NodeMessage | Block | EndOfFile
 
 
 class Process:
@@ -158,6 +169,33 @@ class Connection:
         if self._flying[to] and receiver.alive:
             receiver.inbox.append((self, self._flying[to].popleft()))
             receiver.wake()
+
+
+class Link(Connection):
+    """A connection between hosts. While it is cut, what is sent waits, as in TCP."""
+
+    def __init__(self, clock: Clock, opener: Process, acceptor: Process) -> None:
+        super().__init__(clock, opener, acceptor)
+        self.is_cut = False
+        self._held: list[tuple[int, Item]] = []
+
+    def other(self, process: Process) -> Process:
+        return self.ends[1 - self.ends.index(process)]
+
+    def cut(self) -> None:
+        self.is_cut = True
+
+    def heal(self) -> None:
+        self.is_cut = False
+        held, self._held = self._held, []
+        for to, item in held:
+            self._fly(to, item)
+
+    def _fly(self, to: int, item: Item) -> None:
+        if self.is_cut:
+            self._held.append((to, item))
+        else:
+            super()._fly(to, item)
 
 
 class Clock:
