@@ -332,7 +332,7 @@ MUTATIONS = (
     _aggregator(KeepsLostGrants, KILL_NODE),
     _aggregator(WaitsForTheLost, KILL_NODE),
     _node(LeasesBeforeItKnows),
-    Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas)),
+    Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), num_seeds=400),
     Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False)),
     Mutation(
         "NumbersAreUsedAgain",
