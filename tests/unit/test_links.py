@@ -154,7 +154,11 @@ def test_both_ends_know_who_the_other_is(job: Job) -> None:
     assert [one.num_refused for one in job.listeners.values()] == [0, 0]
 
 
-@pytest.mark.parametrize(("caller", "answerer"), [(SECRET, OTHER_SECRET), (OTHER_SECRET, SECRET)])
+@pytest.mark.parametrize(
+    ("caller", "answerer"),
+    [(SECRET, OTHER_SECRET), (OTHER_SECRET, SECRET)],
+    ids=["called", "calling"],
+)
 def test_a_wrong_secret_is_refused_by_both_ends(job: Job, caller: bytes, answerer: bytes) -> None:
     called = job.listen(0, answerer)
     calling = job.listen(1, caller)
@@ -219,6 +223,15 @@ def test_a_challenge_cannot_be_reflected(
         with pytest.raises(ProtocolError, match="secret"):
             victim.handle(oracle.recv(1000))
     assert victim.num_expected > 0
+
+
+def test_an_answer_to_an_earlier_call_proves_nothing() -> None:
+    """An impostor says again what the good node once said."""
+    earlier, now = (Caller(Credentials(1, SECRET), 0, os.urandom(NONCE_BYTES)) for _ in range(2))
+    answer = Answerer(Credentials(0, SECRET), os.urandom(NONCE_BYTES)).handle(earlier.hello)
+    earlier.handle(answer)
+    with pytest.raises(ProtocolError, match="secret"):
+        now.handle(answer)
 
 
 def test_proofs_of_the_two_roles_differ() -> None:
