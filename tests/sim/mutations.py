@@ -246,7 +246,7 @@ class LeasesBeforeItKnows(Node):
         if self.role is not Role.GATHERING:
             return []
         for one in self.membership.nodes:
-            self._holds.setdefault(one, Holds(0, self._memory.state, 0, {}, {}))
+            self._holds.setdefault(one, Holds(0, self._memory.state, 0, {}))
         return super()._lead_if_known(now_s)
 
 

@@ -55,6 +55,7 @@ from elastic.core.protocol.orders import (
     Order,
     Progress,
     Relayed,
+    Row,
 )
 
 GRACE_S = 0.3
@@ -162,7 +163,7 @@ class _Memory:
                 self.prepared = word
 
     def holds(self, term: int) -> Holds:
-        return Holds(term, self.state, self.prepared, dict(self.manifests), dict(self.rows))
+        return Holds(term, self.state, self.prepared, dict(self.manifests))
 
 
 class Node:
@@ -197,6 +198,7 @@ class Node:
         self._linked: set[int] = set()
         self._gone_s: dict[int, float] = {}
         self._holds: dict[int, Holds] = {}
+        self._rows: dict[int, dict[int, Outcome]] = {}
         self._waiting: list[Event] = []
         self._progress: dict[int, dict[int, int]] = {}
         self._coordinator = False
@@ -320,6 +322,7 @@ class Node:
         """Lead no more, and take orders from nobody before somebody asks."""
         self.role, self._lead, self._term = Role.RELAYING, None, None
         self._holds.clear()
+        self._rows.clear()
         self._waiting.clear()
 
     def _hang_up(self) -> list[NodeAction]:
@@ -358,10 +361,11 @@ class Node:
             self._gone_s |= dict.fromkeys(behind, NEVER_S)  # they cannot go on as they are
             return []
         self.role = Role.LEADING
-        self._lead = self._make_lead(
-            self._rules, _merged(newest, self.membership, holds), self.node
-        )
+        rows = {**self._rows, self.node: self._memory.rows}
+        known = _merged(newest, self.membership, holds, rows)
+        self._lead = self._make_lead(self._rules, known, self.node)
         self._holds.clear()
+        self._rows.clear()
         waiting, self._waiting = self._waiting, []
         actions = self._led(Started(), now_s)
         if self._coordinator:
@@ -441,6 +445,8 @@ class Node:
                 return self._asked(node, term, membership, now_s)
             case Order(term, action) if term == self._term:
                 return self._ordered(action)
+            case Row(term, outcome) if term == self._own_term:
+                self._rows.setdefault(node, {})[outcome.micro_batch] = outcome
             case Holds(term) if term == self._own_term:
                 return self._answered(node, message, now_s)
             case Relayed(term, worker, said) if term == self._own_term:
@@ -468,8 +474,9 @@ class Node:
         if self.membership.nodes[0] != node or self.role is not Role.RELAYING:
             return actions  # it does not know yet that it leads no more
         self._term = term
+        rows = [SendNode(node, Row(term, outcome)) for outcome in self._memory.rows.values()]
         holds = SendNode(node, self._memory.holds(term))
-        return [*actions, *self._give_up(), *self._hang_up(), holds]
+        return [*actions, *self._give_up(), *self._hang_up(), *rows, holds]
 
     def _give_up(self) -> list[NodeAction]:
         """An exchange that an earlier lead began has no end."""
@@ -501,6 +508,7 @@ class Node:
         self._linked.discard(node)
         self._progress.pop(node, None)
         self._holds.pop(node, None)
+        self._rows.pop(node, None)
         self._gone_s[node] = now_s
         self._due_s.append(now_s + GRACE_S)
         if node == self.membership.nodes[0]:
@@ -545,10 +553,15 @@ def can_follow(state: State, prepared: int, newest: State) -> bool:
     return state.step == newest.step - 1 and prepared == state.key.word
 
 
-def _merged(newest: State, membership: Membership, holds: Mapping[int, Holds]) -> Recovered:
-    """What counts on all nodes together."""
+def _merged(
+    newest: State,
+    membership: Membership,
+    holds: Mapping[int, Holds],
+    rows: Mapping[int, Mapping[int, Outcome]],
+) -> Recovered:
+    """What counts on all nodes together. `rows` are by node, too."""
     manifests: dict[int, Manifest] = {}
-    rows: dict[int, Outcome] = {}
+    counting: dict[int, Outcome] = {}
     homes: dict[int, int] = {}
     for node, held in holds.items():
         for worker, manifest in held.manifests.items():
@@ -558,5 +571,5 @@ def _merged(newest: State, membership: Membership, holds: Mapping[int, Holds]) -
                 )
             manifests[worker], homes[worker] = manifest, node
             if manifest.key == newest.key:
-                rows |= {one: held.rows[one] for one in manifest.micro_batches}
-    return Recovered(newest, membership, manifests, rows, homes)
+                counting |= {one: rows[node][one] for one in manifest.micro_batches}
+    return Recovered(newest, membership, manifests, counting, homes)

@@ -34,9 +34,17 @@ class Order:
 # Node -> lead
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """The row of a micro-batch that counts on this node, said before Holds."""
+
+    term: int
+    outcome: Outcome
+
+
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """What a node's memory holds: the answer to Ask.
+    """What else a node's memory holds: the answer to Ask.
 
     `prepared` is the word of the key whose next version is complete here, 0: of none.
     """
@@ -45,7 +53,6 @@ class Holds:
     state: State
     prepared: int
     manifests: Mapping[int, Manifest]
-    rows: Mapping[int, Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +89,4 @@ class Stalled:
     round: int
 
 
-NodeMessage = Ask | Order | Holds | Relayed | Progress | Complete | Stalled
+NodeMessage = Ask | Order | Row | Holds | Relayed | Progress | Complete | Stalled

@@ -332,7 +332,7 @@ class AggregatorProcess(Process):
         if isinstance(message, Order) and isinstance(message.action, ev.Send):
             self.job.watch_message(message.action.worker, message.action.message)
         if peer in self.links:
-            self.links[peer].send(self, message)
+            self.links[peer].send(self, self.job.over_the_wire(message))
 
     def _begin_update(self, update: ev.Update) -> None:
         assert self.proto is not None

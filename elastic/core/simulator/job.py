@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 
 from elastic.core.protocol.aggregator import Rules
 from elastic.core.protocol.coordinator import Life, Limits
@@ -18,9 +19,9 @@ from elastic.core.protocol.messages import (
     Revoke,
     State,
     Stop,
-    decode_message,
-    encode_message,
 )
+from elastic.core.protocol.orders import NodeMessage
+from elastic.core.protocol.wire import decode, encode
 from elastic.core.simulator.aggregator_process import AggregatorProcess
 from elastic.core.simulator.build import Build
 from elastic.core.simulator.coordinator_process import CoordinatorProcess
@@ -33,6 +34,8 @@ from elastic.core.simulator.worker_process import WorkerProcess
 from elastic.core.simulator.world import Clock, Process
 from policies.hangs import Silence
 from policies.restarts import BackOff
+
+M = TypeVar("M", bound=Message | NodeMessage)
 
 MAX_EVENTS = 50_000  # some twenty times as many as any job needed that was right
 START_S = 30.0  # longer than any start here
@@ -318,11 +321,12 @@ class Job:
         self.clock.seen["machine's NaN"] += 1
         return True
 
-    def over_the_wire(self, message: Message) -> Message:
+    def over_the_wire(self, message: M) -> M:
         """In every fourth schedule messages go through their bytes."""
         if self.schedule.seed % 4:
             return message
-        return decode_message(encode_message(message))
+        same: M = decode(encode(message))  # type: ignore[assignment]
+        return same
 
     def watch_message(self, worker: int | None, message: Message) -> None:
         """Count what is worth being seen."""
