@@ -17,7 +17,9 @@ from typing import Any, Final, Literal
 
 from elastic.core.errors import ChannelClosed
 from elastic.core.protocol.frames import PING, Block, Parser, block_header, message_frame
-from elastic.core.protocol.messages import Message, decode_message, encode_message
+from elastic.core.protocol.messages import Message
+from elastic.core.protocol.orders import NodeMessage
+from elastic.core.protocol.wire import decode, encode
 
 PING_S = 0.25
 """A link that sends nothing for so long sends a ping: silence is no quiet."""
@@ -149,9 +151,9 @@ class Link:
 
     # ---------------------------------------------------------------- sending
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | NodeMessage) -> None:
         """Raises ChannelClosed if the peer is gone or reads nothing."""
-        frame = message_frame(encode_message(message))
+        frame = message_frame(encode(message))
         if self._queued_bytes + len(frame) > MAX_QUEUED_BYTES:
             raise ChannelClosed(
                 f"node {self.node} leaves {self._queued_bytes} bytes of messages unread"
@@ -245,7 +247,7 @@ class Link:
 
     # -------------------------------------------------------------- receiving
 
-    def receive(self, place: Place) -> Message | Block | None:
+    def receive(self, place: Place) -> Message | NodeMessage | Block | None:
         """The next message, or block that is in its place; None if there is none yet.
 
         Raises:
@@ -288,13 +290,13 @@ class Link:
             self._trash = bytearray(block.length)
         return memoryview(self._trash)[: block.length]
 
-    def _arrived(self, num_bytes: int) -> Message | Block | None:
+    def _arrived(self, num_bytes: int) -> Message | NodeMessage | Block | None:
         self._last_in_s = self._clock()
         self._reading.end(self._last_in_s)
         self._bytes_in += num_bytes
         frame = self._parser.advance(num_bytes)
         if not isinstance(frame, Block):
-            return None if frame is None else decode_message(frame)
+            return None if frame is None else decode(frame)
         self._blocks_in += 1
         dropped, self._is_dropping = self._is_dropping, False
         return None if dropped else frame

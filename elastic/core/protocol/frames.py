@@ -1,6 +1,6 @@
 """What goes over a link between two nodes, as bytes: a header of fixed size, then a body.
 
-    MESSAGE   the bytes of `encode_message`
+    MESSAGE   the bytes of `wire.encode`
     BLOCK     a part of a chunk of one tensor; read where it belongs, never through this module
     PING      nothing: the sender lives
 
