@@ -6,11 +6,20 @@ Never reads the environment, never imports the user's task.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from elastic.core.errors import ConfigError
 from elastic.core.storage import check_location, is_uri
@@ -240,20 +249,33 @@ def check_resume(begun: Mapping[str, Any], job: JobConfig) -> None:
     """Refuse to go on with a run under settings that would compute something else.
 
     Args:
-        begun: the job that the checkpoint was written by, as JSON values.
+        begun: the job that the checkpoint was written by, as JSON values. What an earlier version
+            did not know yet it did as the defaults say.
 
     Raises:
         ConfigError: one line for every such setting.
     """
     now = job.model_dump(mode="json")
+    then = _read_begun(begun).model_dump(mode="json")
     problems = [
-        f"{key}: the run was begun with {begun.get(key)!r}, got {now[key]!r}; that would compute"
+        f"{key}: the run was begun with {then[key]!r}, got {now[key]!r}; that would compute"
         " something else: leave it as it was, or start a new run"
         for key in now
-        if key not in FREE_AT_RESUME and begun.get(key) != now[key]
+        if key not in FREE_AT_RESUME and then[key] != now[key]
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _read_begun(begun: Mapping[str, Any]) -> JobConfig:
+    try:
+        return JobConfig.model_validate_json(json.dumps(begun))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ConfigError(
+            f"{where}: the run was begun with a job that this version cannot read"
+            f" ({error.errors()[0]['msg']}); resume it with the version that began it"
+        ) from error
 
 
 __all__ = [

@@ -254,3 +254,17 @@ def test_a_resume_may_not_change_what_is_computed() -> None:
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["seed", "batch", "clip_norm"]
     assert "begun with 0, got 7" in lines[0]
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults() -> None:
+    begun = load_job(GOOD).model_dump(mode="json")
+    del begun["ema"], begun["device"], begun["evaluate"]["every"]
+    check_resume(begun, load_job(GOOD))
+    with pytest.raises(ConfigError, match="device: the run was begun with 'cpu', got 'cuda'"):
+        check_resume(begun, load_job({**GOOD, "device": "cuda"}))
+
+
+def test_a_run_of_a_later_version_is_refused_by_the_setting() -> None:
+    begun = {**load_job(GOOD).model_dump(mode="json"), "tomorrow": 1}
+    with pytest.raises(ConfigError, match="tomorrow: the run was begun with a job that this"):
+        check_resume(begun, load_job(GOOD))
