@@ -264,7 +264,7 @@ class Mutation:
     name: str
     build: Build
     faults: tuple[Fault, ...] = ()
-    num_seeds: int = 100
+    num_seeds: int = 200
 
     def schedule(self, seed: int) -> Schedule:
         """A random schedule; of the faults that the mutation is sensitive to, if it is rare."""

@@ -77,9 +77,12 @@ COMMON = [
     "stop_aggregator",
     "stop_job",
     "stop_worker",
+    "cut_link_node",
     "cut_node",
+    "freeze_node",
     "generation refused",
     "kill_node",
+    "late_nodes",
     "node fenced",
     "node_joined",
     "node_lost",
@@ -173,7 +176,7 @@ def test_an_aggregator_may_die_or_stop_anywhere(do: str, point: tuple[str, str])
     see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, fault, *others))
 
 
-@pytest.mark.parametrize("do", ["kill_node", "cut_node", "kill_aggregator"])
+@pytest.mark.parametrize("do", ["kill_node", "cut_node", "freeze_node", "kill_aggregator"])
 @pytest.mark.parametrize("point", NODE_POINTS, ids=" ".join)
 def test_a_node_may_be_lost_anywhere(do: str, point: tuple[str, str]) -> None:
     fault = Fault(do=do, step=2, point=point, for_s=1.0)

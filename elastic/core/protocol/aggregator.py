@@ -344,6 +344,8 @@ class Aggregator:
         before = set(self.membership.members) | set(self.membership.leaving)
         after = set(membership.members) | set(membership.leaving)
         self.membership = membership
+        if nodes != membership.nodes:
+            actions += self._give_up()
         for node in nodes:
             if node not in membership.nodes:
                 actions += self._drop_node(node)
@@ -493,7 +495,8 @@ class Aggregator:
             return self._finish()
         if not self._present.issuperset(self.membership.nodes):
             return []
-        twice = sorted(one for one in self._nonfinite if self._is_own(one))
+        open_ = self._nonfinite.keys() - self._outcomes.keys()
+        twice = sorted(one for one in open_ if self._is_own(one))
         if twice:
             return self._own_nonfinite(twice[0])
         if len(self._outcomes) == self._num_wanted:

@@ -160,11 +160,13 @@ class Coordinator:
 
     def decide(self, view: View) -> list[Action]:
         """What to do now, in order."""
-        report = view.report
-        reports = [*view.others.values(), *([report] if report is not None else [])]
+        reports = [*view.others.values(), *([view.report] if view.report is not None else [])]
         for one in reports:
             if one.membership.generation > self._settled:
                 self.adopt(one.membership)  # we were restarted: the aggregators remember
+        if view.report is not None and view.report.node != self._membership.nodes[0]:
+            view = replace(view, report=None)  # it has not heard yet that it leads no more
+        report = view.report
         came = {worker for worker, life in view.processes.items() if life is Life.ALIVE}
         if came - self._came:
             self._came |= came
@@ -271,6 +273,7 @@ class Coordinator:
             worker
             for worker in report.connected
             if worker not in members and worker not in leaving and worker not in self._gone
+            if view.home(worker) in self._membership.nodes
         ]
         if report.step == 0 and not now.members and self._waits_for_nodes(view):
             return
@@ -363,8 +366,8 @@ class Coordinator:
 
 def _lost_nodes(view: View, nodes: tuple[int, ...]) -> list[int]:
     """Members that cannot go on with those before them. Of the lead all others must say so."""
-    lead, *others = nodes
-    gone = {one: set(view.others[one].gone) for one in others if one in view.others}
+    lead = nodes[0]
+    gone = {one: set(view.others[one].gone) for one in nodes if one in view.others}
     if view.report is not None:
         gone[lead] = set(view.report.gone)
     lost = [one for one in nodes if one not in view.aggregators]

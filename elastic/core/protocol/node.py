@@ -82,7 +82,10 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The link to the acting aggregator of another node is open."""
+    """The link to the acting aggregator of another node is open.
+
+    From then on nothing may come that was sent over an earlier one.
+    """
 
     node: int
 
@@ -205,7 +208,7 @@ class Node:
         self._told: Report | None = None
         self._update: Update | None = None
         self._tick_s = 0.0
-        self._due_s: list[float] = []
+        self._now_s = 0.0
 
     # ----------------------------------------------------------- what it is
 
@@ -232,13 +235,13 @@ class Node:
     @property
     def next_tick_s(self) -> float:
         own_s = self._tick_s if self._lead is None else self._lead.next_tick_s
-        return min([own_s, *self._due_s])
+        return min([own_s, *self._due_s()])
 
     # --------------------------------------------------------------- events
 
     def handle(self, event: NodeEvent, now_s: float) -> list[NodeAction]:
         """Take one event; return what to do, in order."""
-        self._due_s = [at_s for at_s in self._due_s if at_s > now_s]
+        self._now_s = now_s
         actions = self._react(event, now_s)
         if self._lead is None:
             actions += self._tell(now_s)
@@ -287,9 +290,10 @@ class Node:
     # ------------------------------------------------------------ membership
 
     def _begin(self, now_s: float) -> list[NodeAction]:
-        if self.membership.nodes[0] == self.node:
-            return self._gather(now_s)
-        return []
+        if self.node in self.membership.former:
+            return self._fenced()
+        self._miss(now_s)
+        return self._gather(now_s) if self.membership.nodes[0] == self.node else []
 
     def _admitted(self, membership: Membership, now_s: float) -> list[NodeAction]:
         """A new generation. Who leads is a function of it."""
@@ -301,6 +305,7 @@ class Node:
             return [*saved, *self._fenced()]
         if self.node not in membership.nodes:
             return saved  # it waits to be one
+        self._miss(now_s)
         leads = membership.nodes[0] == self.node
         if leads and self._lead is not None:
             return self._led(Received(None, Admit(membership)), now_s) + self._ask(
@@ -381,12 +386,13 @@ class Node:
         lead = self._lead
         assert lead is not None
         lead.gone = self._gone(now_s)
+        before = lead.membership.nodes  # those that are no members any more must hear so
         actions: list[NodeAction] = []
         for action in lead.handle(event, now_s):
             if isinstance(action, _OF_ALL):
                 orders = [
                     SendNode(one, Order(self._own_term, action))
-                    for one in lead.membership.nodes
+                    for one in dict.fromkeys((*before, *lead.membership.nodes))
                     if one != self.node
                 ]
                 # a commit is the lead's first; what takes long is begun everywhere at once
@@ -444,7 +450,9 @@ class Node:
             case Ask(term, membership):
                 return self._asked(node, term, membership, now_s)
             case Order(term, action) if term == self._term:
-                return self._ordered(action)
+                return self._ordered(action, now_s)
+            case _ if node not in self.membership.nodes:
+                return []  # it has not heard so yet
             case Row(term, outcome) if term == self._own_term:
                 self._rows.setdefault(node, {})[outcome.micro_batch] = outcome
             case Holds(term) if term == self._own_term:
@@ -483,14 +491,14 @@ class Node:
         update, self._update = self._update, None
         return [GiveUp(update.round)] if update is not None else []
 
-    def _ordered(self, action: Action) -> list[NodeAction]:
+    def _ordered(self, action: Action, now_s: float) -> list[NodeAction]:
         match action:
             case Update():
                 self._update = action
             case GiveUp():
                 self._update = None
             case SaveMembership(membership):
-                self.membership = max(self.membership, membership, key=lambda one: one.generation)
+                return self._admitted(membership, now_s)
         return [action]
 
     def _answered(self, node: int, holds: Holds, now_s: float) -> list[NodeAction]:
@@ -509,8 +517,7 @@ class Node:
         self._progress.pop(node, None)
         self._holds.pop(node, None)
         self._rows.pop(node, None)
-        self._gone_s[node] = now_s
-        self._due_s.append(now_s + GRACE_S)
+        self._gone_s[node] = now_s + GRACE_S
         if node == self.membership.nodes[0]:
             self._term = None  # its successor asks first
         if self._lead is None or node not in self.membership.nodes:
@@ -528,8 +535,17 @@ class Node:
 
     def _gone(self, now_s: float) -> tuple[int, ...]:
         """Members that have been away for too long to come back as they were."""
-        gone = [one for one, at_s in self._gone_s.items() if now_s - at_s >= GRACE_S]
+        gone = [one for one, at_s in self._gone_s.items() if at_s <= now_s]
         return tuple(sorted(set(gone) & set(self.membership.nodes)))
+
+    def _due_s(self) -> list[float]:
+        """When members that are away will have been so for too long."""
+        return [at_s for at_s in self._gone_s.values() if at_s > self._now_s]
+
+    def _miss(self, now_s: float) -> None:
+        """A member that no link ever led to is away as well."""
+        for node in {*self.membership.nodes} - {self.node, *self._linked}:
+            self._gone_s.setdefault(node, now_s + GRACE_S)
 
     def _tell(self, now_s: float) -> list[NodeAction]:
         report = Report(

@@ -173,6 +173,7 @@ class _Draw:
         ]
         if num_nodes > 1:
             kinds += [(20, self._kill_node), (20, self._cut_node), (6, self._split_coordinator)]
+            kinds += [(10, self._cut_link), (10, self._freeze_node), (2, self._late_nodes)]
         self._weights = [weight for weight, _ in kinds]
         self._kinds = [kind for _, kind in kinds]
 
@@ -280,8 +281,25 @@ class _Draw:
 
     def _cut_node(self) -> list[Fault]:
         """Nothing reaches a host for a while; what is there goes on."""
+        return [self._at("cut_node", point=self._maybe_point(NODE_POINTS), for_s=self._loss_s())]
+
+    def _cut_link(self) -> list[Fault]:
+        """Two hosts do not reach each other, but all others."""
         point = self._maybe_point(NODE_POINTS)
-        return [self._at("cut_node", point=point, for_s=self._pause_s())]
+        return [self._at("cut_link_node", point=point, for_s=self._loss_s())]
+
+    def _freeze_node(self) -> list[Fault]:
+        """All of a host stops."""
+        point = self._maybe_point(NODE_POINTS)
+        return [self._at("freeze_node", point=point, for_s=self._loss_s())]
+
+    def _late_nodes(self) -> list[Fault]:
+        """Hosts come after the job has begun."""
+        return [self._at("late_nodes", step=0, offset_s=0.0, for_s=self._rng.uniform(0.3, 2.0))]
+
+    def _loss_s(self) -> float:
+        """For ever, now and then; but never while the job waits for all nodes to begin on."""
+        return 0.0 if self._rng.random() < 0.2 else self._pause_s()
 
     def _split_coordinator(self) -> list[Fault]:
         """Ray takes a coordinator for dead and starts another, and both act."""

@@ -254,7 +254,9 @@ class Job:
         return {
             node: sum(one.alive for one in self.aggregators if one.machine is machine)
             for node, machine in self.machines.items()
-            if not machine.has_left and (machine.is_alive or self.clock.now_s < machine.dead_s)
+            if not machine.has_left
+            and machine.comes_s <= self.clock.now_s
+            and (machine.is_alive or self.clock.now_s < machine.dead_s)
         }
 
     def _all_lost(self) -> bool:
@@ -422,6 +424,9 @@ class Job:
             case "delay_messages":
                 self.clock.extra_latency_s = fault.factor
                 self.clock.push(fault.for_s, self._end_delay)
+            case "late_nodes":
+                for node in range(1 + fault.target % 2, len(self.machines)):
+                    self.machines[node].comes_s = self.clock.now_s + fault.for_s
             case "stop_job":
                 self.stops.append(Stop("asked to"))
             case "preempt_job":
@@ -442,7 +447,9 @@ class Job:
                     self.clock.push(fault.for_s, process.resume)
                 if isinstance(process, AggregatorProcess):
                     self.network.froze(process)
-            case "kill_node" | "cut_node" if isinstance(process, AggregatorProcess):
+            case "kill_node" | "cut_node" | "freeze_node" | "cut_link_node" if isinstance(
+                process, AggregatorProcess
+            ):
                 self._strike_node(fault, process.machine)
             case _ if isinstance(process, WorkerProcess):
                 self._trouble(fault, process)
@@ -456,14 +463,40 @@ class Job:
 
     def _strike_node(self, fault: Fault, machine: Machine) -> None:
         """Never the last member that could go on."""
-        others = [node for node in self.checker.memories if node != machine.node]
-        if not others or not machine.is_alive:
+        others = [
+            self.machines[node]
+            for node in self.checker.memories
+            if node != machine.node and not self.machines[node].is_lost
+        ]
+        too_early = fault.do != "kill_node" and not fault.for_s and self._step == 0
+        if too_early or not others or not machine.is_alive or machine.is_cut:
             self.clock.seen["no target"] += 1
-        elif fault.do == "kill_node":
+            return
+        if fault.do == "kill_node":
             self._kill_node(machine)
-        elif not machine.is_cut:
+            return
+        machine.is_lost = machine.is_lost or not fault.for_s
+        if fault.do == "freeze_node":
+            self._freeze(machine, fault.for_s)
+            return
+        if fault.do == "cut_node":
             self.network.cut(machine)
+        else:
+            self.network.cut_between(machine, others[fault.target % len(others)])
+        if fault.for_s:
             self.clock.push(fault.for_s, partial(self._heal, machine))
+
+    def _freeze(self, machine: Machine, for_s: float) -> None:
+        """Everything on a host stops; what it has not read yet it reads when it wakes."""
+        frozen: list[Process] = [one for one in self.aggregators if one.machine is machine]
+        frozen += [one for one in self.workers.values() if one.machine is machine]
+        for process in frozen:
+            if process.alive and not process.stopped:
+                process.stop()
+                if for_s:
+                    self.clock.push(for_s, process.resume)
+                if process is machine.listener:
+                    self.network.froze(process)
 
     def _trouble(self, fault: Fault, process: WorkerProcess) -> None:
         match fault.do:

@@ -21,7 +21,10 @@ DIAL_S = (0.01, 0.1)  # and opened again after that, where it can be
 
 @dataclass(eq=False)
 class Machine:
-    """A node: what its processes share. `is_cut`: nothing from elsewhere reaches it."""
+    """A node: what its processes share. `is_cut`: nothing from elsewhere reaches it.
+
+    `is_lost`: cut off, or frozen, for ever; it comes to the cluster at `comes_s`.
+    """
 
     node: int
     memory: Memory
@@ -30,7 +33,9 @@ class Machine:
     workers: set[int] = field(default_factory=set)
     is_cut: bool = False
     is_alive: bool = True
+    is_lost: bool = False
     has_left: bool = False
+    comes_s: float = 0.0
     dead_s: float = 0.0
 
 
@@ -41,6 +46,7 @@ class Network:
         self._clock = clock
         self._machines = machines
         self._links: list[Link] = []
+        self._cut: set[frozenset[int]] = set()
 
     def link_all(self, machine: Machine) -> None:
         """The aggregator of a node begins to act: link it with those of all others."""
@@ -58,28 +64,44 @@ class Network:
         """Nothing reaches a node any more, nor comes from it."""
         machine.is_cut = True
         for link in self._links_of(machine):
-            link.cut()
-            for end in link.ends:
-                self._clock.push(self._draw_s(SILENT_S), partial(self._silent, link, end))
+            self._cut_link(link)
+
+    def cut_between(self, one: Machine, other: Machine) -> None:
+        """Nothing goes between these two any more; all others reach both."""
+        self._cut.add(frozenset((one.node, other.node)))
+        for link in self._links_of(one):
+            if other in tuple(self._hosts(link)):
+                self._cut_link(link)
 
     def heal(self, machine: Machine) -> None:
         """The node can be reached again. Links that an end has given up are closed."""
         machine.is_cut = False
+        self._cut = {pair for pair in self._cut if machine.node not in pair}
         for link in self._links_of(machine):
-            if not any(one.is_cut for one in self._hosts(link)):
+            if not self._is_cut(*self._hosts(link)):
                 self._mend(link)
         self._dial(machine)
 
     def froze(self, process: AggregatorProcess) -> None:
         """A stopped process says nothing: the other ends of its links give them up."""
-        for link in list(process.links.values()):
+        for link in self._links_of(process.machine):
             other = link.other(process)
             self._clock.push(self._draw_s(SILENT_S), partial(self._frozen, link, process, other))
+
+    def _cut_link(self, link: Link) -> None:
+        link.cut()
+        for end in link.ends:
+            self._clock.push(self._draw_s(SILENT_S), partial(self._silent, link, end))
+
+    def _is_cut(self, *machines: Machine) -> bool:
+        """Whether nothing goes between these, or from this one to anywhere."""
+        pair = frozenset(one.node for one in machines)
+        return any(one.is_cut for one in machines) or pair in self._cut
 
     def _link(self, one: Machine, other: Machine) -> None:
         """Link two nodes whose aggregators act and can reach each other."""
         a, b = one.listener, other.listener
-        if a is None or b is None or one.is_cut or other.is_cut or a.stopped or b.stopped:
+        if a is None or b is None or self._is_cut(one, other) or a.stopped or b.stopped:
             return
         link = self._open(a, b)
         a.linked(link, b.node)
