@@ -382,6 +382,26 @@ def test_a_lost_node_is_a_former_one_and_its_workers_are_no_members() -> None:
     assert new.membership.members == (0, 1), "nor is a spare one that was there"
 
 
+def test_the_workers_of_a_lost_host_are_replaced_elsewhere_whatever_ray_thinks_of_it() -> None:
+    now = replace(MEMBERS, generation=2, members=(0, 1), nodes=(0, 1), former=(2,), next_worker=3)
+    lead = says(0, leads=True, membership=now, connected=(0, 1))
+    seen = view(lead, says(1, membership=now), aggregators={2: 0})
+    actions = decide(seen)
+    (started,) = only(coord.StartWorker, actions)
+    assert started.worker == 3
+    assert started.node in now.nodes
+    assert not only(coord.StartAggregator, actions)
+
+
+def test_a_host_that_dies_counts_as_no_death_of_a_worker() -> None:
+    now = replace(MEMBERS, generation=2, members=(0, 1), nodes=(0, 1), former=(2,), next_worker=3)
+    coordinator = coord.Coordinator(coord.Limits(min_workers=1, max_workers=4), target=3)
+    seen = view(says(0, leads=True, membership=now, connected=(0, 1)), says(1, membership=now))
+    dead = {**seen.processes, 2: coord.Life.DEAD}
+    coordinator.decide(replace(seen, processes=dead))
+    assert coordinator._deaths_s == []
+
+
 def test_a_former_lead_that_has_not_heard_so_decides_nothing() -> None:
     now = replace(MEMBERS, generation=2, members=(1, 2), nodes=(1, 2), former=(0,), target=3)
     stale = says(0, 1, 2, leads=True)

@@ -232,8 +232,9 @@ class Coordinator:
             if worker in leaving:
                 actions.append(Note("worker_left", "finished what it held", worker))
                 continue
-            self._deaths_s.append(view.now_s)
-            self._failed_starts += worker not in self._came
+            if view.home(worker) not in self._membership.former:  # else a host died, not a worker
+                self._deaths_s.append(view.now_s)
+                self._failed_starts += worker not in self._came
             reason = hung.get(worker) or view.ends.get(worker, "its process is gone")
             actions.append(Note("worker_lost", reason, worker))
         return actions
@@ -298,7 +299,7 @@ class Coordinator:
         actions: list[Action] = [
             StartAggregator(node)
             for node, num in view.aggregators.items()
-            if num < self._wanted_aggregators(view, node)
+            if node not in self._membership.former and num < self._wanted_aggregators(view, node)
         ]
         if self.fresh:
             self.fresh = False
@@ -314,6 +315,7 @@ class Coordinator:
             if life is not Life.DEAD
             and worker not in self._gone
             and worker not in self._membership.leaving
+            and view.home(worker) not in self._membership.former
         ]
         missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
         starting = sum(view.processes[worker] is Life.STARTING for worker in living)
