@@ -50,7 +50,8 @@ def test_a_run_with_every_kind_of_fault_equals_the_undisturbed_one(
     result = run_job(job, run_dir=tmp_path / "run", faults=faults)
     assert outcome(result) == undisturbed
     check_faults_fired(result, faults)
-    happened = {"worker_lost", "worker_joined", "worker_left", "nonfinite", "checkpoint_written"}
+    # worker-1 may die between the coordinators, and before it is a member: then nobody tells of it
+    happened = {"worker_joined", "worker_left", "nonfinite", "checkpoint_written"}
     happened |= {"aggregator_lost", "aggregator_took_over", "coordinator_restarted"}
     assert happened <= set(kinds(result))
 
