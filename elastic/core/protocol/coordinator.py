@@ -85,7 +85,7 @@ Action = SetMembership | StartWorker | KillWorker | StartAggregator | Note
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`workers` and `nodes` of the job file, and whether an aggregator stands by.
+    """`workers` of the job file, the nodes that it needs, and whether an aggregator stands by.
 
     `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
     aggregator says nothing for `silence_s` another one is started: it waits while the first

@@ -155,12 +155,14 @@ def _unpack_holds(term: int, body: bytes) -> Holds:
         parts.append(body[at : at + length])
         at += length
     state, prepared, *entries = parts
-    manifests = {_NUMBER.unpack_from(entry)[0]: _manifest(entry) for entry in entries}
+    manifests = {
+        _NUMBER.unpack_from(entry)[0]: _manifest(entry[_NUMBER.size :]) for entry in entries
+    }
     return Holds(term, State.from_bytes(state), struct.unpack("<Q", prepared)[0], manifests)
 
 
-def _manifest(entry: bytes) -> Manifest:
-    manifest = manifest_from_bytes(entry[_NUMBER.size :])
+def _manifest(data: bytes) -> Manifest:
+    manifest = manifest_from_bytes(data)
     if manifest is None:
         raise ValueError("no manifest")
     return manifest
@@ -227,7 +229,7 @@ def _unpack_done(body: bytes) -> MarkDone:
 _UNPACK: dict[bytes, Callable[[bytes], Action]] = {
     b"S": _of_worker(lambda worker, rest: Send(worker, decode_message(rest))),
     b"R": _of_worker(lambda worker, rest: SaveRow(worker, unpack_outcome(rest)[0])),
-    b"M": _of_worker(lambda worker, rest: SaveManifest(worker, _manifest(bytes(4) + rest))),
+    b"M": _of_worker(lambda worker, rest: SaveManifest(worker, _manifest(rest))),
     b"O": _of_worker(lambda worker, _: OpenSlot(worker)),
     b"D": _of_worker(lambda worker, _: DropSlot(worker)),
     b"H": _of_worker(lambda worker, _: HangUp(worker)),
