@@ -726,6 +726,16 @@ def test_a_standby_waits_until_the_first_workers_have_started() -> None:
     assert only(coord.StartAggregator, world.decide()) == [coord.StartAggregator()]
 
 
+def test_a_standby_waits_no_longer_than_an_aggregator_may_be_silent() -> None:
+    """An aggregator that hangs by then lets no worker start, and nobody would ever end it."""
+    world = World(fresh=False, silence_s=10.0)
+    world.num_aggregators = 1
+    world.processes = {0: ALIVE, 1: STARTING}
+    assert not only(coord.StartAggregator, world.decide())
+    world.now_s = 10.5
+    assert only(coord.StartAggregator, world.decide()) == [coord.StartAggregator()]
+
+
 def test_a_spare_is_started_once_those_that_are_needed_run() -> None:
     world = World(spare=1)
     world.decide()

@@ -121,7 +121,7 @@ class Coordinator:
     _came: set[int] = field(default_factory=set)
     _failed_starts: int = 0
     _starting_s: dict[int, float] = field(default_factory=dict)
-    _silent_s: dict[int, float] = field(default_factory=dict)
+    _waits: dict[int, tuple[bool, float]] = field(default_factory=dict)
     _settled: int = 0
     _given_up: str = ""
     _empty: bool = False
@@ -351,14 +351,23 @@ class Coordinator:
         return loads
 
     def _wanted_aggregators(self, view: View, node: int) -> int:
-        """Two with a standby, behind the first workers; also if the one there is says nothing."""
-        lead = self._membership.nodes[0]
-        if node in view.others or (node == lead and view.report is not None):
-            self._silent_s.pop(node, None)
-            first = (view.processes.get(worker) for worker in range(self._num_first))
-            return 2 if self.limits.standby and Life.STARTING not in first else 1
-        since_s = self._silent_s.setdefault(node, view.now_s)
-        return 2 if view.now_s - since_s > self.limits.silence_s else 1
+        """Two with a standby, behind the first workers; also if the one there is of no use.
+
+        One that hangs before the first workers are there lets none of them start.
+        """
+        speaks = node in view.others or (
+            node == self._membership.nodes[0] and view.report is not None
+        )
+        first = [view.processes.get(worker) for worker in range(self._num_first)]
+        if speaks and Life.STARTING not in first:
+            self._waits.pop(node, None)
+            return 2 if self.limits.standby else 1
+        spoke, since_s = self._waits.get(node, (speaks, view.now_s))
+        if spoke != speaks:
+            since_s = view.now_s
+        self._waits[node] = speaks, since_s
+        is_late = view.now_s - since_s > self.limits.silence_s
+        return 2 if is_late and (self.limits.standby or not speaks) else 1
 
     def _change(self, membership: Membership) -> None:
         """Generations follow each other: the next one is that after the last that exists."""
