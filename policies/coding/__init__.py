@@ -1,0 +1,12 @@
+"""Gradient coding: who computes which parts of a gradient besides others, and how it is decoded.
+
+Pure, like all policies. The fractions that a code assigns are *parts*; a part is made of whole
+micro-batches. n workers, s of which may be missing; the *load* is the share of a global batch that
+one worker computes in one round; a *gradient* is what one step of one model needs.
+
+| module | holds |
+|---|---|
+| `codes` | codes of one round: FRC, C-code, CRC, cyclic MDS; decoders |
+| `exact` | integers through float64 and back without a wrong bit, or a refusal |
+| `parts` | how a global batch is cut into parts |
+"""
