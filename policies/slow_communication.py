@@ -1,0 +1,262 @@
+"""Which senders, receivers and links are slow: where in the matrix of sender x receiver it is hot.
+
+A row that is hot nearly everywhere is a slow sender, a column a slow receiver, a cell alone a slow
+link. Compared is the time per byte in which there was something to send, so those are not blamed
+who had to wait for their data. Where a node has one peer only, both ends look alike, and the waits
+decide: if its receiver waits and it does not, the sender is slow; if the sender waits and its
+receiver does not, the receiver, which does not read; if both wait, what lies between. Pure.
+
+Letters: L links, N nodes, and E for either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from policies.outliers import Finding, Judged, Outliers, healthy_of, sample
+from policies.signals import Bools, Floats, Ints, StepView, Transfers
+from policies.verdicts import Kind, Link, Node, Verdict
+from policies.windows import CLIP, History, lookup, places_by
+
+_SHIFT = 32  # a link's number: its sender above, its receiver below
+_NUM_FORGOTTEN = 40
+"""A link that has carried nothing in so many steps is forgotten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rates:
+    """What is remembered of links, and of nodes as senders and receivers: the mean of their links.
+
+    `waits_L2` says how much of its time each end of a link waited, smoothed.
+    """
+
+    links: History
+    senders: History
+    receivers: History
+    seen_L: Ints
+    kind_L: Ints
+    waits_L2: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowCommunication:
+    """An end is blamed if at least `share` of its links are hot, and there are `min_links`."""
+
+    outliers: Outliers = field(default_factory=Outliers)
+    share: float = 0.6
+    min_links: int = 2
+    min_bytes: int = 1 << 16
+    """Less says nothing: latency, not bandwidth."""
+    wait: float = 0.25
+    """Who waited for that share of the time of a transfer did wait."""
+    memory: float = 0.2
+    """Of one step in the smoothed waits."""
+
+    def begin(self) -> Rates:
+        """Nothing is remembered yet."""
+        none, windows = np.empty(0, np.int64), self.outliers.steps
+        return Rates(
+            links=History.empty(windows),
+            senders=History.empty(windows),
+            receivers=History.empty(windows),
+            seen_L=none,
+            kind_L=none,
+            waits_L2=np.empty((0, 2)),
+        )
+
+    def decide(self, view: StepView, before: Rates) -> tuple[list[Verdict], Rates]:
+        """Which are slow now."""
+        rates = before
+        if view.transfers is not None and not view.is_exempt:
+            rates = self._learn(view.transfers, before, view)
+        if not len(rates.links.id_E):
+            return [], rates
+        ends = _Ends(rates)
+        cells = self.outliers.judge(
+            rates.links,
+            places_by(rates.kind_L),
+            is_sick_E=ends.is_sender_off_L | ends.is_receiver_off_L,
+        )
+        sender_L, receiver_L = ends.sender_L, ends.receiver_L
+        is_hot_L = cells.is_off_E | (cells.excess_E > self.outliers.vote)
+        senders, wide_senders_N = self._ends(
+            rates.senders, ends.sender_place_L, is_hot_L, ~ends.is_receiver_off_L
+        )
+        receivers, wide_receivers_N = self._ends(
+            rates.receivers, ends.receiver_place_L, is_hot_L, ~ends.is_sender_off_L
+        )
+        explained_L = wide_senders_N[ends.sender_place_L] | wide_receivers_N[ends.receiver_place_L]
+        ended_L = (rates.senders.is_open_E & ~senders.is_off_E)[ends.sender_place_L]
+        ended_L |= (rates.receivers.is_open_E & ~receivers.is_off_E)[ends.receiver_place_L]
+        is_alone_L = cells.is_off_E & ~explained_L & ~ended_L
+        found = [
+            _of_end(one, rates.senders, Kind.SLOW_SENDER)
+            for one in self.outliers.findings(rates.senders, senders)
+        ]
+        found += [
+            _of_end(one, rates.receivers, Kind.SLOW_RECEIVER)
+            for one in self.outliers.findings(rates.receivers, receivers)
+        ]
+        alone = replace(cells, is_off_E=is_alone_L)
+        for one in self.outliers.findings(rates.links, alone):
+            found.append(self._of_link(one, rates, sender_L, receiver_L))
+        rates = replace(
+            rates,
+            links=rates.links.marked(is_alone_L).without(ended_L & ~explained_L),
+            senders=rates.senders.marked(senders.is_off_E),
+            receivers=rates.receivers.marked(receivers.is_off_E),
+        )
+        return found, rates
+
+    # ------------------------------------------------------------------ learning
+
+    def _learn(self, transfers: Transfers, before: Rates, view: StepView) -> Rates:
+        is_told_L = (transfers.bytes_L >= self.min_bytes) & (transfers.took_s_L > 0)
+        id_T = (transfers.sender_L << _SHIFT | transfers.receiver_L)[is_told_L]
+        order = np.argsort(id_T, kind="stable")  # fast where it is in order
+        id_T = id_T[order]
+        took_s_T = transfers.took_s_L[is_told_L][order]
+        pace_T = took_s_T / transfers.bytes_L[is_told_L][order]
+        kind_T = transfers.kind_L[is_told_L][order]
+        waits_T2 = np.stack([transfers.send_wait_s_L, transfers.receive_wait_s_L], axis=1)
+        waits_T2 = np.clip(waits_T2[is_told_L][order] / took_s_T[:, None], 0, 1)
+        rates = _known(before, id_T, kind_T, view)
+        place_T = np.arange(len(id_T))
+        if len(id_T) < len(rates.links.id_E):
+            place_T = np.searchsorted(rates.links.id_E, id_T)
+        pace_L = np.full(len(rates.links.id_E), np.nan)
+        pace_L[place_T] = pace_T
+        ends = _Ends(rates)
+        is_sick_L = ends.is_sender_off_L | ends.is_receiver_off_L | rates.links.is_open_E
+        excess_L = np.full(len(pace_L), np.nan)
+        for places in places_by(rates.kind_L):
+            usual = pace_L[sample(healthy_of(places, is_sick_L))]
+            usual = usual[~np.isnan(usual)]
+            if len(usual):
+                excess_L[places] = pace_L[places] / np.median(usual) - 1
+        # What the other end explains says nothing of this end.
+        of_sender_L = np.where(ends.is_receiver_off_L, np.nan, excess_L)
+        of_receiver_L = np.where(ends.is_sender_off_L, np.nan, excess_L)
+        waits_L2 = rates.waits_L2.copy()
+        drift_T2 = waits_L2[place_T] + self.memory * (waits_T2 - waits_L2[place_T])
+        waits_L2[place_T] = np.where(np.isnan(drift_T2), waits_T2, drift_T2)
+        seen_L = rates.seen_L.copy()
+        seen_L[place_T] = view.step
+        vote = self.outliers.vote
+        return replace(
+            rates,
+            links=rates.links.added(excess_L, view.step, vote=vote),
+            senders=_added(rates.senders, ends.sender_place_L, of_sender_L, view.step, vote),
+            receivers=_added(
+                rates.receivers, ends.receiver_place_L, of_receiver_L, view.step, vote
+            ),
+            waits_L2=waits_L2,
+            seen_L=seen_L,
+        )
+
+    # ------------------------------------------------------------------ deciding
+
+    def _ends(
+        self, history: History, place_L: Ints, is_hot_L: Bools, counts_L: Bools
+    ) -> tuple[Judged, Bools]:
+        """Nodes of which nearly all links are hot in one direction; and those that begin to be."""
+        judged = self.outliers.judge(history, [np.arange(len(history.id_E))])
+        num = len(history.id_E)
+        links_N = np.bincount(place_L[counts_L], minlength=num)
+        hot_N = np.bincount(place_L[is_hot_L & counts_L], minlength=num)
+        is_wide_N = (links_N >= self.min_links) & (hot_N >= self.share * links_N)
+        is_off_N = judged.is_off_E & (is_wide_N | history.is_open_E)
+        begins_N = is_wide_N & (judged.excess_E > self.outliers.vote)
+        return replace(judged, is_off_E=is_off_N), is_off_N | begins_N
+
+    def _of_link(self, found: Finding, rates: Rates, sender_L: Ints, receiver_L: Ints) -> Verdict:
+        """Of a link that is hot alone: it, or the end of which it is the only one."""
+        sender, receiver = int(sender_L[found.place]), int(receiver_L[found.place])
+        send_wait, receive_wait = (bool(one > self.wait) for one in rates.waits_L2[found.place])
+        only_of_sender = np.count_nonzero(sender_L == sender) < self.min_links
+        only_of_receiver = np.count_nonzero(receiver_L == receiver) < self.min_links
+        if only_of_sender and receive_wait and not send_wait:
+            return _verdict(found, Kind.SLOW_SENDER, Node(sender))
+        if only_of_receiver and send_wait and not receive_wait:
+            return _verdict(found, Kind.SLOW_RECEIVER, Node(receiver))
+        return _verdict(found, Kind.SLOW_LINK, Link(sender, receiver))
+
+
+class _Ends:
+    """Of each link its ends, their places, and whether there is a verdict on them."""
+
+    def __init__(self, rates: Rates) -> None:
+        self.sender_L, self.receiver_L = ends_of(rates.links.id_E)
+        self.sender_place_L, _ = lookup(rates.senders.id_E, self.sender_L)
+        self.receiver_place_L, _ = lookup(rates.receivers.id_E, self.receiver_L)
+        self.is_sender_off_L = rates.senders.is_open_E[self.sender_place_L]
+        self.is_receiver_off_L = rates.receivers.is_open_E[self.receiver_place_L]
+
+
+def _of_end(found: Finding, history: History, kind: Kind) -> Verdict:
+    return _verdict(found, kind, Node(int(history.id_E[found.place])))
+
+
+def ends_of(id_L: Ints) -> tuple[Ints, Ints]:
+    """Sender and receiver of each link."""
+    return id_L >> _SHIFT, id_L & ((1 << _SHIFT) - 1)
+
+
+def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
+    """With links that are new, without those that have long carried nothing."""
+    if np.array_equal(id_T, before.links.id_E) and np.array_equal(kind_T, before.kind_L):
+        return before
+    node_N = np.unique(view.fleet.node_W)
+    sender_L, receiver_L = ends_of(before.links.id_E)
+    is_kept_L = view.step - before.seen_L <= _NUM_FORGOTTEN
+    is_kept_L &= np.isin(sender_L, node_N) & np.isin(receiver_L, node_N)
+    id_L = np.union1d(before.links.id_E[is_kept_L], id_T)
+    old = np.isin(id_L, before.links.id_E)
+    from_old = np.searchsorted(before.links.id_E, id_L[old])
+    kind_L, seen_L = np.zeros(len(id_L), np.int64), np.zeros(len(id_L), np.int64)
+    waits_L2 = np.full((len(id_L), 2), np.nan)
+    kind_L[old], seen_L[old] = before.kind_L[from_old], before.seen_L[from_old]
+    waits_L2[old] = before.waits_L2[from_old]
+    kind_L[np.searchsorted(id_L, id_T)] = kind_T
+    sender_L, receiver_L = ends_of(id_L)
+    return Rates(
+        links=before.links.of(id_L),
+        senders=before.senders.of(np.unique(sender_L)),
+        receivers=before.receivers.of(np.unique(receiver_L)),
+        seen_L=seen_L,
+        kind_L=kind_L,
+        waits_L2=waits_L2,
+    )
+
+
+def _added(nodes: History, place_L: Ints, excess_L: Floats, step: int, vote: float) -> History:
+    """One more step of nodes: the mean of their links, clipped like all."""
+    is_known_L = ~np.isnan(excess_L)
+    clipped_L = np.where(is_known_L, np.clip(excess_L, -CLIP, CLIP), 0.0)
+    num_N = np.bincount(place_L, is_known_L, minlength=len(nodes.id_E))
+    total_N = np.bincount(place_L, clipped_L, minlength=len(nodes.id_E))
+    mean_N = np.where(num_N > 0, total_N / np.maximum(num_N, 1), np.nan)
+    return nodes.added(mean_N, step, vote=vote)
+
+
+_VERBS = {
+    Kind.SLOW_SENDER: "sends",
+    Kind.SLOW_RECEIVER: "receives",
+    Kind.SLOW_LINK: "carries",
+}
+
+
+def _verdict(found: Finding, kind: Kind, culprit: Node | Link) -> Verdict:
+    return Verdict(
+        kind=kind,
+        culprit=culprit,
+        since_step=found.since_step,
+        confidence=found.confidence,
+        reason=(
+            f"{culprit} {_VERBS[kind]} a byte in {found.excess:.0%} more time than is usual among"
+            f" its like {found}"
+        ),
+        evidence=found.evidence,
+    )
