@@ -9,45 +9,31 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import math
 import os
 import pickle
 import select
 import selectors
 import socket
-import statistics
 import time
-from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
-
-import torch
+from functools import partial
 
 from actors.channel import Channel, accept, listen
 from actors.checkpointing import Checkpointer
 from actors.injector import AggregatorInjector
+from actors.neighbours import Neighbours
+from actors.preparing import prepare_store
+from actors.recording import EventLog, Recorder, by_name
+from actors.rounds import Rounds
 from actors.setup import NICE_STEP, JobSetup, set_nice
-from elastic.core import checkpoint
 from elastic.core.compute import deterministic, make_sizes, model_tensors
-from elastic.core.errors import ChannelClosed, CheckpointError
+from elastic.core.errors import ChannelClosed
 from elastic.core.faults import Fault
-from elastic.core.fingerprint import differences, fingerprint, parameters_sha256
-from elastic.core.mapped import (
-    EMA,
-    Control,
-    MappedFile,
-    Record,
-    Slot,
-    Version,
-    check_space,
-    open_manifest,
-)
-from elastic.core.memory import check_memory
-from elastic.core.model import ModelSpec, prepare, raw_bytes
+from elastic.core.mapped import Control, MappedFile, Record, Slot, Version, open_manifest
+from elastic.core.model import ModelSpec
 from elastic.core.optim import without_compiler
 from elastic.core.protocol import aggregator as protocol
-from elastic.core.protocol import events
+from elastic.core.protocol import events, node
 from elastic.core.protocol.messages import (
     Hello,
     Manifest,
@@ -60,17 +46,17 @@ from elastic.core.protocol.messages import (
     pack_outcome,
     unpack_outcome,
 )
-from elastic.core.retained import check_metric
+from elastic.core.protocol.orders import Ask
 from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater
-from elastic.core.weights import initialize
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
 _LINGER_S = 60.0
 _HUNG_S = 3.0  # an acting aggregator beats at least every _TICK_S
+_ENDED = "the job has ended"
 
 
 class AggregatorShell:
@@ -81,7 +67,9 @@ class AggregatorShell:
         self._job = setup.job
         self._run = setup.run
         self._store = setup.open_store()
+        self._event = EventLog(setup.run, self._where)
         self._task: Task = setup.load_task()
+        self._neighbours: Neighbours | None = None
 
     def run(self) -> str:
         """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
@@ -91,6 +79,8 @@ class AggregatorShell:
         try:
             return self._live()
         finally:
+            if self._neighbours is not None:
+                self._neighbours.close()
             if hasattr(self, "_updater"):
                 self._updater.close()
                 self._background.shutdown()
@@ -101,15 +91,13 @@ class AggregatorShell:
         self._took_over = self._store.spec_path.exists()
         if not self._took_over:
             if not acting:
-                return "the job has ended"
-            self._prepare()
+                return _ENDED
+            prepare_store(self._setup, self._store, self._task, self._event)
             ctypes.CDLL(None).malloc_trim(0)  # the model and its trial took several times its size
         self._open()
         if not acting and not self._stand_by():
-            return "the job has ended"
+            return _ENDED
         return self._act()
-
-    # ----------------------------------------------------------- preparing
 
     def _await_spec(self) -> bool:
         """Wait until the acting aggregator has prepared the store, or is dead. True: act now."""
@@ -118,78 +106,6 @@ class AggregatorShell:
                 return True
             time.sleep(0.05)
         return False
-
-    def _prepare(self) -> None:
-        """Make the store: from the task, or from a checkpoint. The spec, written last, seals it."""
-        job = self._job
-        prepared = prepare(self._task, job, self._task.dataset())
-        spec = prepared.spec
-        evaluated = spec.evaluated_metrics if job.evaluate.every else None
-        check_metric(job.checkpoint, spec.metrics, evaluated)
-        if self._setup.initial is not None and self._setup.resume_from is None:
-            targets = {key: prepared.values[name] for key, name in spec.state_dict.items()}
-            initialize(targets, self._setup.initial, job.init_skip)
-        sizes = make_sizes(spec, job)
-        check_memory(spec.layout, job.workers.start)
-        check_space(sizes.total_bytes(max_workers=job.workers.max + job.workers.spare))
-        versions = tuple(
-            Version(self._store.path, index, sizes, writable=True, optimizer=True)
-            for index in range(2)
-        )
-        for field in spec.layout.fields:
-            for version in versions:
-                view = version.values[field.start : field.stop].view(field.shape)
-                view.copy_(prepared.values[field.name])
-        if job.ema:
-            for version in versions:
-                average = version.states[EMA]
-                average.copy_(version.values[: len(average)])
-        for counter in spec.layout.counters:
-            (data,) = raw_bytes([prepared.values[counter.name]])
-            stop = counter.start_byte + counter.size_bytes
-            for version in versions:
-                version.counters[counter.start_byte : stop] = torch.frombuffer(
-                    bytearray(data), dtype=torch.uint8
-                )
-        if spec.constants:
-            file = MappedFile(self._store.path / "constants", sizes.constants_bytes, writable=True)
-            for one in spec.constants:
-                num = one.size_bytes // one.dtype.itemsize
-                view = file.tensor(one.dtype, one.start_byte, num).view(one.shape)
-                view.copy_(prepared.values[one.name])
-        control = Control(self._store.path, sizes, writable=True)
-        state = State(step=0, attempt=0, exponents=None)
-        if self._setup.resume_from is not None:
-            state = self._restore(spec, versions)
-        control.state.write(state.to_bytes())
-        partial = self._store.path / "spec.partial"
-        partial.write_bytes(pickle.dumps(spec))
-        partial.rename(self._store.spec_path)
-
-    def _restore(self, spec: ModelSpec, versions: tuple[Version, ...]) -> State:
-        """Fill the version of the checkpoint's step; return the state it was written in."""
-        assert self._setup.resume_from is not None
-        found = checkpoint.read_checkpoint(self._setup.resume_from)
-        state = State.from_bytes(found.meta["state"].encode())
-        version = versions[state.step % 2]
-        targets = {"values": version.values, "counters": version.counters}
-        targets |= {f"state.{key}": tensor for key, tensor in version.states.items()}
-        targets |= {f"scalar.{key}": tensor for key, tensor in version.scalars.items()}
-        for name, target in targets.items():
-            if name not in found.state or found.state[name].shape != target.shape:
-                raise CheckpointError(
-                    f"{found.path}: {name} does not fit this job's model and optimizer; resume"
-                    " with the job file of the run, or start a new run"
-                )
-            target.copy_(found.state[name])
-        changed = differences(found.meta["fingerprint"], self._fingerprint())
-        if changed:
-            self._event("fingerprint", "; ".join(changed))
-            state = State(**{**asdict(state), "exact": False})
-        return state
-
-    def _fingerprint(self) -> dict[str, str | int]:
-        return fingerprint(self._job.workers.threads, self._job.device)
 
     # ------------------------------------------------------------ standing by
 
@@ -216,7 +132,7 @@ class AggregatorShell:
             ema_decay=job.ema.decay if job.ema else None,
             num_threads=len(os.sched_getaffinity(0)),
         )
-        self._schedule = getattr(self._task, "schedule", None)
+        self._recorder = Recorder(self._setup, self._spec, self._task, self._event)
         self._injector = AggregatorInjector(self._setup.faults, self._store.path)
 
     def _stand_by(self) -> bool:
@@ -243,7 +159,6 @@ class AggregatorShell:
     # ----------------------------------------------------------------- acting
 
     def _act(self) -> str:
-        job = self._job
         set_nice(NICE_STEP)
         self._control.active_pid[0] = os.getpid()
         recovered = self._recover()
@@ -251,68 +166,48 @@ class AggregatorShell:
         self._manifests: dict[int, Record] = {}
         for worker in recovered.manifests:
             self._open_slot(worker)
-        self._protocol = protocol.Aggregator(
-            protocol.Rules(
-                num_steps=job.steps,
-                num_micro_batches=job.batch.micro_batches,
-                num_chunks=len(self._spec.layout.chunks),
-                skip_nonfinite=job.nonfinite.action == "skip",
-                max_skipped=job.nonfinite.max_skipped,
-                evaluate_every=job.evaluate.every,
-                num_evaluated=job.evaluate.micro_batches,
-            ),
-            recovered,
-        )
+        self._protocol = self._make_protocol(recovered)
         self._selector = selectors.DefaultSelector()
         self._channels: dict[int | None, Channel] = {}
-        self._strangers: set[Channel] = set()
-        self._later: list[Any] = []
-        self._commit_s = time.monotonic()
-        self._update_s = 0.0
-        self._checkpoints = Checkpointer(
-            self._setup,
-            self._store.path / "durable",
-            self._background,
-            first=recovered.state,
-            chunks=self._spec.layout.chunks,
-            take=self._take_snapshot,
-            release=self._release_snapshot,
-            weights=lambda snapshot, averaged: model_tensors(
-                self._spec, snapshot, self._constants, averaged=averaged
-            ),
-            trained=lambda state: {
-                "loss": state.loss,
-                **_by_name(self._spec.metrics, state.metrics),
-            },
-            event=self._event,
-        )
+        self._senders: dict[Channel, int | None] = {}
+        self._checkpoints: Checkpointer | None = None
         self._finishing: Future[None] | None = None
+        self._left = ""
+        self._update_since_s = time.monotonic()
+        if self._setup.has_nodes:
+            self._neighbours = self._meet_neighbours()
         listener = listen(self._store.path / "socket")
-        self._selector.register(listener, selectors.EVENT_READ, None)
+        self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
         if self._took_over:
-            self._take_over_metrics(recovered.state)
             key = recovered.state.key
             reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
             self._event("aggregator_took_over", reason)
         self._handle(events.Started())
-        while self._protocol.phase is not protocol.Phase.ENDED:
-            self._turn(listener)
+        while self._is_needed():
+            self._turn()
+        if self._left:
+            self._store.remove()
+            return self._left
         self._handle(events.Tick())  # tell the coordinator
-        self._linger(listener)
-        return "the job has ended"
+        self._linger()
+        return _ENDED
 
-    def _take_over_metrics(self, state: State) -> None:
-        """Go on where the predecessor's metrics end; add the step that it had no time to write."""
-        now_s, unix_s = time.monotonic(), time.time()
-        newest = self._run.newest_metrics()
-        if newest is not None:
-            self._commit_s = now_s - (unix_s - newest["time_s"])
-        step = state.step - 1
-        if step >= 0 and (newest is None or newest["step"] < step):
-            skipped = step in state.skipped
-            loss = float("nan") if skipped or state.loss is None else state.loss
-            nan, metrics = float("nan"), () if skipped else state.metrics
-            self._later.append(events.Committed(step, 0, loss, nan, skipped, 0, 0, (), metrics))
+    def _make_protocol(self, recovered: protocol.Recovered) -> node.Node:
+        """The protocol, under a term that is greater than all this node has heard of."""
+        job = self._job
+        term = max(int(time.time() * 1000), self._control.term[0] + 1)
+        self._control.term[0] = term
+        rules = protocol.Rules(
+            num_steps=job.steps,
+            num_micro_batches=job.batch.micro_batches,
+            num_chunks=len(self._spec.layout.chunks),
+            skip_nonfinite=job.nonfinite.action == "skip",
+            max_skipped=job.nonfinite.max_skipped,
+            evaluate_every=job.evaluate.every,
+            num_evaluated=job.evaluate.micro_batches,
+        )
+        prepared = self._control.prepared[0]
+        return node.Node(self._setup.node, rules, recovered, term=term, prepared=prepared)
 
     def _recover(self) -> protocol.Recovered:
         """Read what counts from shared memory."""
@@ -334,22 +229,23 @@ class AggregatorShell:
         membership = Membership.from_bytes(raw) if raw else Membership()
         return protocol.Recovered(state, membership, manifests, rows)
 
-    def _turn(self, listener: socket.socket) -> None:
+    def _is_needed(self) -> bool:
+        if self._left or self._protocol.phase is protocol.Phase.ENDED:
+            return False
+        return self._protocol.role is node.Role.LEADING or self._store.path.exists()
+
+    def _turn(self) -> None:
         """Wait for something and handle it."""
         self._beat()
         timeout_s = min(max(0.0, self._protocol.next_tick_s - time.monotonic()), _TICK_S)
         ready = self._selector.select(timeout_s)
-        for key, _ in ready:
-            if key.fileobj is listener:
-                self._register(accept(listener))
-            else:
-                assert isinstance(key.fileobj, Channel)
-                self._read(key.fileobj, key.data)
+        for key, mask in ready:
+            key.data(mask)
         if not ready or time.monotonic() >= self._protocol.next_tick_s:
             self._tick()
-        for action in self._later:
-            self._write_down(action)
-        self._later.clear()
+        if self._neighbours is not None:
+            self._neighbours.turn()
+        self._recorder.flush()
         if self._finishing is not None and self._finishing.done():
             self._finishing.result()
             self._finishing = None
@@ -359,76 +255,144 @@ class AggregatorShell:
         self._injector.wake()
         progress = {worker: slot.progress[0] for worker, slot in self._slots.items()}
         self._handle(events.Tick(progress))
-        self._checkpoints.turn(self._protocol.state)
+        if self._checkpoints is not None:
+            self._checkpoints.turn(self._protocol.state)
 
     def _beat(self, _: int = 0) -> None:
         self._control.heartbeat[0] += 1
 
-    def _linger(self, listener: socket.socket) -> None:
+    def _linger(self) -> None:
         """Tell every coordinator that the job has ended, until one frees the memory."""
         alone_s = time.monotonic()
         while self._store.path.exists():
-            self._turn(listener)
-            if None in self._channels:
+            self._turn()
+            if self._hears_coordinator:
                 alone_s = time.monotonic()
             elif time.monotonic() - alone_s > _LINGER_S:
                 self._store.remove()
 
+    # ---------------------------------------------------------------- leading
+
+    def _begin_to_lead(self) -> None:
+        """From now on this node writes the run's records and checkpoints."""
+        state = self._protocol.state
+        if self._protocol.membership.generation:
+            self._recorder.take_over(state)
+        if self._neighbours is not None:
+            self._event("node_leads", f"node {self._setup.node}, from step {state.step}")
+        self._checkpoints = Checkpointer(
+            self._setup,
+            self._store.path / "durable",
+            self._background,
+            first=state,
+            chunks=self._spec.layout.chunks,
+            take=self._take_snapshot,
+            release=self._release_snapshot,
+            weights=lambda snapshot, averaged: model_tensors(
+                self._spec, snapshot, self._constants, averaged=averaged
+            ),
+            trained=lambda state: {
+                "loss": state.loss,
+                **by_name(self._spec.metrics, state.metrics),
+            },
+            event=self._event,
+        )
+
     # --------------------------------------------------------------- channels
 
-    def _register(self, channel: Channel) -> None:
-        self._strangers.add(channel)
-        self._selector.register(channel, selectors.EVENT_READ, channel)
+    def _meet_neighbours(self) -> Neighbours:
+        def hear(message: Message | None) -> None:
+            if message is None:
+                self._handle(events.Disconnected(None))
+            else:
+                self._receive(None, message)
 
-    def _read(self, channel: Channel, sender: Any) -> None:
+        neighbours = Neighbours(
+            self._setup, self._store.path, self._selector, handle=self._handle, hear=hear
+        )
+        layout, wake = self._spec.layout, neighbours.wake
+        neighbours.use(Rounds(self._updater, self._versions, layout, self._setup.node, wake))
+        return neighbours
+
+    @property
+    def _hears_coordinator(self) -> bool:
+        if self._neighbours is not None:
+            return self._neighbours.hears_coordinator
+        return None in self._channels
+
+    def _accept(self, listener: socket.socket, _: int) -> None:
+        channel = accept(listener)
+        self._selector.register(channel, selectors.EVENT_READ, partial(self._read, channel))
+
+    def _read(self, channel: Channel, _: int) -> None:
         """Handle what one channel has. Its first message says who it is."""
         try:
             while channel.fileno() >= 0 and (message := channel.receive()) is not None:
-                if channel in self._strangers:
-                    self._strangers.discard(channel)
+                if channel not in self._senders:
                     sender = message.worker if isinstance(message, Hello) else None
+                    self._senders[channel] = sender
                     self._channels[sender] = channel
-                    self._selector.modify(channel, selectors.EVENT_READ, sender)
-                self._receive(sender, message)
+                self._receive(self._senders[channel], message)
         except ChannelClosed:
-            self._close(channel, sender)
+            self._close(channel)
 
     def _receive(self, sender: int | None, message: Message) -> None:
-        step = self._protocol.state.step
         if self._setup.faults:
+            step = self._protocol.state.step
             self._at("step_start", step)
             self._at("before_grant", step)
         self._handle(events.Received(sender, message))
 
-    def _close(self, channel: Channel, sender: Any) -> None:
+    def _close(self, channel: Channel) -> None:
+        known = channel in self._senders
+        sender = self._senders.pop(channel, None)
         if channel.fileno() >= 0:
             self._selector.unregister(channel)
             channel.close()
-        known = channel not in self._strangers
-        self._strangers.discard(channel)
         if known and self._channels.get(sender) is channel:
             del self._channels[sender]
             self._handle(events.Disconnected(sender))
 
-    def _send(self, receiver: int | None, message: Message) -> None:
+    def _send(self, receiver: int, message: Message) -> None:
         channel = self._channels.get(receiver)
         if channel is None:
             return
         with contextlib.suppress(ChannelClosed):  # its end of file is read in the next turn
             channel.send(message)
 
+    def _tell(self, message: Message) -> None:
+        """Say it to the coordinator, if it is there."""
+        if self._neighbours is not None:
+            self._neighbours.tell(message)
+        elif None in self._channels:
+            with contextlib.suppress(ChannelClosed):
+                self._channels[None].send(message)
+
     # ---------------------------------------------------------------- actions
 
-    def _handle(self, event: events.Event) -> None:
-        for action in self._protocol.handle(event, time.monotonic()):
+    def _handle(self, event: node.NodeEvent) -> None:
+        match event:
+            case node.FromNode(_, Ask(term)):
+                self._control.term[0] = max(term, self._control.term[0])
+        led = self._protocol.role is node.Role.LEADING
+        actions = self._protocol.handle(event, time.monotonic())
+        leads = self._protocol.role is node.Role.LEADING
+        if leads and not led:
+            self._begin_to_lead()
+        elif led and not leads:
+            self._checkpoints = None
+        for action in actions:
             self._carry_out(action)
 
-    def _carry_out(self, action: events.Action) -> None:
+    def _carry_out(self, action: node.NodeAction) -> None:
         match action:
             case events.Send(worker, message):
                 self._send(worker, message)
             case events.Tell(report):
-                self._send(None, report)
+                self._tell(report)
+            case node.SendNode(other, order):
+                assert self._neighbours is not None, "a job of one node has no others"
+                self._neighbours.send(other, order)
             case events.OpenSlot(worker):
                 self._open_slot(worker)
             case events.DropSlot(worker):
@@ -438,6 +402,7 @@ class AggregatorShell:
             case events.HangUp(worker):
                 if worker in self._channels:
                     channel = self._channels.pop(worker)
+                    self._senders.pop(channel, None)
                     self._selector.unregister(channel)
                     channel.close()
             case events.SaveRow(_, outcome):
@@ -455,34 +420,46 @@ class AggregatorShell:
             case events.SaveMembership(membership):
                 self._control.membership.write(membership.to_bytes())
             case events.Update():
-                self._handle(events.Updated(self._update(action), action.round))
+                self._update(action)
+            case events.GiveUp(number):
+                assert self._neighbours is not None, "a job of one node has no rounds"
+                self._neighbours.give_up(number)
+            case node.SavePrepared(word):
+                self._control.prepared[0] = word
             case events.SaveState(state):
                 self._save_state(state)
             case events.Note() | events.Committed():
-                self._later.append(action)
+                self._recorder.later(action)
             case events.Evaluated():
-                self._write_evaluation(action)
+                self._recorder.evaluated(action)
             case events.Finish(failure):
+                assert self._checkpoints is not None, "only the lead ends the job"
                 self._checkpoints.stop()
-                self._finishing = self._background.submit(self._finish, failure)
+                self._finishing = self._background.submit(self._finish, self._checkpoints, failure)
+            case node.Leave(reason):
+                self._left = reason
 
     def _open_slot(self, worker: int) -> None:
         if worker not in self._slots:
             self._manifests[worker] = open_manifest(self._store.path, worker, self._sizes)
             self._slots[worker] = Slot(self._store.path, worker, self._sizes, writable=True)
 
-    def _update(self, action: events.Update) -> float:
+    def _update(self, action: events.Update) -> None:
+        """Compute the next version, alone or with other nodes."""
         self._at("before_update", action.step)
-        begin_s = time.monotonic()
-        factor = 1.0 if self._schedule is None else float(self._schedule(action.step))
+        self._update_since_s = time.monotonic()
+        slots = [(self._slots[w], half) for w, half in action.slots if w in self._slots]
         plan = Plan(
             source=action.step % 2,
-            slots=() if action.skip else [(self._slots[w], half) for w, half in action.slots],
+            slots=[] if action.skip else slots,
             exponents=action.exponents,
             weight=action.weight,
-            factor=factor,
+            factor=self._recorder.factor(action.step),
             fresh=action.num_updates == 0,
         )
+        if len(action.nodes) > 1 and not action.skip:
+            self._update_together(action, plan)
+            return
         middle = len(self._spec.layout.chunks) // 2
 
         def beat(chunk: int) -> None:
@@ -490,17 +467,28 @@ class AggregatorShell:
             if chunk == middle and self._setup.faults:
                 self._at("mid_update", action.step)
 
-        norm = self._updater.run(plan, beat)
-        self._update_s = time.monotonic() - begin_s
-        self._at("before_flip", action.step)
-        return norm
+        self._handle(events.Updated(self._updater.run(plan, beat), action.round))
+
+    def _update_together(self, action: events.Update, plan: Plan) -> None:
+        term = self._protocol.term
+        assert self._neighbours is not None
+        assert term is not None, "only a lead orders an update"
+        first, half = action.slots[0]
+        counters = self._slots[first].counters[half] if first in self._slots else None
+        self._neighbours.begin(action, plan, term=term, counters=counters)
+        self._at("mid_update", action.step)
 
     def _save_state(self, state: State) -> None:
+        has_committed = state.attempt == 0 and state.step > 0
+        if has_committed:
+            self._recorder.update_s = time.monotonic() - self._update_since_s
+            self._at("before_flip", state.step - 1)
         self._control.state.write(state.to_bytes())
         self._control.key[0] = state.key.word
-        if state.attempt == 0 and state.step > 0:
+        if has_committed:
             self._at("after_flip", state.step - 1)
-            self._checkpoints.turn(state)
+            if self._checkpoints is not None:
+                self._checkpoints.turn(state)
         self._at("step_start", state.step)
 
     def _at(self, point: str, step: int) -> None:
@@ -517,77 +505,22 @@ class AggregatorShell:
         )
 
     def _scale(self, delta: int, worker: int | None) -> bool:
-        self._send(None, Scale(delta, worker))
+        self._tell(Scale(delta, worker))
         return True
 
     def _note_fault(self, fault: Fault) -> None:
         worker = fault.target if isinstance(fault.target, int) else None
         self._event("fault", str(fault), worker)
 
-    # ---------------------------------------------------------- run folder
-
-    def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
-        step = generation = 0
+    def _where(self) -> tuple[int, int]:
+        """The step and the generation at hand, for the records."""
         if hasattr(self, "_protocol"):
-            step = self._protocol.state.step
-            generation = self._protocol.membership.generation
-        elif hasattr(self, "_control") and (data := self._control.state.read()):
-            step = State.from_bytes(data).step
-        event = {
-            "time_s": time.time(),
-            "kind": kind,
-            "step": step,
-            "generation": generation,
-            "worker": worker,
-            "reason": reason,
-        }
-        self._run.append_event(event)
+            return self._protocol.state.step, self._protocol.membership.generation
+        if hasattr(self, "_control") and (data := self._control.state.read()):
+            return State.from_bytes(data).step, 0
+        return 0, 0
 
-    def _write_down(self, action: events.Note | events.Committed) -> None:
-        if isinstance(action, events.Note):
-            self._event(action.kind, action.reason, action.worker)
-            return
-        now_s, batch = time.monotonic(), self._job.batch
-        groups = self._spec.optimizer.groups
-        factor = 1.0 if self._schedule is None else float(self._schedule(action.step))
-        self._run.append_metrics(
-            {
-                "step": action.step,
-                "time_s": time.time(),
-                "step_s": now_s - self._commit_s,
-                "loss": _finite(action.loss),
-                "metrics": _by_name(self._spec.metrics, action.metrics),
-                "grad_norm": _finite(action.grad_norm),
-                "lr": groups[0].options["lr"] * factor,
-                "samples": batch.micro_batches * batch.micro_batch_size,
-                "num_workers": action.num_workers,
-                "num_duplicates": action.num_duplicates,
-                "attempt": action.attempt,
-                "update_s": self._update_s,
-                "work": _unix_times(action.work),
-            }
-        )
-        self._commit_s = now_s
-
-    def _write_evaluation(self, action: events.Evaluated) -> None:
-        metrics = _by_name(self._spec.evaluated_metrics, action.metrics)
-        self._run.append_evaluation(
-            {
-                "step": action.step,
-                "time_s": time.time(),
-                "loss": _finite(action.loss),
-                "metrics": metrics,
-                "work": _unix_times(action.work),
-            }
-        )
-        shown = {"loss": _finite(action.loss), **metrics}
-        text = ", ".join(
-            f"{name} {'not finite' if value is None else format(value, '.4g')}"
-            for name, value in shown.items()
-        )
-        self._event("evaluated", text)
-
-    # --------------------------------------------------------- checkpoints
+    # ----------------------------------------------------- checkpoints, result
 
     def _take_snapshot(self, state: State) -> Snapshot:
         snapshot = Snapshot(self._sizes, state.step % 2, self._versions[state.step % 2])
@@ -598,77 +531,24 @@ class AggregatorShell:
         if self._updater.snapshot is snapshot:
             self._updater.snapshot = None
 
-    def _last_evaluation(self) -> dict[str, Any] | None:
-        """The newest one, without who computed it."""
-        evaluations = self._run.read_evaluations()
-        if not evaluations:
-            return None
-        return {name: evaluations[-1][name] for name in ("step", "loss", "metrics")}
-
-    def _finish(self, failure: str) -> None:
+    def _finish(self, checkpoints: Checkpointer, failure: str) -> None:
         """The last checkpoint and the result. Doing it twice does no harm."""
         state = self._protocol.state
-        version = self._versions[state.step % 2]
-        unwritten = self._checkpoints.finish(state)
+        unwritten = checkpoints.finish(state)
         if unwritten:
             unwritten = (
                 f"the last checkpoint, of step {state.step}, could not be written to"
                 f" {self._setup.checkpoints}: {unwritten}"
             )
             failure = "; ".join(filter(None, (failure, unwritten)))
-        metrics = self._run.read_metrics()
-        happened = self._run.read_events()
-        started = min((one["time_s"] for one in happened), default=time.time())
-        steps_s = [one["step_s"] for one in metrics[1:]]
-        kind = "job_failed" if failure else "job_finished"
-        if not failure and state.step < self._job.steps:
-            kind = "job_stopped"
-        self._run.write_json(
-            self._run.result_json,
-            {
-                "name": self._job.name,
-                "outcome": kind.removeprefix("job_"),
-                "failure": failure,
-                "steps": state.step,
-                "loss": state.loss,
-                "first_loss": state.first_loss,
-                "params_sha256": parameters_sha256(self._spec.layout, version.values),
-                "samples_sha256": state.samples,
-                "exact": state.exact,
-                "wall_s": time.time() - started,
-                "step_s_median": statistics.median(steps_s) if steps_s else None,
-                "num_generations": self._protocol.membership.generation,
-                "overflows": state.overflows,
-                "skipped_steps": list(state.skipped),
-                "metrics": _by_name(self._spec.metrics, state.metrics),
-                "evaluation": self._last_evaluation(),
-                "last_checkpoint_failure": unwritten,
-                "init_sha256": self._setup.initial.sha256 if self._setup.initial else None,
-                "faults_fired": sorted(self._injector.fired()),
-                "versions": self._fingerprint(),
-            },
+        self._recorder.result(
+            state,
+            self._versions[state.step % 2],
+            self._protocol.membership,
+            failure=failure,
+            unwritten=unwritten,
+            faults_fired=sorted(self._injector.fired()),
         )
-        self._event(kind, failure or f"step {state.step} of {self._job.steps}")
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no NaN: a skipped step has no loss."""
-    return value if math.isfinite(value) else None
-
-
-def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
-    """Metrics for JSON; all of a step that was skipped have no value."""
-    known = values or [math.nan] * len(names)
-    return {name: _finite(value) for name, value in zip(names, known, strict=True)}
-
-
-def _unix_times(work: Iterable[tuple[int, int, float, float, str]]) -> list[list[Any]]:
-    """Who computed what when, for JSON, in seconds since the epoch."""
-    ahead_s = time.time() - time.monotonic()
-    return [
-        [worker, one, start_s + ahead_s, end_s + ahead_s, outcome]
-        for worker, one, start_s, end_s, outcome in work
-    ]
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

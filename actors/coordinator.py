@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import secrets
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.channel import Channel, connect
+from actors.contacts import Contacts, ManyContacts, OneContact
+from actors.mesh import Address
 from actors.preemption import NodeWatch
 from actors.setup import JobSetup
 from elastic.core.errors import (
-    ChannelClosed,
     ElasticError,
     FatalError,
     PreemptedError,
@@ -63,17 +63,41 @@ class Ended:
 class Processes(Protocol):
     """Where workers and aggregators live. Roles are 'worker' and 'aggregator'."""
 
-    def look(self) -> None:
-        """Find out which processes have ended since. Not free: once per turn is enough."""
+    def look(self, former: Sequence[int]) -> None:
+        """Find out which processes have ended since, and which nodes there are.
+
+        Not free: once per turn is enough. A host may come back after one of its numbers is
+        `former`, as another node.
+        """
         ...
 
     def known(self, role: str) -> Mapping[int, Ended | None]:
         """Every process started so far, by number, and how it had ended at the last look."""
         ...
 
-    def start(self, role: str, number: int) -> None: ...
+    def homes(self, role: str) -> Mapping[int, int]:
+        """The node of each of them."""
+        ...
+
+    def nodes(self) -> Sequence[int]:
+        """The nodes that the job may use now."""
+        ...
+
+    def addresses(self) -> Mapping[int, Address]:
+        """Where the aggregators of nodes listen, as far as they have said so."""
+        ...
+
+    def claim(self, generation: int, membership: bytes) -> bytes | None:
+        """Make a generation exist; or return the one of that number that exists already."""
+        ...
+
+    def start(self, role: str, number: int, node: int) -> None: ...
 
     def kill(self, role: str, number: int) -> None: ...
+
+    def clear(self) -> None:
+        """Free the memory of the job on all nodes, as far as they can be reached."""
+        ...
 
 
 class CoordinatorShell:
@@ -89,10 +113,12 @@ class CoordinatorShell:
         self._unwatched: set[str] = set()
         self._store = setup.open_store()
         self._lock = threading.Lock()
-        limits = Limits(job.workers.min, job.workers.max, job.workers.spare, job.standby)
-        fresh = not self._store.path.exists()
-        self._protocol = Coordinator(limits, job.workers.start, fresh)
-        self._channel: Channel | None = None
+        limits = Limits(
+            job.workers.min, job.workers.max, job.workers.spare, job.standby, job.nodes.min
+        )
+        self._protocol = Coordinator(limits, job.workers.start, self._is_first())
+        self._contacts = self._make_contacts()
+        self._newest = 0
         self._report: Report | None = None
         self._step = 0
         self._connected: set[int] = set()
@@ -106,9 +132,23 @@ class CoordinatorShell:
         self._events = _Tail(setup.run.events_jsonl, _NUM_EVENTS)
         self._thread = threading.Thread(target=self._loop, name="coordinator", daemon=True)
 
+    def _is_first(self) -> bool:
+        """Whether no coordinator of this job came before."""
+        if self._setup.has_nodes:
+            return self._processes.claim(0, secrets.token_bytes(8)) is None
+        return not self._store.path.exists()
+
+    def _make_contacts(self) -> Contacts:
+        setup = self._setup
+        if setup.has_nodes:
+            return ManyContacts(setup.address, setup.secret, self._processes.addresses)
+        return OneContact(self._store.path / "socket")
+
     def start(self) -> None:
         """Begin; on what is there already if an earlier coordinator died."""
-        if self._setup.run.result_json.exists() and not self._store.path.exists():
+        aggregators = self._processes.known("aggregator")
+        is_over = not aggregators if self._setup.has_nodes else not self._store.path.exists()
+        if self._setup.run.result_json.exists() and is_over:
             self._phase = "done"  # it died between the end of the job and saying so
             return
         self._store.create()
@@ -179,55 +219,57 @@ class CoordinatorShell:
         """Observe, decide, act once."""
         self._listen()
         self._heed()
-        self._processes.look()
+        self._processes.look(self._protocol.membership.former)
         lives = self._observe()
         if self._phase == "failed":
             return
         with self._lock:
-            report = self._report if self._channel is not None else None
-            aggregators = self._processes.known("aggregator").values()
-            view = View(
-                now_s=time.monotonic(),
-                report=report,
-                processes=lives,
-                aggregators={0: sum(ended is None for ended in aggregators)},
-                ends={
-                    number: ended.text.partition("\n")[0]
-                    for number, ended in self._processes.known("worker").items()
-                    if ended is not None
-                },
-            )
-            actions = self._protocol.decide(view)
+            actions = self._protocol.decide(self._view(lives))
         for action in actions:
-            self._act(action)
+            if not self._act(action):
+                break
+        report = self._report
         if report is not None and report.finished:
             self._finish(report)
         elif report is not None and self._phase == "starting" and report.step > 0:
             self._phase = "training"
 
+    def _view(self, lives: Mapping[int, Life]) -> View:
+        former = self._protocol.membership.former
+        aggregators = {node: 0 for node in self._processes.nodes() if node not in former}
+        homes = self._processes.homes("aggregator")
+        for number, ended in self._processes.known("aggregator").items():
+            if ended is None and homes[number] in aggregators:
+                aggregators[homes[number]] += 1
+        reports = {node: one for node, one in self._contacts.reports.items() if one is not None}
+        return View(
+            now_s=time.monotonic(),
+            report=self._report,
+            processes=lives,
+            aggregators=aggregators,
+            ends={
+                number: ended.text.partition("\n")[0]
+                for number, ended in self._processes.known("worker").items()
+                if ended is not None
+            },
+            others={node: one for node, one in reports.items() if one is not self._report},
+            homes=self._processes.homes("worker"),
+        )
+
     def _listen(self) -> None:
-        """Take what the aggregator says; greet a new one."""
-        if self._channel is None:
-            self._channel = connect(self._store.path / "socket")
-            if self._channel is None:
-                time.sleep(_TURN_S)
-                return
-        try:
-            if self._report is None:
-                self._channel.send(Report(step=0, membership=Membership(), connected=()))
-            select.select([self._channel], [], [], _TURN_S)
-            while (message := self._channel.receive()) is not None:
-                if isinstance(message, Report):
-                    self._report, self._step = message, message.step
-                    self._connected |= set(message.connected)
-                elif isinstance(message, Scale):
-                    self._scale_by(message)
-            if self._stop:
-                failed = self._failure is not None
-                self._channel.send(Stop(self._stop, failed=failed, at_once=self._at_once))
-        except ChannelClosed:
-            self._channel.close()
-            self._channel, self._report = None, None
+        """Take what the aggregators say."""
+        for request in self._contacts.turn(_TURN_S):
+            self._scale_by(request)
+        reports = [one for one in self._contacts.reports.values() if one is not None]
+        self._report = next((one for one in reports if _leads(one)), None)
+        if self._report is not None:
+            self._step = self._report.step
+            self._connected |= set(self._report.connected)
+        if self._stop:
+            failed = self._failure is not None
+            stop = Stop(self._stop, failed=failed, at_once=self._at_once)
+            for node in list(self._contacts.reports):
+                self._contacts.send(node, stop)
 
     def _heed(self) -> None:
         """End the job in good order where its node will be taken away: the run goes on elsewhere.
@@ -311,32 +353,46 @@ class CoordinatorShell:
             self._buried.add(number)
             self._event("aggregator_lost", dead[number].text.partition("\n")[0])
             self._processes.kill("aggregator", number)
+        homes, former = self._processes.homes("aggregator"), self._protocol.membership.former
+        dead = {number: end for number, end in dead.items() if homes[number] not in former}
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]
             self._abandon(ProcessError(f"{len(dead)} aggregators died; the last: {last.text}"))
 
-    def _act(self, action: Any) -> None:
+    def _act(self, action: Any) -> bool:
+        """False if nothing that follows may be done."""
         match action:
             case SetMembership(membership):
-                if self._channel is not None:
-                    try:
-                        self._channel.send(Admit(membership))
-                    except ChannelClosed:
-                        return  # said again once there is an aggregator
-            case StartWorker(worker):
+                return self._set_membership(membership)
+            case StartWorker(worker, node):
                 self._event("worker_started", "its process is starting", worker)
-                self._start("worker", worker)
+                self._start("worker", worker, node)
             case KillWorker(worker):
                 self._processes.kill("worker", worker)
-            case StartAggregator():
+            case StartAggregator(node):
                 number = max(self._processes.known("aggregator"), default=-1) + 1
-                self._start("aggregator", number)
+                self._start("aggregator", number, node)
             case Note(kind, reason, worker):
                 self._event(kind, reason, worker)
+        return True
 
-    def _start(self, role: str, number: int) -> None:
+    def _set_membership(self, membership: Membership) -> bool:
+        """Tell the nodes that have not heard of it, once it is the generation of its number."""
+        if self._setup.has_nodes and membership.generation > self._newest:
+            other = self._processes.claim(membership.generation, membership.to_bytes())
+            self._newest = membership.generation
+            if other is not None:
+                with self._lock:
+                    self._protocol.adopt(Membership.from_bytes(other))
+                return False
+        for node, report in list(self._contacts.reports.items()):
+            if report is None or report.membership.generation < membership.generation:
+                self._contacts.send(node, Admit(membership))
+        return True
+
+    def _start(self, role: str, number: int, node: int) -> None:
         with self._lock:  # status looks through the processes
-            self._processes.start(role, number)
+            self._processes.start(role, number, node)
 
     def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
         self._setup.run.append_event(
@@ -366,7 +422,7 @@ class CoordinatorShell:
         """End the job by way of the aggregator, which writes a checkpoint, if there is one."""
         if self._failure is not None:
             return
-        if self._channel is None:
+        if not self._contacts.reports:
             self._abandon(error)
             return
         self._failure, self._stop = error, str(error).partition("\n")[0]
@@ -381,14 +437,18 @@ class CoordinatorShell:
 
     def _clean_up(self) -> None:
         self._watch.stop()
-        if self._channel is not None:
-            self._channel.close()
+        self._contacts.close()
         self._store.remove()  # first: nobody may connect to a standby, nobody may stand by
+        self._processes.clear()
         for role in ("worker", "aggregator"):
             for number in self._processes.known(role):
                 self._processes.kill(role, number)
         self._store.close()
         self._store.remove()
+
+
+def _leads(report: Report) -> bool:
+    return report.leads and report.membership.nodes[0] == report.node
 
 
 class _Tail:

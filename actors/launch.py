@@ -10,20 +10,32 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.cluster_nodes import ClusterNodes
 from actors.coordinator import CoordinatorShell, Ended
+from actors.mesh import Address, find_address
 from actors.preemption import Drains, NodeWatch, cloud_sources
-from actors.setup import NAMESPACE, NICE_STEP, JobSetup, compute_environment, set_nice
+from actors.setup import (
+    NAMESPACE,
+    NICE_STEP,
+    JobSetup,
+    compute_environment,
+    parse_actor_name,
+    set_nice,
+)
 from elastic.core.errors import ElasticError
 from elastic.core.status import Status
+from elastic.core.store import remove_leftovers
 
 _NAME_FREE_S = 5.0
+_CLEAR_S = 2.0
 _ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
 
 
@@ -31,6 +43,7 @@ class Host:
     """A process that runs one worker or aggregator on a thread of its own."""
 
     def __init__(self, setup: JobSetup, role: str, number: int) -> None:
+        self._setup = setup = here(setup)
         self._result = ""
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -45,6 +58,8 @@ class Host:
 
                 self._result = WorkerShell(setup, number).run()
             else:
+                if setup.has_nodes:
+                    remove_leftovers()  # on the driver's host the driver does so
                 if not setup.open_store().spec_path.exists():
                     set_nice(NICE_STEP)  # the first step waits for it, torch's import included
                 from actors.aggregator import AggregatorShell
@@ -55,6 +70,14 @@ class Host:
         orphaned = threading.Timer(_ORPHAN_S, os._exit, (0,))
         orphaned.daemon = True
         orphaned.start()
+
+    def address(self) -> Address | None:
+        """Where this node's acting aggregator listens, once it does."""
+        return find_address(self._setup.open_store().path, self._setup.address)
+
+    def clear(self) -> None:
+        """Free the memory of the job on this node."""
+        self._setup.open_store().remove()
 
     def join(self) -> str:
         """Wait for the end; return its reason or raise its error."""
@@ -72,14 +95,26 @@ class RayProcesses:
         self._actors: dict[str, dict[int, Any]] = {"worker": {}, "aggregator": {}}
         self._joins: dict[str, dict[int, Any]] = {"worker": {}, "aggregator": {}}
         self._ended: dict[str, dict[int, Ended | None]] = {"worker": {}, "aggregator": {}}
+        self._homes: dict[str, dict[int, int]] = {"worker": {}, "aggregator": {}}
+        self._here = ray.get_runtime_context().get_node_id()
+        self._nodes = (
+            ClusterNodes(f"{setup.job.name}/{setup.run_id}", self._here, setup.job.nodes.max)
+            if setup.has_nodes
+            else None
+        )
+        self._asked: dict[int, Any] = {}
+        self._addresses: dict[int, Address] = {}
         prefix = f"{setup.job.name}/{setup.run_id}/"
         for named in ray.util.list_named_actors(all_namespaces=True):
             if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
-                role, number = named["name"].removeprefix(prefix).split("-")
-                self._adopt(role, int(number), ray.get_actor(named["name"], NAMESPACE))
+                role, number, node = parse_actor_name(named["name"])
+                self._adopt(role, number, node, ray.get_actor(named["name"], NAMESPACE))
 
-    def look(self) -> None:
-        """Ask Ray once which processes have ended since."""
+    def look(self, former: Sequence[int]) -> None:
+        """Ask Ray once which processes have ended since, and which nodes there are."""
+        if self._nodes is not None:
+            self._nodes.look(former)
+            self._find_addresses()
         waiting = {
             join: (role, number)
             for role, joins in self._joins.items()
@@ -93,34 +128,88 @@ class RayProcesses:
             role, number = waiting[join]
             self._ended[role][number] = _how_it_ended(join)
 
+    def _find_addresses(self) -> None:
+        """Ask one aggregator of each node again and again; none waits for the answer."""
+        for node, asked in list(self._asked.items()):
+            if ray.wait([asked], timeout=0, fetch_local=False)[0]:
+                del self._asked[node]
+                with contextlib.suppress(RayError):  # it died: another one is asked
+                    if (address := ray.get(asked)) is not None:
+                        self._addresses[node] = address
+        for number, ended in self._ended["aggregator"].items():
+            node = self._homes["aggregator"][number]
+            if ended is None and node not in self._asked:
+                self._asked[node] = self._actors["aggregator"][number].address.remote()
+
     def known(self, role: str) -> Mapping[int, Ended | None]:
         """Every process started so far, by number, and how it had ended at the last look."""
         return self._ended[role]
 
-    def start(self, role: str, number: int) -> None:
+    def homes(self, role: str) -> Mapping[int, int]:
+        """The node of each of them."""
+        return self._homes[role]
+
+    def nodes(self) -> Sequence[int]:
+        """The nodes that the job may use now."""
+        return (0,) if self._nodes is None else self._nodes.present
+
+    def addresses(self) -> Mapping[int, Address]:
+        """Where the aggregators of nodes listen, as far as they have said so."""
+        return self._addresses
+
+    def claim(self, generation: int, membership: bytes) -> bytes | None:
+        """Make a generation exist; or return the one of that number that exists already."""
+        assert self._nodes is not None, "a job of one node has one coordinator at a time"
+        return self._nodes.claim(f"generation/{generation}", membership)
+
+    def start(self, role: str, number: int, node: int) -> None:
         threads = self._setup.job.workers.threads if role == "worker" else 1
+        ray_id = self._here if self._nodes is None else self._nodes.ray_id(node)
+        setup = replace(self._setup, node=node)
         actor = (
             ray.remote(Host)
             .options(
-                name=self._setup.actor_name(role, number),
+                name=setup.actor_name(role, number),
                 namespace=NAMESPACE,
                 lifetime="detached",
                 num_cpus=0,
-                scheduling_strategy=_this_node(),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
                 max_concurrency=4,
                 runtime_env=_runtime_env(compute_environment(threads)),
             )
-            .remote(self._setup, role, number)
+            .remote(setup, role, number)
         )
-        self._adopt(role, number, actor)
+        self._adopt(role, number, node, actor)
 
     def kill(self, role: str, number: int) -> None:
         ray.kill(self._actors[role][number], no_restart=True)
 
-    def _adopt(self, role: str, number: int, actor: Any) -> None:
+    def clear(self) -> None:
+        """Free the memory of the job on all nodes, as far as they can be reached."""
+        if self._nodes is None:
+            return
+        living = {
+            self._homes[role][number]: self._actors[role][number]
+            for role, processes in self._ended.items()
+            for number, ended in processes.items()
+            if ended is None
+        }
+        cleared = [actor.clear.remote() for actor in living.values()]
+        ray.wait(cleared, num_returns=len(cleared), timeout=_CLEAR_S, fetch_local=False)
+        self._nodes.forget()
+
+    def _adopt(self, role: str, number: int, node: int, actor: Any) -> None:
         self._actors[role][number] = actor
+        self._homes[role][number] = node
         self._joins[role][number] = actor.join.remote()
         self._ended[role][number] = None
+
+
+def here(setup: JobSetup) -> JobSetup:
+    """The setup as a process of this host needs it."""
+    if not setup.has_nodes:
+        return setup
+    return replace(setup, address=ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _runtime_env(wanted: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
@@ -155,6 +244,7 @@ class CoordinatorActor:
     """The coordinator as an actor: Ray restarts it where it dies."""
 
     def __init__(self, setup: JobSetup) -> None:
+        setup = here(setup)
         node = ray.get_runtime_context().get_node_id()
         drains = Drains(node, ray._private.state.state.get_draining_nodes)
         watch = NodeWatch({"Ray": drains, **cloud_sources(setup.job.preemption.source)})

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elastic.core.runs import RunFolder
@@ -35,7 +35,11 @@ class JobSetup:
     job: JobConfig
     run: RunFolder
     run_id: str
-    node: str
+    secret: bytes = field(repr=False)
+    """What links between the nodes of the job prove to know."""
+    node: int = 0
+    address: str = ""
+    """The IP address of this node, for its links to others; each process sets its own."""
     import_paths: tuple[str, ...] = ()
     folder: str = ""
     """Where the job was started: the task's own paths may be relative to it. "": stay."""
@@ -53,17 +57,22 @@ class JobSetup:
         return self.job.checkpoint.storage or str(self.run.checkpoints)
 
     @property
+    def has_nodes(self) -> bool:
+        """Whether the job may take part on several nodes."""
+        return self.job.nodes.max > 1
+
+    @property
     def coordinator_name(self) -> str:
         return f"{self.job.name}/coordinator"
 
     def actor_name(self, role: str, number: int) -> str:
         """The name of a worker's or aggregator's actor, unique among all runs."""
-        return f"{self.job.name}/{self.run_id}/{role}-{number}"
+        return f"{self.job.name}/{self.run_id}/{role}-{number}@{self.node}"
 
     def open_store(self) -> Store:
         from elastic.core.store import Store
 
-        return Store.named(self.job.name, self.run_id, self.node)
+        return Store.named(self.job.name, self.run_id, str(self.node))
 
     def load_task(self) -> Task:
         """The user's code, in the folder and with the import path of where the job was started."""
@@ -81,6 +90,13 @@ class JobSetup:
         task: Task = cloudpickle.loads(self.task)
         check_task(task)
         return task
+
+
+def parse_actor_name(name: str) -> tuple[str, int, int]:
+    """Role, number and node of a worker's or aggregator's actor."""
+    role, _, rest = name.rpartition("/")[2].partition("-")
+    number, _, node = rest.partition("@")
+    return role, int(number), int(node)
 
 
 def set_nice(value: int) -> None:

@@ -25,6 +25,7 @@ from elastic.core.device import check_device
 from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
+from elastic.core.protocol.handshake import SECRET_BYTES
 from elastic.core.runs import RunFolder, is_copy
 from elastic.core.status import Status, write_status
 from elastic.core.storage import open_storage
@@ -222,7 +223,7 @@ def _make_setup(
         job=job,
         run=run,
         run_id=secrets.token_hex(4),
-        node="local",
+        secret=secrets.token_bytes(SECRET_BYTES),
         import_paths=paths,
         folder=os.getcwd(),
         task=pickle_task(task) if task is not None else None,

@@ -33,8 +33,19 @@ from elastic.core.yaml_file import (
 MAX_SEED = 2**63 - 1
 MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
+MAX_NODES = 64
 FREE_AT_RESUME = frozenset(
-    {"name", "steps", "workers", "standby", "nonfinite", "evaluate", "checkpoint", "preemption"}
+    {
+        "name",
+        "steps",
+        "workers",
+        "nodes",
+        "standby",
+        "nonfinite",
+        "evaluate",
+        "checkpoint",
+        "preemption",
+    }
 )
 
 
@@ -80,6 +91,22 @@ class Workers(_Section):
             raise ValueError(
                 f"got min {self.min}, start {self.start}, max {self.max}; needs min <= start <= max"
             )
+        return self
+
+
+class Nodes(_Section):
+    """On how many hosts the job may run: one keeps its parameters on each, and the workers are
+    spread over them. The number changes the speed, never the result."""
+
+    min: int = Field(default=1, ge=1, le=MAX_NODES)
+    """The job begins once so many are there."""
+    max: int = Field(default=1, ge=1, le=MAX_NODES)
+    """No more are taken. 1: all runs on the host of the driver."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Nodes:
+        if self.min > self.max:
+            raise ValueError(f"got min {self.min}, max {self.max}; needs min <= max")
         return self
 
 
@@ -196,8 +223,10 @@ class JobConfig(_Section):
     """Decides which samples are held out, independent of `seed`."""
     workers: Workers = Workers()
     """How many workers compute."""
+    nodes: Nodes = Nodes()
+    """On how many hosts the job runs."""
     standby: bool = True
-    """Keep a warm second aggregator that takes over when the first dies."""
+    """Keep a warm second aggregator, on each node, that takes over when the first dies."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where workers compute. Several may share a GPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -285,6 +314,7 @@ __all__ = [
     "Ema",
     "Evaluate",
     "JobConfig",
+    "Nodes",
     "Nonfinite",
     "Preemption",
     "Workers",

@@ -238,6 +238,8 @@ class Control:
 
     Words: `key` names the step and attempt that run now; `done[m]` the one in which micro-batch m
     was last granted. A worker polls both between layers to see whether its lease still matters.
+    Where there are several nodes, `prepared` names the key whose next version is complete here, and
+    `term` is the greatest term of a lead that this node has heard of.
     """
 
     def __init__(self, root: Path, sizes: Sizes, *, writable: bool) -> None:
@@ -246,6 +248,7 @@ class Control:
         memory = self._file.memory
         words = memory[:PAGE].cast("Q")
         self.key, self.heartbeat, self.active_pid = words[:1], words[1:2], words[2:3]
+        self.prepared, self.term = words[3:4], words[4:5]
         at = PAGE
         self.done = memory[at : at + 8 * sizes.num_micro_batches].cast("Q")
         at += aligned(8 * sizes.num_micro_batches, PAGE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -106,61 +106,125 @@ class Updater:
         """
         squares: dict[int, float] = {}
 
-        def sum_up(chunk: Chunk, scratch: torch.Tensor) -> None:
+        def take(chunk: Chunk, scratch: torch.Tensor) -> None:
             total = scratch[: chunk.size]
             part = slice(chunk.start, chunk.stop)
             add_slots([slot.halves[half][part] for slot, half in plan.slots], total)
-            exponent = plan.exponents[chunk.index]
-            if chunk.group == BUFFERS:
-                self._wait(plan, chunk)
-                target = self._versions[1 - plan.source].values[part]
-                decode(total, exponent, float(self._num_micro_batches), target)
-                return
-            gradient = self._gradient[part]
-            decode(total, exponent, plan.weight, gradient)
-            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-            squares[chunk.index] = float(norm) ** 2
-
-        def step(chunk: Chunk, _: torch.Tensor) -> None:
-            if chunk.group == BUFFERS:
-                return
-            gradient = self._gradient[chunk.start : chunk.stop]
-            if coefficient < 1:
-                gradient.mul_(coefficient)
-            self._wait(plan, chunk)
-            self._chunks.update(
-                chunk, gradient, source=plan.source, factor=plan.factor, fresh=plan.fresh
-            )
+            self._decode(plan, chunk, total, squares)
+            beat(chunk.index)
 
         def carry(chunk: Chunk, _: torch.Tensor) -> None:
             self._wait(plan, chunk)
             self._chunks.carry(chunk, plan.source)
+            beat(chunk.index)
 
         if not plan.slots:
-            self._each(carry, beat)
+            self._each(carry)
             self._copy_counters(self._versions[plan.source].counters, plan)
             return 0.0
-        self._each(sum_up, beat)
+        self._each(take)
+        slot, half = plan.slots[0]
+        return self._step(plan, squares, slot.counters[half], beat)
+
+    def add_up(
+        self, plan: Plan, sums_N: torch.Tensor, order: Sequence[int], ready: Callable[[int], None]
+    ) -> None:
+        """The first half of `run` where several nodes add theirs: this node's sum of each chunk.
+
+        Args:
+            sums_N: int32, as long as the flat space: filled.
+            order: all chunks.
+            ready: called with each chunk whose sum is complete, on the thread that made it.
+        """
+
+        def add(chunk: Chunk, _: torch.Tensor) -> None:
+            part = slice(chunk.start, chunk.stop)
+            if plan.slots:
+                add_slots([slot.halves[half][part] for slot, half in plan.slots], sums_N[part])
+            else:
+                sums_N[part].zero_()
+            ready(chunk.index)
+
+        self._each(add, [self._layout.chunks[index] for index in order])
+
+    def finish(
+        self,
+        plan: Plan,
+        totals_N: torch.Tensor,
+        counters: torch.Tensor,
+        beat: Callable[[int], None],
+    ) -> float:
+        """The second half: from the totals of all nodes to version 1 - source, as in `run`."""
+        squares: dict[int, float] = {}
+
+        def take(chunk: Chunk, _: torch.Tensor) -> None:
+            self._decode(plan, chunk, totals_N[chunk.start : chunk.stop], squares)
+            beat(chunk.index)
+
+        self._each(take)
+        return self._step(plan, squares, counters, beat)
+
+    def _decode(
+        self, plan: Plan, chunk: Chunk, total: torch.Tensor, squares: dict[int, float]
+    ) -> None:
+        """From a total to the gradient and the square of its norm, or to float buffers."""
+        part, exponent = slice(chunk.start, chunk.stop), plan.exponents[chunk.index]
+        if chunk.group == BUFFERS:
+            self._wait(plan, chunk)
+            target = self._versions[1 - plan.source].values[part]
+            decode(total, exponent, float(self._num_micro_batches), target)
+            return
+        gradient = self._gradient[part]
+        decode(total, exponent, plan.weight, gradient)
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        squares[chunk.index] = float(norm) ** 2
+
+    def _step(
+        self,
+        plan: Plan,
+        squares: Mapping[int, float],
+        counters: torch.Tensor,
+        beat: Callable[[int], None],
+    ) -> float:
+        """Clip, and update every chunk of parameters. Returns the norm before clipping."""
         norm = math.sqrt(math.fsum(squares[index] for index in sorted(squares)))
         coefficient = 1.0
         if self._clip_norm is not None:
             coefficient = self._clip_norm / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
-        self._each(step, beat)
-        slot, half = plan.slots[0]
-        self._copy_counters(slot.counters[half], plan)
+
+        def step(chunk: Chunk, _: torch.Tensor) -> None:
+            if chunk.group != BUFFERS:
+                gradient = self._gradient[chunk.start : chunk.stop]
+                if coefficient < 1:
+                    gradient.mul_(coefficient)
+                self._wait(plan, chunk)
+                self._chunks.update(
+                    chunk, gradient, source=plan.source, factor=plan.factor, fresh=plan.fresh
+                )
+            beat(chunk.index)
+
+        self._each(step)
+        self._copy_counters(counters, plan)
         return norm
 
     def _each(
-        self, work: Callable[[Chunk, torch.Tensor], None], beat: Callable[[int], None]
+        self,
+        work: Callable[[Chunk, torch.Tensor], None],
+        chunks: Sequence[Chunk] | None = None,
     ) -> None:
-        def some(thread: int) -> None:
-            for chunk in self._layout.chunks[thread :: self._num_threads]:
-                work(chunk, self._scratch[thread])
-                beat(chunk.index)
+        """Do it for all chunks, each on one thread; the scratch memory is the thread's."""
+        chunks = self._layout.chunks if chunks is None else chunks
 
-        num = min(self._num_threads, len(self._layout.chunks))
+        def some(thread: int) -> None:
+            for chunk in chunks[thread :: self._num_threads]:
+                work(chunk, self._scratch[thread])
+
+        num = min(self._num_threads, len(chunks))
         others = [self._threads.submit(some, thread) for thread in range(1, num)]
-        some(0)
+        try:
+            some(0)
+        finally:
+            wait(others)  # nobody writes any more, whatever happened
         for other in others:
             other.result()
 

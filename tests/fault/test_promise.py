@@ -51,7 +51,8 @@ def test_a_run_with_every_kind_of_fault_equals_the_undisturbed_one(
     result = run_job(job, run_dir=tmp_path / "run", faults=faults)
     assert outcome(result) == undisturbed
     check_faults_fired(result, faults)
-    happened = {"worker_lost", "worker_joined", "worker_left", "nonfinite", "checkpoint_written"}
+    # not "nonfinite": where the micro-batch was a duplicate, it may have come too late to be seen
+    happened = {"worker_lost", "worker_joined", "worker_left", "checkpoint_written"}
     happened |= {"aggregator_lost", "aggregator_took_over", "coordinator_restarted"}
     assert happened <= set(kinds(result))
 

@@ -54,7 +54,7 @@ class Job:
                 "checkpoint": settings,
             }
         )
-        self.setup = JobSetup(job, self.run, "mine", "local")
+        self.setup = JobSetup(job, self.run, "mine", bytes(32))
         self.events: list[tuple[str, str]] = []
         self.background = ThreadPoolExecutor(1)
         self.checkpoints = self.act(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,7 @@ import pytest
 
 from actors.channel import Channel, accept, listen
 from actors.coordinator import CoordinatorShell, Ended
+from actors.mesh import Address
 from actors.preemption import NodeWatch
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
@@ -29,14 +30,28 @@ DEADLINE_S = 20.0
 class NoProcesses:
     """Takes every wish, and starts nothing."""
 
-    def look(self) -> None: ...
+    def look(self, former: Sequence[int]) -> None: ...
 
     def known(self, role: str) -> Mapping[int, Ended | None]:
         return {}
 
-    def start(self, role: str, number: int) -> None: ...
+    def homes(self, role: str) -> Mapping[int, int]:
+        return {}
+
+    def nodes(self) -> Sequence[int]:
+        return (0,)
+
+    def addresses(self) -> Mapping[int, Address]:
+        return {}
+
+    def claim(self, generation: int, membership: bytes) -> bytes | None:
+        return None
+
+    def start(self, role: str, number: int, node: int) -> None: ...
 
     def kill(self, role: str, number: int) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 class FakeWatch:
@@ -101,7 +116,7 @@ def world(tmp_path: Path, make_job: Callable[..., JobConfig]) -> Iterator[World]
     run.create()
     for step in range(3):
         run.append_metrics({"step": step, "step_s": STEP_S, "loss": 1.0, "samples": 1})
-    setup = JobSetup(job=job, run=run, run_id="12ab", node="n")
+    setup = JobSetup(job=job, run=run, run_id="12ab", secret=bytes(32))
     store, watch = setup.open_store(), FakeWatch()
     shell = CoordinatorShell(setup, NoProcesses(), cast(NodeWatch, watch))
     store.create()

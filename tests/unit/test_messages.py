@@ -28,6 +28,7 @@ from elastic.core.protocol.messages import (
     Membership,
     Message,
     Outcome,
+    Peers,
     Refused,
     Release,
     Report,
@@ -102,6 +103,9 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Report: REPORTS,
     Admit: st.builds(Admit, MEMBERSHIPS),
     Stop: st.builds(Stop, TEXT, st.booleans(), st.booleans()),
+    Peers: st.builds(
+        Peers, st.lists(st.tuples(IDS, TEXT, st.integers(0, 65535)), max_size=3).map(tuple)
+    ),
     Scale: st.builds(Scale, st.integers(-9, 9), st.none() | IDS),
 }
 

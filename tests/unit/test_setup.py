@@ -41,7 +41,8 @@ def setup(tmp_path: Path, make_job: Callable[..., JobConfig]) -> Callable[..., J
             job=make_job(name="lm", **job),
             run=RunFolder(tmp_path),
             run_id="12ab",
-            node="n",
+            secret=bytes(32),
+            node=2,
             **fields,
         )
 
@@ -61,8 +62,8 @@ def task_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_names_tell_runs_and_roles_apart(setup: Callable[..., JobSetup]) -> None:
     one = setup()
     assert one.coordinator_name == "lm/coordinator"
-    assert one.actor_name("worker", 3) == "lm/12ab/worker-3"
-    assert one.open_store().path == ROOT / "lm.12ab.n"
+    assert one.actor_name("worker", 3) == "lm/12ab/worker-3@2"
+    assert one.open_store().path == ROOT / "lm.12ab.2"
 
 
 def test_a_setup_crosses_processes(setup: Callable[..., JobSetup], tmp_path: Path) -> None:

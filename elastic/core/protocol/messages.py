@@ -285,6 +285,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Peers:
+    """Where the aggregators of all nodes listen: node, IP address, port."""
+
+    addresses: tuple[tuple[int, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """A request to the coordinator: that many more (or fewer) workers; or one named to go."""
 
@@ -306,6 +313,7 @@ Message = (
     | Report
     | Admit
     | Stop
+    | Peers
     | Scale
 )
 
@@ -313,7 +321,8 @@ _LEASE = struct.Struct("<BQHBH")
 _OUTCOME = struct.Struct("<Hdd16s8sddHH")
 _COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON = range(1, 8)
 _RARE: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Scale)
+    kind.__name__: kind
+    for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Peers, Scale)
 }
 MAX_MESSAGE_BYTES = 1 << 20
 
@@ -459,6 +468,8 @@ def _from_json(body: dict[str, Any]) -> Message:
         for name in ("connected", "wants_leave", "lost", "gone"):
             body[name] = tuple(body[name])
         body["hung"] = tuple((worker, reason) for worker, reason in body["hung"])
+    if kind is Peers:
+        body["addresses"] = tuple((node, host, port) for node, host, port in body["addresses"])
     message: Message = kind(**body)
     return message
 

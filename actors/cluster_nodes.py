@@ -1,0 +1,107 @@
+"""The hosts of a job: which of Ray's nodes has which number, and which generations exist.
+
+Both are written down in Ray's GCS, where a coordinator that is restarted elsewhere finds them; a
+name there is taken once and for all (put if absent). Without the GCS nothing changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_put,
+)
+
+_SPACE = b"elastic"
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """One of Ray's nodes that can take a job's processes."""
+
+    ray_id: str
+    address: str
+
+
+class ClusterNodes:
+    """The nodes of one job, by number. Numbers are never used again.
+
+    Args:
+        job: names the run among all of the cluster.
+        first: the Ray node that is preferred as node 0.
+    """
+
+    def __init__(self, job: str, first: str, max_nodes: int) -> None:
+        self._job, self._first, self._max_nodes = job, first, max_nodes
+        self._ray_ids: dict[int, str] = {}
+        self._present: tuple[int, ...] = ()
+        self._looked_s = float("-inf")
+        while (known := self._get(f"node/{len(self._ray_ids)}")) is not None:
+            self._ray_ids[len(self._ray_ids)] = known.decode()
+
+    def look(self, former: Sequence[int]) -> None:
+        """See which hosts there are; give a number to those that have none."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
+        hosts = {one.ray_id: one for one in _hosts()}
+        numbers = {
+            ray_id: node
+            for node, ray_id in self._ray_ids.items()
+            if node not in former and ray_id in hosts
+        }
+        for ray_id in sorted(hosts, key=lambda one: (one != self._first, one)):
+            if ray_id not in numbers and len(numbers) < self._max_nodes:
+                numbers[ray_id] = self._give_number(ray_id)
+        self._present = tuple(sorted(numbers.values()))
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Those that are there, as far as Ray knows."""
+        return self._present
+
+    def ray_id(self, node: int) -> str:
+        """The Ray node of a number."""
+        return self._ray_ids[node]
+
+    def claim(self, name: str, value: bytes) -> bytes | None:
+        """Write `value` under a name that nothing was written under; else return what was."""
+        if not _internal_kv_put(self._key(name), value, overwrite=False, namespace=_SPACE):
+            return None
+        other = self._get(name)
+        return None if other == value else other
+
+    def forget(self) -> None:
+        """The job has ended: remove what is written down of it."""
+        _internal_kv_del(self._key(""), del_by_prefix=True, namespace=_SPACE)
+
+    def _give_number(self, ray_id: str) -> int:
+        node = len(self._ray_ids)
+        while (other := self.claim(f"node/{node}", ray_id.encode())) is not None:
+            self._ray_ids[node] = other.decode()
+            node += 1
+        self._ray_ids[node] = ray_id
+        return node
+
+    def _get(self, name: str) -> bytes | None:
+        found: bytes | None = _internal_kv_get(self._key(name), namespace=_SPACE)
+        return found
+
+    def _key(self, name: str) -> bytes:
+        return f"{self._job}/{name}".encode()
+
+
+def _hosts() -> list[_Host]:
+    """Ray's living nodes that have processors to give; a head often has none."""
+    return [
+        _Host(node["NodeID"], node["NodeManagerAddress"])
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    ]

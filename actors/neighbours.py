@@ -1,0 +1,227 @@
+"""A node among the others: its links, what is said over them, and the updates computed together.
+
+Part of an aggregator's loop: what arrives becomes an event of the protocol, in order. Nothing is
+handled while an action is carried out; what that brings about is taken in the next `turn`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from actors.links import Link
+from actors.listener import Listener
+from actors.mesh import COORDINATOR, Down, Mesh, Up
+from actors.rounds import Rounds, round_number
+from actors.setup import JobSetup
+from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
+from elastic.core.protocol import events, node
+from elastic.core.protocol.frames import Block
+from elastic.core.protocol.handshake import Credentials
+from elastic.core.protocol.messages import Message, Peers
+from elastic.core.protocol.orders import NodeMessage
+from elastic.core.update import Plan
+
+
+class Neighbours:
+    """The other nodes and the coordinator, as one node sees them.
+
+    Args:
+        folder: of the store; a successor finds there where it has to listen, and the others.
+        handle: takes what happens, for the protocol.
+        hear: takes what the coordinator says; None: it is gone.
+    """
+
+    def __init__(
+        self,
+        setup: JobSetup,
+        folder: Path,
+        selector: selectors.BaseSelector,
+        *,
+        handle: Callable[[node.NodeEvent], None],
+        hear: Callable[[Message | None], None],
+    ) -> None:
+        self._me, self._folder, self._selector = setup.node, folder, selector
+        self._handle, self._hear = handle, hear
+        credentials = Credentials(setup.node, setup.secret)
+        self._mesh = Mesh(setup.node, _listen(setup.address, credentials, folder / "port"))
+        selector.register(self._mesh.listener, selectors.EVENT_READ, _nothing)
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        selector.register(self._woken, selectors.EVENT_READ, self._drain)
+        self._broken: dict[int, str] = {}
+        self._rounds: Rounds | None = None
+        self._update: events.Update | None = None
+        self._has_begun = False
+        with contextlib.suppress(FileNotFoundError):
+            known = json.loads((folder / "peers").read_text())
+            self._mesh.tell({one: (host, port) for one, host, port in known})
+
+    def use(self, rounds: Rounds) -> None:
+        """Have the updates of several nodes computed by it."""
+        self._rounds = rounds
+
+    @property
+    def hears_coordinator(self) -> bool:
+        return COORDINATOR in self._mesh.links
+
+    def wake(self) -> None:
+        """Let `turn` be called soon; from any thread."""
+        os.eventfd_write(self._woken, 1)
+
+    def close(self) -> None:
+        """Close every link, and wait until no thread of a round writes any more."""
+        if self._rounds is not None:
+            self._rounds.close()
+        self._mesh.end()
+        os.close(self._woken)
+
+    # ---------------------------------------------------------------- saying
+
+    def send(self, to: int, message: NodeMessage) -> None:
+        """Say it to another node, if there is a link to it."""
+        self._send(to, message)
+
+    def tell(self, message: Message) -> None:
+        """Say it to the coordinator, if it is there."""
+        self._send(COORDINATOR, message)
+
+    def _send(self, to: int, message: Message | NodeMessage) -> None:
+        link = self._mesh.links.get(to)
+        if link is None or to in self._broken:
+            return
+        try:
+            link.send(message)
+        except ChannelClosed as error:
+            self._broken[to] = str(error)
+            self.wake()
+
+    # --------------------------------------------------------------- updating
+
+    def begin(
+        self, update: events.Update, plan: Plan, *, term: int, counters: torch.Tensor | None
+    ) -> None:
+        """Begin a round; `Updated` comes once it is complete here. See `Rounds.begin`."""
+        assert self._rounds is not None
+        self._update = update
+        number = round_number(term, update.round)
+        self._rounds.begin(
+            number, plan, nodes=update.nodes, links=self._mesh.links, counters=counters
+        )
+        self._has_begun = True
+        self.wake()
+
+    def give_up(self, number: int) -> None:
+        """Stop the round of that number, if it is under way."""
+        assert self._rounds is not None
+        if self._update is not None and self._update.round == number:
+            self._update = None
+            self._rounds.give_up()
+
+    # ------------------------------------------------------------------- turn
+
+    def turn(self) -> None:
+        """Take what has happened, in order."""
+        for to, reason in list(self._broken.items()):
+            self._drop(to, reason)
+        for change in self._mesh.turn():
+            match change:
+                case Up(other, link):
+                    self._came(other, link)
+                case Down(other):
+                    self._gone(other)
+        if self._has_begun:  # blocks of it may have been waiting
+            self._has_begun = False
+            for other, link in list(self._mesh.links.items()):
+                if link.waits:
+                    self._use(other, link, selectors.EVENT_READ)
+        self._end_round()
+
+    def _end_round(self) -> None:
+        assert self._rounds is not None
+        norm, update = self._rounds.turn(), self._update
+        if norm is not None and update is not None:
+            self._update = None
+            self._handle(events.Updated(norm, update.round))
+
+    def _came(self, other: int, link: Link) -> None:
+        link.attach(self._selector, partial(self._use, other, link))
+        if other != COORDINATOR:
+            self._handle(node.Reached(other))
+
+    def _gone(self, other: int) -> None:
+        self._broken.pop(other, None)
+        if other == COORDINATOR:
+            self._hear(None)
+        else:
+            self._handle(node.Lost(other))
+
+    def _drop(self, other: int, reason: str) -> None:
+        self._broken.pop(other, None)
+        if other in self._mesh.links:
+            self._gone(self._mesh.close(other, reason).node)
+
+    def _use(self, other: int, link: Link, mask: int) -> None:
+        """Send and receive what can be."""
+        if self._mesh.links.get(other) is not link:
+            return  # it was replaced since
+        try:
+            if mask & selectors.EVENT_WRITE:
+                link.flush()
+            if mask & selectors.EVENT_READ:
+                self._receive(other, link)
+        except (ChannelClosed, ProtocolError) as error:
+            if self._mesh.links.get(other) is link:
+                self._drop(other, str(error))
+
+    def _receive(self, other: int, link: Link) -> None:
+        assert self._rounds is not None
+        place = partial(self._rounds.place, other)
+        while (frame := link.receive(place)) is not None:
+            if isinstance(frame, Block):
+                self._rounds.arrived(other, frame)
+            elif isinstance(frame, Peers):
+                self._meet(frame)
+            elif other == COORDINATOR:
+                self._hear(frame)  # type: ignore[arg-type]
+            else:
+                self._handle(node.FromNode(other, frame))  # type: ignore[arg-type]
+            if self._mesh.links.get(other) is not link:
+                return
+        self._end_round()
+
+    def _meet(self, peers: Peers) -> None:
+        """Remember where the others are, for a successor, too."""
+        partial_path = self._folder / "peers.partial"
+        partial_path.write_text(json.dumps(peers.addresses))
+        partial_path.rename(self._folder / "peers")
+        self._mesh.tell({one: (host, port) for one, host, port in peers.addresses})
+
+    def _drain(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._woken)
+
+
+def _listen(address: str, credentials: Credentials, path: Path) -> Listener:
+    """Listen where the predecessor did, if that is possible: others know that place."""
+    port = int(path.read_text()) if path.exists() else 0
+    try:
+        listener = Listener(address, credentials, port)
+    except ConfigError:
+        if not port:
+            raise
+        listener = Listener(address, credentials)  # somebody else took the port meanwhile
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_text(str(listener.address[1]))
+    partial_path.rename(path)
+    return listener
+
+
+def _nothing(_: int) -> None:
+    """Its turn comes in every round of the loop."""

@@ -1,0 +1,202 @@
+"""What a run leaves behind to read: events, metrics, evaluations, the result. Decides nothing."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from actors.setup import JobSetup
+from elastic.core.fingerprint import fingerprint, parameters_sha256
+from elastic.core.mapped import Version
+from elastic.core.model import ModelSpec
+from elastic.core.protocol import events
+from elastic.core.protocol.messages import Membership, State
+from elastic.core.runs import RunFolder
+from elastic.core.task import Task
+
+
+class EventLog:
+    """Appends to the run's events; from any thread.
+
+    Args:
+        where: the step and the generation at hand.
+    """
+
+    def __init__(self, run: RunFolder, where: Callable[[], tuple[int, int]]) -> None:
+        self._run, self._where = run, where
+
+    def __call__(self, kind: str, reason: str, worker: int | None = None) -> None:
+        step, generation = self._where()
+        self._run.append_event(
+            {
+                "time_s": time.time(),
+                "kind": kind,
+                "step": step,
+                "generation": generation,
+                "worker": worker,
+                "reason": reason,
+            }
+        )
+
+
+class Recorder:
+    """Writes down what the lead commits."""
+
+    def __init__(self, setup: JobSetup, spec: ModelSpec, task: Task, event: EventLog) -> None:
+        self._setup, self._spec, self._event = setup, spec, event
+        self._schedule = getattr(task, "schedule", None)
+        self._later: list[events.Note | events.Committed] = []
+        self._commit_s = time.monotonic()
+        self.update_s = 0.0  # how long the newest update took
+
+    def factor(self, step: int) -> float:
+        """What the task's schedule multiplies the learning rate of `step` by."""
+        return 1.0 if self._schedule is None else float(self._schedule(step))
+
+    def take_over(self, state: State) -> None:
+        """Go on where a predecessor's metrics end; add the step that it had no time to write."""
+        newest = self._setup.run.newest_metrics()
+        self._commit_s = time.monotonic()
+        if newest is not None:
+            self._commit_s -= time.time() - newest["time_s"]
+        step = state.step - 1
+        if step >= 0 and (newest is None or newest["step"] < step):
+            skipped = step in state.skipped
+            loss = math.nan if skipped or state.loss is None else state.loss
+            metrics = () if skipped else state.metrics
+            self._later.append(
+                events.Committed(step, 0, loss, math.nan, skipped, 0, 0, (), metrics)
+            )
+
+    def later(self, action: events.Note | events.Committed) -> None:
+        """Write it down in `flush`: nobody waits for it."""
+        self._later.append(action)
+
+    def flush(self) -> None:
+        for action in self._later:
+            if isinstance(action, events.Note):
+                self._event(action.kind, action.reason, action.worker)
+            else:
+                self._committed(action)
+        self._later.clear()
+
+    def _committed(self, action: events.Committed) -> None:
+        now_s, batch = time.monotonic(), self._setup.job.batch
+        groups = self._spec.optimizer.groups
+        self._setup.run.append_metrics(
+            {
+                "step": action.step,
+                "time_s": time.time(),
+                "step_s": now_s - self._commit_s,
+                "loss": _finite(action.loss),
+                "metrics": by_name(self._spec.metrics, action.metrics),
+                "grad_norm": _finite(action.grad_norm),
+                "lr": groups[0].options["lr"] * self.factor(action.step),
+                "samples": batch.micro_batches * batch.micro_batch_size,
+                "num_workers": action.num_workers,
+                "num_duplicates": action.num_duplicates,
+                "attempt": action.attempt,
+                "update_s": self.update_s,
+                "work": _unix_times(action.work),
+            }
+        )
+        self._commit_s = now_s
+
+    def evaluated(self, action: events.Evaluated) -> None:
+        """At once: a successor may come to it again, but never after the next step."""
+        metrics = by_name(self._spec.evaluated_metrics, action.metrics)
+        self._setup.run.append_evaluation(
+            {
+                "step": action.step,
+                "time_s": time.time(),
+                "loss": _finite(action.loss),
+                "metrics": metrics,
+                "work": _unix_times(action.work),
+            }
+        )
+        shown = {"loss": _finite(action.loss), **metrics}
+        text = ", ".join(
+            f"{name} {'not finite' if value is None else format(value, '.4g')}"
+            for name, value in shown.items()
+        )
+        self._event("evaluated", text)
+
+    def result(
+        self,
+        state: State,
+        version: Version,
+        membership: Membership,
+        *,
+        failure: str,
+        unwritten: str,
+        faults_fired: Sequence[int],
+    ) -> None:
+        """Write the result. Doing it twice does no harm.
+
+        Args:
+            unwritten: why the last checkpoint could not be written, if it could not.
+        """
+        job, run = self._setup.job, self._setup.run
+        metrics = run.read_metrics()
+        started = min((one["time_s"] for one in run.read_events()), default=time.time())
+        steps_s = [one["step_s"] for one in metrics[1:]]
+        kind = "job_failed" if failure else "job_finished"
+        if not failure and state.step < job.steps:
+            kind = "job_stopped"
+        initial = self._setup.initial
+        run.write_json(
+            run.result_json,
+            {
+                "name": job.name,
+                "outcome": kind.removeprefix("job_"),
+                "failure": failure,
+                "steps": state.step,
+                "loss": state.loss,
+                "first_loss": state.first_loss,
+                "params_sha256": parameters_sha256(self._spec.layout, version.values),
+                "samples_sha256": state.samples,
+                "exact": state.exact,
+                "wall_s": time.time() - started,
+                "step_s_median": statistics.median(steps_s) if steps_s else None,
+                "num_generations": membership.generation,
+                "overflows": state.overflows,
+                "skipped_steps": list(state.skipped),
+                "metrics": by_name(self._spec.metrics, state.metrics),
+                "evaluation": self._last_evaluation(),
+                "last_checkpoint_failure": unwritten,
+                "init_sha256": initial.sha256 if initial else None,
+                "faults_fired": sorted(faults_fired),
+                "versions": fingerprint(job.workers.threads, job.device),
+            },
+        )
+        self._event(kind, failure or f"step {state.step} of {job.steps}")
+
+    def _last_evaluation(self) -> dict[str, Any] | None:
+        """The newest one, without who computed it."""
+        evaluations = self._setup.run.read_evaluations()
+        if not evaluations:
+            return None
+        return {name: evaluations[-1][name] for name in ("step", "loss", "metrics")}
+
+
+def by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    """Metrics for JSON; all of a step that was skipped have no value."""
+    known = values or [math.nan] * len(names)
+    return {name: _finite(value) for name, value in zip(names, known, strict=True)}
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN: a skipped step has no loss."""
+    return value if math.isfinite(value) else None
+
+
+def _unix_times(work: Iterable[tuple[int, int, float, float, str]]) -> list[list[Any]]:
+    """Who computed what when, for JSON, in seconds since the epoch."""
+    ahead_s = time.time() - time.monotonic()
+    return [
+        [worker, one, start_s + ahead_s, end_s + ahead_s, outcome]
+        for worker, one, start_s, end_s, outcome in work
+    ]
