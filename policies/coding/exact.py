@@ -68,7 +68,7 @@ def error_bound(code: Linear, decoded: Decoded, num_limbs: int, bits: int = BITS
             1, bits - limb * (num_limbs - 1)
         )
     terms = 2.0 * num_workers + 2 * parts_per_worker + 4
-    return magnitude * (decoded.error + UNIT * terms * decoded.spread)
+    return float(magnitude * (decoded.error + UNIT * terms * decoded.spread))
 
 
 def precision(code: Code, bits: int = BITS) -> Precision:
