@@ -50,8 +50,8 @@ class Ways:
         """Bytes over each link."""
         spread_FWH = np.broadcast_to(bytes_FW[:, :, None], self.links_FWH.shape)
         flat = spread_FWH.ravel().astype(np.float64)
-        loads: Floats = np.bincount(self.links_FWH.ravel(), flat, minlength=num_links + 1)
-        return loads[:num_links]
+        loads = np.bincount(self.links_FWH.ravel(), flat, minlength=num_links + 1)
+        return np.asarray(loads[:num_links], np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,229 @@
+"""What to do about verdicts: whom to relieve, quarantine, restart, drain or avoid, and when not to.
+
+Pure: verdicts, what was done before and the time arrive in the view; the coordinator acts, logs
+every action with its verdict, and can undo each. Never more than the budget allows: a detector
+that is wrong must cost little.
+
+    verdict holds ──▶ its mildest remedy ──still holds after `patience_s`──▶ the next one ──▶ ...
+    observe: says what it would do.  notify: says so, acts `escalate_s` later.  act: at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
+
+
+class Remedy(Enum):
+    """From mild to harsh. What takes a worker away counts against the budget."""
+
+    LEASE_AGAIN = "lease its work to others"
+    ROUTE_AROUND = "plan traffic around"
+    AVOID = "start nothing more on"
+    RESTART = "restart"
+    QUARANTINE = "give no more work to"
+    DRAIN = "drain"
+
+
+_TAKES_AWAY = (Remedy.RESTART, Remedy.QUARANTINE, Remedy.DRAIN)
+
+_REMEDIES: Mapping[Kind, Mapping[type[Culprit], tuple[Remedy, ...]]] = {
+    Kind.HANG_OUTSIDE: {
+        Worker: (Remedy.LEASE_AGAIN, Remedy.RESTART),
+        Node: (Remedy.AVOID, Remedy.DRAIN),
+    },
+    Kind.HANG_IN_COMMUNICATION: {
+        Worker: (Remedy.RESTART,),
+        Node: (Remedy.AVOID, Remedy.DRAIN),
+        Link: (Remedy.ROUTE_AROUND,),
+    },
+    Kind.SLOW_COMPUTATION: {Worker: (Remedy.LEASE_AGAIN, Remedy.RESTART, Remedy.QUARANTINE)},
+    Kind.SLOW_SENDER: {Node: (Remedy.ROUTE_AROUND, Remedy.AVOID, Remedy.DRAIN)},
+    Kind.SLOW_RECEIVER: {Node: (Remedy.ROUTE_AROUND, Remedy.AVOID, Remedy.DRAIN)},
+    Kind.SLOW_LINK: {Link: (Remedy.ROUTE_AROUND,)},
+    Kind.SILENT_CORRUPTION: {Worker: (Remedy.QUARANTINE,), Node: (Remedy.AVOID, Remedy.DRAIN)},
+    Kind.FLAPPING: {
+        Worker: (Remedy.QUARANTINE,),
+        Node: (Remedy.AVOID, Remedy.DRAIN),
+        Link: (Remedy.ROUTE_AROUND,),
+    },
+    Kind.RESOURCE_PRESSURE: {Node: (Remedy.AVOID, Remedy.DRAIN)},
+}
+"""What helps against what, in the order in which it is tried."""
+
+_URGENCY = {Kind.SILENT_CORRUPTION: 0, Kind.HANG_OUTSIDE: 1, Kind.HANG_IN_COMMUNICATION: 1}
+"""The smaller, the sooner the budget is spent on it; 2 for the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An action of before. `num_workers` were taken away by it; `undone`: it was not wanted."""
+
+    time_s: float
+    remedy: Remedy
+    culprit: Culprit
+    kind: Kind
+    num_workers: int = 0
+    undone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringView:
+    """`since_s`: when each verdict began, by its name. `node_of`: of each worker that computes.
+
+    `spares` are ready to compute; `taken` holds the actions of the last hour at least.
+    """
+
+    now_s: float
+    verdicts: Sequence[Verdict]
+    since_s: Mapping[tuple[Kind, Culprit], float]
+    node_of: Mapping[int, int]
+    spares: int = 0
+    taken: Sequence[Taken] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Do it now; `bring_spare` workers are to take its place. `elastic undo NAME` takes it back."""
+
+    remedy: Remedy
+    verdict: Verdict
+    workers: tuple[int, ...]
+    bring_spare: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Only say so: the mode, the budget or the confidence does not allow more. Act at `until_s`,
+    if the verdict still holds then; None: never by itself."""
+
+    remedy: Remedy
+    verdict: Verdict
+    until_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steering:
+    """`share_per_hour`: of the fleet, how much may be taken away within an hour, at least one."""
+
+    mode: Literal["observe", "notify", "act"] = "notify"
+    min_workers: int = 1
+    escalate_s: float = 60.0
+    patience_s: float = 60.0
+    share_per_hour: float = 0.1
+    least_confidence: float = 0.6
+    kind: Literal["steering"] = "steering"
+    window_s: float = field(default=3600.0, init=False)
+
+    def decide(self, view: SteeringView) -> list[Act | Tell]:
+        """What to do about each verdict now; nothing for those whose remedies are under way."""
+        order = sorted(view.verdicts, key=lambda one: (_URGENCY.get(one.kind, 2), -one.confidence))
+        gone: set[int] = set()
+        decisions: list[Act | Tell] = []
+        for verdict in order:
+            remedy = self._next(view, verdict)
+            if remedy is None:
+                continue
+            decision = self._weigh(view, verdict, remedy, gone)
+            if isinstance(decision, Act) and remedy in _TAKES_AWAY:
+                gone |= set(decision.workers)
+            decisions.append(decision)
+        return decisions
+
+    def avoided(self, view: SteeringView) -> frozenset[int]:
+        """Nodes on which nothing is to be started: work never goes back to a suspect."""
+        nodes = {
+            one.culprit.number
+            for one in view.taken
+            if not one.undone
+            and one.remedy in (Remedy.AVOID, Remedy.DRAIN)
+            and isinstance(one.culprit, Node)
+        }
+        suspects = {
+            view.node_of[one.culprit.number]
+            for one in view.verdicts
+            if isinstance(one.culprit, Worker) and one.culprit.number in view.node_of
+        }
+        return frozenset(nodes | suspects)
+
+    def _next(self, view: SteeringView, verdict: Verdict) -> Remedy | None:
+        """The mildest remedy that was not tried yet, once the one before had its time."""
+        done = [
+            one for one in view.taken if (one.kind, one.culprit) == verdict.name and not one.undone
+        ]
+        if done and view.now_s - max(one.time_s for one in done) < self.patience_s:
+            return None
+        tried = {one.remedy for one in done}
+        refused = {
+            one.remedy for one in view.taken if one.undone and one.culprit == verdict.culprit
+        }
+        remedies = _REMEDIES[verdict.kind].get(type(verdict.culprit), ())
+        return next((one for one in remedies if one not in tried | refused), None)
+
+    def _weigh(
+        self, view: SteeringView, verdict: Verdict, remedy: Remedy, gone: set[int]
+    ) -> Act | Tell:
+        workers = tuple(sorted(_workers(verdict.culprit, view.node_of)))
+        what = f"{remedy.value} {verdict.culprit}: {verdict.reason}"
+        since_s = view.since_s.get(verdict.name, view.now_s)
+        if self.mode == "observe":
+            return Tell(remedy, verdict, None, f"would {what}")
+        if self.mode == "notify" and view.now_s - since_s < self.escalate_s:
+            until_s = since_s + self.escalate_s
+            left_s = until_s - view.now_s
+            return Tell(remedy, verdict, until_s, f"in {left_s:.0f} s: {what}")
+        if remedy not in _TAKES_AWAY:
+            return Act(remedy, verdict, workers, 0, what)
+        if verdict.confidence < self.least_confidence:
+            limit = f"confidence {verdict.confidence:.2f} (steering.least_confidence"
+            limit += f" {self.least_confidence:.2f})"
+            return Tell(remedy, verdict, None, f"not sure enough, {limit}: {what}")
+        against = self._over_budget(view, set(workers) - gone, gone)
+        if against:
+            return Tell(remedy, verdict, None, f"{against}: {what}")
+        spares = min(view.spares, len(set(workers) - gone))
+        return Act(remedy, verdict, workers, spares, what)
+
+    def _over_budget(self, view: SteeringView, more: set[int], gone: set[int]) -> str:
+        """Why so many cannot be taken away now; empty if they can."""
+        num_workers = len(view.node_of)
+        left = num_workers - len(gone) - len(more) + view.spares
+        if left < self.min_workers:
+            return f"{left} workers would be left (workers.min {self.min_workers})"
+        recent = sum(
+            one.num_workers
+            for one in view.taken
+            if view.now_s - one.time_s < self.window_s and not one.undone
+        )
+        allowed = max(1, int(self.share_per_hour * num_workers))
+        num = recent + len(gone) + len(more)
+        if more and num > allowed:
+            return (
+                f"{num} workers would be taken away within an hour, of {allowed} allowed"
+                f" (steering.share_per_hour {self.share_per_hour:g})"
+            )
+        return ""
+
+
+def undo(taken: Taken) -> Taken:
+    """The action as one that is taken back: it is not done to that culprit again by itself."""
+    return Taken(
+        taken.time_s, taken.remedy, taken.culprit, taken.kind, taken.num_workers, undone=True
+    )
+
+
+def _workers(culprit: Culprit, node_of: Mapping[int, int]) -> set[int]:
+    """Those that a remedy for the culprit would take away."""
+    match culprit:
+        case Worker(number):
+            return {number} & set(node_of)
+        case Node(number):
+            return {worker for worker, node in node_of.items() if node == number}
+        case _:
+            return set()

@@ -1,0 +1,165 @@
+"""What is done about verdicts, in which order, and what the budget forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, undo
+from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
+
+NODE_OF = {worker: worker // 4 for worker in range(40)}
+ACT = Steering(mode="act", min_workers=2)
+
+
+def verdict(kind: Kind, culprit: Culprit, confidence: float = 0.95) -> Verdict:
+    return Verdict(
+        kind=kind, culprit=culprit, since_step=7, confidence=confidence, reason="it is so"
+    )
+
+
+SLOW = verdict(Kind.SLOW_COMPUTATION, Worker(3))
+LIAR = verdict(Kind.SILENT_CORRUPTION, Worker(5))
+
+
+def view(
+    *verdicts: Verdict, now_s: float = 1000.0, taken: Sequence[Taken] = (), spares: int = 0
+) -> SteeringView:
+    return SteeringView(
+        now_s=now_s,
+        verdicts=verdicts,
+        since_s={one.name: 990.0 for one in verdicts},
+        node_of=NODE_OF,
+        spares=spares,
+        taken=taken,
+    )
+
+
+def done(remedy: Remedy, of: Verdict, time_s: float, num_workers: int = 0) -> Taken:
+    return Taken(time_s, remedy, of.culprit, of.kind, num_workers)
+
+
+FIRST = [
+    pytest.param(SLOW, Remedy.LEASE_AGAIN, id="slow worker"),
+    pytest.param(LIAR, Remedy.QUARANTINE, id="liar"),
+    pytest.param(verdict(Kind.HANG_OUTSIDE, Worker(1)), Remedy.LEASE_AGAIN, id="hung worker"),
+    pytest.param(verdict(Kind.HANG_OUTSIDE, Node(1)), Remedy.AVOID, id="hung node"),
+    pytest.param(
+        verdict(Kind.HANG_IN_COMMUNICATION, Link(0, 1)), Remedy.ROUTE_AROUND, id="hung link"
+    ),
+    pytest.param(verdict(Kind.SLOW_LINK, Link(0, 1)), Remedy.ROUTE_AROUND, id="slow link"),
+    pytest.param(verdict(Kind.SLOW_SENDER, Node(1)), Remedy.ROUTE_AROUND, id="slow sender"),
+    pytest.param(verdict(Kind.RESOURCE_PRESSURE, Node(1)), Remedy.AVOID, id="pressure"),
+    pytest.param(verdict(Kind.FLAPPING, Node(1)), Remedy.AVOID, id="flapping"),
+]
+
+
+@pytest.mark.parametrize(("one", "remedy"), FIRST)
+def test_the_mildest_remedy_comes_first(one: Verdict, remedy: Remedy) -> None:
+    (act,) = ACT.decide(view(one))
+    assert isinstance(act, Act)
+    assert act.remedy is remedy
+    assert act.reason == f"{remedy.value} {one.culprit}: it is so"
+
+
+def test_every_kind_has_a_remedy() -> None:
+    for kind in Kind:
+        culprits: list[Culprit] = [Worker(1), Node(1), Link(0, 1)]
+        assert any(ACT.decide(view(verdict(kind, one))) for one in culprits), kind
+
+
+def test_a_verdict_that_holds_brings_the_next_remedy_after_a_while() -> None:
+    taken = [done(Remedy.LEASE_AGAIN, SLOW, 950.0)]
+    assert ACT.decide(view(SLOW, now_s=1000.0, taken=taken)) == []
+    (act,) = ACT.decide(view(SLOW, now_s=1020.0, taken=taken, spares=3))
+    assert isinstance(act, Act)
+    assert (act.remedy, act.workers, act.bring_spare) == (Remedy.RESTART, (3,), 1)
+    taken.append(done(Remedy.RESTART, SLOW, 1020.0, 1))
+    taken.append(done(Remedy.QUARANTINE, SLOW, 1100.0, 1))
+    assert ACT.decide(view(SLOW, now_s=9000.0, taken=taken)) == []
+
+
+def test_observe_only_says_and_notify_acts_once_its_time_is_up() -> None:
+    (told,) = Steering(mode="observe").decide(view(SLOW))
+    assert isinstance(told, Tell)
+    assert told.until_s is None
+    assert told.reason.startswith("would lease its work to others worker 3")
+    notify = Steering(mode="notify", escalate_s=60.0)
+    (told,) = notify.decide(view(SLOW))
+    assert isinstance(told, Tell)
+    assert told.until_s == 1050.0
+    assert told.reason.startswith("in 50 s: ")
+    assert isinstance(notify.decide(view(SLOW, now_s=1050.0))[0], Act)
+
+
+def test_what_was_undone_is_not_done_again() -> None:
+    taken = undo(done(Remedy.LEASE_AGAIN, SLOW, 900.0))
+    (act,) = ACT.decide(view(SLOW, taken=[taken]))
+    assert act.remedy is Remedy.RESTART
+    liar = undo(done(Remedy.QUARANTINE, LIAR, 10.0, 1))
+    assert ACT.decide(view(LIAR, taken=[liar])) == []
+
+
+def test_a_doubtful_verdict_takes_nobody_away() -> None:
+    doubtful = replace(LIAR, confidence=0.5)
+    (told,) = ACT.decide(view(doubtful))
+    assert isinstance(told, Tell)
+    assert "confidence 0.50 (steering.least_confidence 0.60)" in told.reason
+
+
+def test_never_below_the_least_number_of_workers() -> None:
+    narrow = replace(ACT, min_workers=40)
+    (told,) = narrow.decide(view(LIAR))
+    assert isinstance(told, Tell)
+    assert "39 workers would be left (workers.min 40)" in told.reason
+    assert isinstance(narrow.decide(view(LIAR, spares=1))[0], Act)
+
+
+def test_no_more_than_a_share_of_the_fleet_within_an_hour_the_worst_first() -> None:
+    """A tenth of forty: four."""
+    liars = [verdict(Kind.SILENT_CORRUPTION, Worker(one), 0.8 + one / 100) for one in range(6)]
+    decisions = ACT.decide(view(*liars))
+    acted = [one.workers for one in decisions if isinstance(one, Act)]
+    assert acted == [(5,), (4,), (3,), (2,)]
+    told = [one.reason for one in decisions if isinstance(one, Tell)]
+    assert len(told) == 2
+    assert "5 workers would be taken away within an hour, of 4 allowed" in told[0]
+    before = [done(Remedy.QUARANTINE, verdict(Kind.FLAPPING, Worker(30)), 900.0, 4)]
+    assert isinstance(ACT.decide(view(LIAR, taken=before))[0], Tell)
+    assert isinstance(ACT.decide(view(LIAR, now_s=4600.0, taken=before))[0], Act)
+    assert isinstance(ACT.decide(view(LIAR, taken=[undo(before[0])]))[0], Act)
+
+
+def test_a_drained_node_takes_all_of_its_workers() -> None:
+    pressed = verdict(Kind.RESOURCE_PRESSURE, Node(2))
+    (act,) = ACT.decide(view(pressed, taken=[done(Remedy.AVOID, pressed, 0.0)]))
+    assert isinstance(act, Act)
+    assert (act.remedy, act.workers) == (Remedy.DRAIN, (8, 9, 10, 11))
+
+
+def test_nothing_is_started_on_a_suspect_node() -> None:
+    drained = done(Remedy.DRAIN, verdict(Kind.FLAPPING, Node(7)), 0.0, 4)
+    allowed = undo(done(Remedy.AVOID, verdict(Kind.FLAPPING, Node(8)), 0.0))
+    assert ACT.avoided(view(SLOW, taken=[drained, allowed])) == {0, 7}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 39), max_size=40, unique=True),
+    st.integers(1, 40),
+    st.floats(0.01, 1.0),
+    st.integers(0, 4),
+)
+def test_whatever_the_verdicts_the_budget_holds(
+    liars: list[int], min_workers: int, share: float, spares: int
+) -> None:
+    policy = Steering(mode="act", min_workers=min_workers, share_per_hour=share)
+    verdicts = [verdict(Kind.SILENT_CORRUPTION, Worker(one)) for one in liars]
+    acts = [one for one in policy.decide(view(*verdicts, spares=spares)) if isinstance(one, Act)]
+    gone = {worker for act in acts for worker in act.workers}
+    assert len(gone) <= max(1, int(share * 40))
+    assert 40 - len(gone) + spares >= min_workers or not gone
