@@ -10,8 +10,8 @@ probability c, and each is audited with probability p, a step finds it with 1 - 
 
 steps find it with a probability of 1 - d (`steps_to_find`). One that corrupts every hundredth, of 4
 in a step, is found in 999 of 1,000 cases within 172 steps if all are audited, within 1,727 at
-p = 0.1; at p = 1 no lie ever counts. Two workers that tell the same lie are believed: auditors are chosen
-from other nodes where there are any.
+p = 0.1; at p = 1 no lie ever counts. Two workers that tell the same lie are believed: auditors are
+chosen from other nodes where there are any.
 """
 
 from __future__ import annotations
