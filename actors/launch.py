@@ -27,6 +27,7 @@ from actors.setup import (
     NICE_STEP,
     JobSetup,
     compute_environment,
+    importing,
     parse_actor_name,
     set_nice,
 )
@@ -62,7 +63,8 @@ class Host:
                     remove_leftovers()  # on the driver's host the driver does so
                 if not setup.open_store().spec_path.exists():
                     set_nice(NICE_STEP)  # the first step waits for it, torch's import included
-                from actors.aggregator import AggregatorShell
+                with importing():
+                    from actors.aggregator import AggregatorShell
 
                 self._result = AggregatorShell(setup).run()
         except BaseException as error:  # handed to whoever joins

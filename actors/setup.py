@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -118,6 +121,16 @@ def nice_to_load(worker: int, *, together: bool) -> int:
     Before the first step the latter lets it begin, where cores are few, before all have loaded.
     """
     return NICE_START if together else min(NICE_START, _NICE_FIRST * worker)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Do not look for garbage meanwhile: modules stay, and torch's cost a tenth more with it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def compute_environment(threads: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, nice_to_load, set_nice
+from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, importing, nice_to_load, set_nice
 
 if TYPE_CHECKING:
     from actors.channel import Channel
@@ -61,12 +61,13 @@ class WorkerShell:
 
     def _load(self) -> None:
         """Everything slow: imports, data, model."""
-        import pickle
+        with importing():
+            import pickle
 
-        from actors.injector import WorkerInjector
-        from elastic.core.compute import MicroBatches, deterministic
-        from elastic.core.device import make_device
-        from elastic.core.protocol.worker import Worker
+            from actors.injector import WorkerInjector
+            from elastic.core.compute import MicroBatches, deterministic
+            from elastic.core.device import make_device
+            from elastic.core.protocol.worker import Worker
 
         self._store = self._setup.open_store()
         self._store.hold_alive()

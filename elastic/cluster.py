@@ -91,6 +91,8 @@ def join_cluster(address: str | None, auth: str | None = None) -> None:
             f" RAY_ADDRESS=local starts one on this machine: {error}"
         ) from error
     _silence_raylet()
+    if found is None:
+        _end_autoscaler()
 
 
 def _find(address: str | None) -> str | None:
@@ -148,3 +150,9 @@ def _silence_raylet() -> None:
     driver: Any = ray._private.worker.global_worker
     driver.threads_stopped.set()
     driver.gcs_error_subscriber.close()
+
+
+def _end_autoscaler() -> None:
+    """One machine cannot grow; and Ray, at the end, would wait a second for this process."""
+    node: Any = ray._private.worker._global_node
+    node.kill_monitor(check_alive=False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from elastic.core.data.memory import ArrayRows
-from tests.integration.support import Tiny
+from tests.integration.tasks import Tiny
 
 
 @dataclass(frozen=True)

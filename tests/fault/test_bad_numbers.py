@@ -14,12 +14,12 @@ from elastic.core.runs import RunFolder
 from tests.integration.support import (
     BATCH,
     HELD_OUT,
-    NUM_ROWS,
     kinds,
     make_job,
     outcome,
     run_job,
 )
+from tests.integration.tasks import NUM_ROWS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("cluster")]
 

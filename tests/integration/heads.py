@@ -5,6 +5,7 @@ user types at them. Each has ports, a temporary folder and a home of its own.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -29,9 +30,11 @@ _PORTS = (
 
 @dataclass(frozen=True)
 class Head:
-    """A running cluster. `address` is where jobs are submitted; runs lie in `home`/ray_results."""
+    """A running cluster. `address` is where jobs are submitted, `gcs` where drivers connect; runs
+    lie in `home`/ray_results."""
 
     address: str
+    gcs: str
     home: Path
     environment: Mapping[str, str]
 
@@ -46,6 +49,22 @@ class Head:
             timeout=150,
             check=False,
         )
+
+    def status(self, identity: str) -> str:
+        """What Ray says of a job, in a word."""
+        with urllib.request.urlopen(f"{self.address}/api/jobs/{identity}", timeout=10) as answer:
+            return str(json.load(answer)["status"])
+
+    def stop(self, identity: str) -> None:
+        """Ask Ray to stop a job, as `ray job stop` does, which takes seconds to start."""
+        request = urllib.request.Request(f"{self.address}/api/jobs/{identity}/stop", method="POST")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert json.load(answer)["stopped"]
+
+    def python(self, text: str) -> None:
+        """Run a script on this cluster to its end."""
+        environment = {**self.environment, "RAY_ADDRESS": self.gcs}
+        subprocess.run([sys.executable, "-c", text], env=environment, timeout=60, check=True)
 
     @contextlib.contextmanager
     def started(self, *arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -94,7 +113,7 @@ def started_head(home: Path, **variables: str) -> Iterator[Head]:
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
         wait_until(lambda: _answers(process, address, log), "Ray takes jobs", timeout_s=90)
-        yield Head(address, home, environment)
+        yield Head(address, f"127.0.0.1:{ports['port']}", home, environment)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,6 +1,6 @@
-"""What the tests on real processes share: small tasks, jobs around them, ways to look at a run.
+"""What the tests on real processes share: jobs around small tasks, and ways to look at a run.
 
-Imported by worker processes too, so it must stay light and start nothing at import.
+The tasks themselves are in `tasks`: workers and aggregators import them, and need nothing of this.
 """
 
 from __future__ import annotations
@@ -14,80 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 import yaml
-from torch import nn
 
 from elastic.core.config import JobConfig, load_job
-from elastic.core.data.memory import ArrayRows
 from elastic.core.faults import Fault, load_faults
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
 from elastic.core.store import ROOT
-from elastic.core.task import LossSums
 from elastic.driver import run_job
 from elastic.result import Result
 
-NUM_ROWS = 4096
-NUM_FEATURES = 16
-NUM_CLASSES = 4
 HELD_OUT = 48
 BATCH = {"micro_batches": 8, "micro_batch_size": 16}
 TAG = f"-{os.getpid()}"
 """Ends the names of this process's jobs, which may run beside another one's."""
 _DEADLINE_S = 60.0
-
-
-class Rows(nn.Module):
-    """A few wide layers with dropout: milliseconds per micro-batch, several chunks."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        sizes = [NUM_FEATURES, width, width, width]
-        self.layers = nn.ModuleList(
-            nn.Linear(size, following)
-            for size, following in zip(sizes, [*sizes[1:], NUM_CLASSES], strict=True)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
-        hidden = features_BF
-        for layer in self.layers:
-            hidden = self.dropout(F.relu(layer(hidden)))
-        return hidden
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """Classifies points. Rows `loud` have a million times the loss; rows `broken` a loss of NaN."""
-
-    width: int = 256
-    dropout: float = 0.1
-    loud: tuple[int, ...] = ()
-    broken: tuple[int, ...] = ()
-    lr: float = 1e-3
-
-    def model(self) -> nn.Module:
-        return Rows(self.width, self.dropout)
-
-    def dataset(self) -> ArrayRows:
-        generator = torch.Generator().manual_seed(0)
-        features = torch.randn(NUM_ROWS, NUM_FEATURES, generator=generator)
-        labels = features[:, :NUM_CLASSES].argmax(dim=1)
-        factors = torch.ones(NUM_ROWS)
-        factors[list(self.loud)] = 1e6
-        factors[list(self.broken)] = torch.nan
-        return ArrayRows(features=features, labels=labels, factors=factors)
-
-    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> LossSums:
-        logits, labels = model(rows["features"]), rows["labels"]
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        correct = (logits.argmax(dim=1) == labels).sum()
-        return (losses * rows["factors"]).sum(), float(len(losses)), {"accuracy": correct}
-
-    def optimizer(self, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([one for _, one in named], self.lr)
 
 
 def make_job(name: str, *, workers: int = 1, **settings: Any) -> JobConfig:
@@ -98,7 +39,7 @@ def make_job(name: str, *, workers: int = 1, **settings: Any) -> JobConfig:
     spare = settings.pop("spare", 0)
     given = {
         "name": name + TAG,
-        "task": f"{__name__}:Tiny",
+        "task": "tests.integration.tasks:Tiny",
         "steps": 20,
         "batch": BATCH,
         "held_out": HELD_OUT,
@@ -237,11 +178,9 @@ def _parent(pid: int) -> int:
 
 __all__ = [
     "BATCH",
-    "NUM_ROWS",
     "TAG",
     "Once",
     "Outcome",
-    "Tiny",
     "check_faults_fired",
     "hosts_below",
     "kinds",

@@ -6,20 +6,18 @@ Callbacks are told each step once, whatever happens on the way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ray.train import FailureConfig, RunConfig
-from torch import nn
 
 from elastic import Callback, CSVLogger, ElasticTrainer, Result
 from elastic.core.errors import CallbackError, ProcessError
 from elastic.core.runs import RunFolder
 from tests.integration.fixtures import NUM_STEPS
-from tests.integration.support import TAG, Outcome, Tiny, kinds, make_job, outcome
+from tests.integration.support import TAG, Outcome, kinds, make_job, outcome
+from tests.integration.tasks import Flaky
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
 
@@ -98,18 +96,6 @@ def test_a_run_goes_on_by_its_name(undisturbed: Outcome, tmp_path: Path) -> None
     longer = trainer(tmp_path, steps=NUM_STEPS + 5).fit()
     assert longer.metrics["steps"] == NUM_STEPS + 5
     assert kinds(longer).count("job_resumed") == 2
-
-
-@dataclass(frozen=True)
-class Flaky(Tiny):
-    """Raises in every worker for as long as a file exists."""
-
-    path: str = ""
-
-    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        if Path(self.path).exists():
-            raise OSError("the network is away")
-        return super().loss(model, rows)
 
 
 class Trouble(Told):

@@ -27,13 +27,13 @@ from tests.integration.support import (
     TAG,
     Once,
     Outcome,
-    Tiny,
     kinds,
     make_job,
     outcome,
     run_job,
     write_faults,
 )
+from tests.integration.tasks import Tiny
 from tests.s3 import new_bucket, s3_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]

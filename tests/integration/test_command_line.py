@@ -24,10 +24,15 @@ NAME = f"typed{TAG}"
 LONG_STEPS = 1000
 
 
-def elastic(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def elastic(*arguments: str | Path, cluster: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, on a cluster that is there already or one of its own."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=150, check=False
+        [*COMMAND, *map(str, arguments)],
+        env=os.environ | ({"RAY_ADDRESS": cluster} if cluster is not None else {}),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
 
 
@@ -64,8 +69,9 @@ def slow_faults(tmp_path: Path) -> Path:
 
 
 def test_train_status_scale_stop_resume_report(
-    undisturbed: Outcome, job_file: Path, slow_faults: Path, tmp_path: Path
+    undisturbed: Outcome, cluster: str, job_file: Path, slow_faults: Path, tmp_path: Path
 ) -> None:
+    """Trained on a cluster of its own, resumed on the one of the tests."""
     run = RunFolder(tmp_path / "run")
     log = tmp_path / "train.log"
     arguments = [job_file, f"steps={LONG_STEPS}", "--faults", slow_faults, "--run-dir", run.path]
@@ -98,7 +104,8 @@ def test_train_status_scale_stop_resume_report(
     assert f"elastic resume {run.path}" in again.stderr
 
     num_steps = stopped["steps"] + 5
-    resumed = elastic("resume", run.path, f"steps={num_steps}", "workers.start=1")
+    arguments = [f"steps={num_steps}", "workers.start=1"]
+    resumed = elastic("resume", run.path, *arguments, cluster=cluster)
     assert resumed.returncode == 0, resumed.stderr
     result = run.read_json(run.result_json)
     assert (result["outcome"], result["steps"]) == ("finished", num_steps)
@@ -126,8 +133,8 @@ def test_a_wrong_job_file_gives_all_its_errors_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "stop", "resume", "report"])
-def test_an_unknown_name_is_refused(command: str) -> None:
-    unknown = elastic(command, f"nobody-{os.getpid()}")
+def test_an_unknown_name_is_refused(command: str, cluster: str) -> None:
+    unknown = elastic(command, f"nobody-{os.getpid()}", cluster=cluster)
     assert unknown.returncode == 1
     assert f"nobody-{os.getpid()}" in unknown.stderr
     assert "Traceback" not in unknown.stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +16,14 @@ import pytest
 import yaml
 
 from elastic.core import checkpoint
+from elastic.core.config import load_job
 from elastic.core.runs import RunFolder, find_run
+from elastic.driver import run_job
 from elastic.result import read_result
 from tests.integration.fixtures import NUM_STEPS
 from tests.integration.heads import Head, started_head
 from tests.integration.support import TAG, Outcome, make_job, outcome, wait_until
+from tests.integration.tasks import Tiny
 from tests.metadata import SPOT, Metadata, metadata_server
 
 DRAIN = """
@@ -26,7 +31,7 @@ import time
 import ray
 from ray._raylet import GcsClient
 
-context = ray.init(address="auto", logging_level="ERROR")
+context = ray.init(logging_level="ERROR")
 (node,) = ray.nodes()
 gcs = GcsClient(context.address_info["gcs_address"])
 accepted, why = gcs.drain_node(node["NodeID"], 2, "spot", int(1000 * (time.time() + 60)))
@@ -47,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     """What a user has at home: a task in a module, a job file, and perhaps faults."""
     path = tmp_path / "mine"
     path.mkdir()
-    (path / "points.py").write_text("from tests.integration.support import Tiny as Points\n")
+    (path / "points.py").write_text("from tests.integration.tasks import Tiny as Points\n")
     write_job(path, "submitted")
     return path
 
@@ -96,20 +101,16 @@ def test_a_refused_job_fails(head: Head, folder: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("wait_s", "sleep_s"), [(60, 0.7), (1, 5.0)], ids=["in good order", "killed by Ray"]
-)
-def test_a_stopped_job_goes_on(
-    undisturbed: Outcome, head: Head, folder: Path, wait_s: int, sleep_s: float
-) -> None:
-    """Ray waits `wait_s` for the driver after SIGTERM, and then kills it; what it told the others
-    is done all the same."""
-    name = f"stopped-{wait_s}"
+@contextmanager
+def training(
+    head: Head, folder: Path, name: str, *overrides: str, sleep_s: float, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A submitted job whose identity is its name, behind its first checkpoint, and its log."""
     write_job(folder, name, sleep_s=sleep_s)
-    log, identity = folder.parent / "log", f"{name}{TAG}"
-    variables = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)}}
-    arguments = ["--submission-id", identity, "--runtime-env-json", json.dumps(variables)]
-    command = ["--", "elastic", "train", "job.yaml", "--faults", "faults.yaml"]
+    log = folder.parent / "log"
+    arguments = ["--submission-id", name + TAG]
+    arguments += ["--runtime-env-json", json.dumps({"env_vars": variables})]
+    command = ["--", "elastic", "train", "job.yaml", "--faults", "faults.yaml", *overrides]
     submit = ["job", "submit", *arguments, "--working-dir", folder, *command]
     with head.started(*submit, log=log) as submitted:
 
@@ -118,29 +119,66 @@ def test_a_stopped_job_goes_on(
             return "checkpoint written" in log.read_text()
 
         wait_until(is_behind_a_checkpoint, "the log says so", timeout_s=150)
-        asked = head.ray("job", "submit", "--", "elastic", "status", name + TAG)
-        assert asked.returncode == 0, asked.stdout  # from elsewhere, by way of Ray
-        stop = head.ray("job", "stop", identity)
-        assert stop.returncode == 0, stop.stdout
-        submitted.wait(timeout=60)
-    status = head.ray("job", "status", identity)
-    assert "was stopped" in status.stdout
-    run = run_of(head, name)
-    if wait_s > 1:
-        assert f"go on by       elastic resume {run.path}" in log.read_text()
-        assert not run.ray_json.exists()
-    else:
-        assert run.ray_json.exists(), "it was killed"
-        wait_until(run.result_json.exists, "the others finish the step and write a checkpoint")
+        yield submitted, log
+
+
+def stopped_at(run: RunFolder) -> int:
+    """The step of the result and of the newest checkpoint."""
     result = run.read_json(run.result_json)
     assert result["outcome"] == "stopped"
     newest = checkpoint.latest_checkpoint(run.checkpoints)
     assert newest is not None
     assert checkpoint.step_of(newest) == result["steps"] < NUM_STEPS
+    return int(result["steps"])
 
-    command = f"-- elastic resume {name}{TAG}".split()
+
+def go_on(head: Head, folder: Path, run: str | Path, *overrides: str) -> None:
+    """Resume it by a job of its own."""
+    command = ["--", "elastic", "resume", run, *overrides]
     resumed = head.ray("job", "submit", "--working-dir", folder, *command)
     assert resumed.returncode == 0, resumed.stdout
+
+
+def go_on_elsewhere(run: RunFolder, cluster: str) -> None:
+    """Resume it from this process, on the cluster of the tests."""
+    run_job(load_job(run.job_json), run_dir=run.path, task=Tiny(), resume=True)
+
+
+def test_a_stopped_job_goes_on(
+    undisturbed: Outcome, head: Head, folder: Path, cluster: str
+) -> None:
+    with training(head, folder, "stopped", sleep_s=0.7) as (submitted, log):
+        asked = head.ray("job", "submit", "--", "elastic", "status", f"stopped{TAG}")
+        assert asked.returncode == 0, asked.stdout  # from elsewhere, by way of Ray
+        stop = head.ray("job", "stop", f"stopped{TAG}")
+        assert stop.returncode == 0, stop.stdout
+        submitted.wait(timeout=60)
+    assert head.status(f"stopped{TAG}") == "STOPPED"
+    run = run_of(head, "stopped")
+    assert f"go on by       elastic resume {run.path}" in log.read_text()
+    assert not run.ray_json.exists()
+    stopped_at(run)
+    go_on_elsewhere(run, cluster)
+    check_result(run, undisturbed)
+
+
+def test_a_stopped_job_that_ray_kills_goes_on(
+    undisturbed: Outcome, head: Head, folder: Path
+) -> None:
+    """Ray waits a second for the driver after SIGTERM, and then kills it; what it told the others
+    is done all the same."""
+    brief = {"RAY_JOB_STOP_WAIT_TIME_S": "1"}
+    with training(head, folder, "killed", sleep_s=4.0, **brief) as (submitted, _):
+        run = run_of(head, "killed")
+        num_done = len(run.read_metrics())
+        wait_until(lambda: len(run.read_metrics()) > num_done, "another step begins")
+        head.stop(f"killed{TAG}")
+        submitted.wait(timeout=60)
+    assert head.status(f"killed{TAG}") == "STOPPED"
+    assert run.ray_json.exists(), "it was killed"
+    wait_until(run.result_json.exists, "the others finish the step and write a checkpoint")
+    stopped_at(run)
+    go_on(head, folder, f"killed{TAG}")
     check_result(run, undisturbed)
 
 
@@ -160,74 +198,45 @@ def guarded(metadata: Metadata, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield head
 
 
-def test_with_a_token(
+def test_a_node_that_aws_takes_away(
     undisturbed: Outcome, guarded: Head, folder: Path, metadata: Metadata
 ) -> None:
-    submit = ["job", "submit", "--working-dir", folder, *["--", "elastic", "train", "job.yaml"]]
-    others = {**guarded.environment, "RAY_AUTH_TOKEN": "a0" * 32}
-    stranger = replace(guarded, environment=others).ray(*submit)
-    assert stranger.returncode != 0, stranger.stdout
-    assert "token" in stranger.stdout.lower()
-    done = guarded.ray(*submit)
-    assert done.returncode == 0, done.stdout
-    check_result(run_of(guarded, "submitted"), undisturbed)
-    assert metadata.asked == [], "the job file does not say so"
-
-
-@pytest.mark.parametrize("who", ["AWS", "Ray"])
-def test_a_node_that_is_taken_away(
-    undisturbed: Outcome, guarded: Head, head: Head, folder: Path, metadata: Metadata, who: str
-) -> None:
-    """The job ends with an error and a checkpoint, and goes on elsewhere; Ray's drain comes last,
-    since nothing begins on that node any more."""
-    name = f"spot-{who}"
-    write_job(folder, name, sleep_s=0.7)
-    log = folder.parent / "log"
-    command = [
-        "--",
-        "elastic",
-        "train",
-        "job.yaml",
-        "--faults",
-        "faults.yaml",
-        "preemption.source=aws",
-    ]
-    submit = ["job", "submit", "--working-dir", folder, *command]
-    with guarded.started(*submit, log=log) as submitted:
-
-        def is_behind_a_checkpoint() -> bool:
-            assert submitted.poll() is None, log.read_text()
-            return "checkpoint written" in log.read_text()
-
-        wait_until(is_behind_a_checkpoint, "the log says so", timeout_s=150)
-        if who == "AWS":
-            ends = datetime.now(UTC) + timedelta(seconds=120)
-            metadata.answers[SPOT] = json.dumps(
-                {"action": "terminate", "time": ends.strftime("%Y-%m-%dT%H:%M:%SZ")}
-            ).encode()
-        else:
-            drain(guarded, folder)
+    """The job ends with an error and a checkpoint, and goes on; nobody gets in without the token,
+    and nobody is asked for notices unless the job says so."""
+    stranger = replace(guarded, environment={**guarded.environment, "RAY_AUTH_TOKEN": "a0" * 32})
+    refused = stranger.ray("job", "submit", "--working-dir", folder, "--", "elastic", "--help")
+    assert refused.returncode != 0, refused.stdout
+    assert "token" in refused.stdout.lower()
+    source = "preemption.source=aws"
+    with training(guarded, folder, "spot", source, sleep_s=0.7) as (submitted, log):
+        ends = datetime.now(UTC) + timedelta(seconds=120)
+        metadata.answers[SPOT] = json.dumps(
+            {"action": "terminate", "time": ends.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        ).encode()
         assert submitted.wait(timeout=90) == 1, log.read_text()
-    metadata.answers.clear()
-    run = run_of(guarded, name)
-    said = {"AWS": "AWS will terminate this node in ", "Ray": "Ray drains this node"}[who]
-    assert f"error: {said}" in log.read_text()
-    assert f"elastic resume {run.path}" in log.read_text()
-    result = run.read_json(run.result_json)
-    assert result["outcome"] == "stopped"
-    assert [one["reason"] for one in run.read_events() if one["kind"] == "preempted"]
-    newest = checkpoint.latest_checkpoint(run.checkpoints)
-    assert newest is not None
-    assert checkpoint.step_of(newest) == result["steps"] < NUM_STEPS
+    run = run_of(guarded, "spot")
+    check_taken(run, log, "AWS will terminate this node in ")
+    metadata.asked.clear()
+    go_on(guarded, folder, run.path, "preemption.source=none")
+    check_result(run, undisturbed)
+    assert metadata.asked == []
 
-    command = f"-- elastic resume {run.path}".split()
-    resumed = head.ray("job", "submit", "--working-dir", folder, *command)
-    assert resumed.returncode == 0, resumed.stdout
+
+def test_a_node_that_ray_drains(
+    undisturbed: Outcome, guarded: Head, folder: Path, cluster: str
+) -> None:
+    """This comes last: nothing begins on that node any more."""
+    with training(guarded, folder, "drained", sleep_s=0.7) as (submitted, log):
+        guarded.python(DRAIN)
+        assert submitted.wait(timeout=90) == 1, log.read_text()
+    run = run_of(guarded, "drained")
+    check_taken(run, log, "Ray drains this node")
+    go_on_elsewhere(run, cluster)
     check_result(run, undisturbed)
 
 
-def drain(head: Head, folder: Path) -> None:
-    """Tell Ray that the cluster's only node will be taken away in a minute."""
-    (folder / "drain.py").write_text(DRAIN)
-    done = head.ray("job", "submit", "--working-dir", folder, "--", "python", "drain.py")
-    assert done.returncode == 0, done.stdout
+def check_taken(run: RunFolder, log: Path, said: str) -> None:
+    assert f"error: {said}" in log.read_text()
+    assert f"elastic resume {run.path}" in log.read_text()
+    assert [one["reason"] for one in run.read_events() if one["kind"] == "preempted"]
+    stopped_at(run)

@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from torch import nn
 
-from elastic.core.data.text import TextWindows
 from elastic.core.errors import DataError, FatalError, StoreError, TaskError
 from elastic.core.runs import RunFolder
-from tests.integration.support import Rows, Tiny, make_job, run_job
+from tests.integration.support import make_job, run_job
+from tests.integration.tasks import OnText, Tiny, Weightless, WithCounting, WithLBFGS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("cluster")]
-
-
-class WithLBFGS(Tiny):
-    def optimizer(self, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS([one for _, one in named])
-
-
-class Counting(Rows):
-    """Writes to one of its parameters in forward."""
-
-    def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            self.layers[1].bias += 1
-        return super().forward(features_BF)
-
-
-class WithCounting(Tiny):
-    def model(self) -> nn.Module:
-        return Counting(self.width, self.dropout)
-
-
-class Weightless(Tiny):
-    def loss(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        return super().loss(model, rows)[0], 0.0
-
-
-@dataclass(frozen=True)
-class OnText(Tiny):
-    path: str = ""
-
-    def dataset(self) -> Any:
-        return TextWindows(self.path, context=16)
 
 
 def corrupt_text(folder: Path) -> Tiny:

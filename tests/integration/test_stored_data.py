@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +12,9 @@ from pyarrow import fs
 
 import examples
 from elastic.core.config import JobConfig, load_job
-from elastic.core.data.rows import Rows
 from elastic.driver import run_job
-from tests.integration.support import TAG, Tiny, make_job, outcome
+from tests.integration.support import TAG, make_job, outcome
+from tests.integration.tasks import OnS3, Tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("cluster")]
 
@@ -36,14 +34,6 @@ def test_one_worker_and_three_learn_the_same(name: str, tmp_path: Path) -> None:
     )
     assert outcome(one) == outcome(three)
     assert three.metrics["loss"] < 0.8 * three.metrics["first_loss"]
-
-
-@dataclass(frozen=True)
-class OnS3(Tiny):
-    uri: str = ""
-
-    def dataset(self) -> Any:
-        return Rows(self.uri, cache_bytes=20_000)  # a part of the data
 
 
 def write_to_s3(endpoint: str) -> str:

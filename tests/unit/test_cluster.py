@@ -81,6 +81,10 @@ class Joined(FakeRay):
         super().__init__()
         self.answer = answer
         self.settings: dict[str, Any] = {}
+        self.has_autoscaler = True
+
+    def end_autoscaler(self) -> None:
+        self.has_autoscaler = False
 
     def init(self, **settings: Any) -> None:
         self.settings = settings
@@ -95,6 +99,7 @@ def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Joined]:
     fake = Joined()
     monkeypatch.setattr(cluster, "ray", fake)
     monkeypatch.setattr(cluster, "_silence_raylet", lambda: None)
+    monkeypatch.setattr(cluster, "_end_autoscaler", fake.end_autoscaler)
     monkeypatch.setattr(cluster, "canonicalize_bootstrap_address", lambda address: address)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.setenv(name, "")  # so that it is as before afterwards
@@ -118,6 +123,7 @@ def test_a_cluster_of_our_own_has_no_authentication(joined: Joined, tmp_path: Pa
     cluster.join_cluster(None)
     assert joined.settings["address"] == "local"
     assert joined.mode == cluster.auth_mode() == "disabled"
+    assert not joined.has_autoscaler
 
 
 def test_a_cluster_that_was_started_on_this_machine_is_joined(
@@ -127,6 +133,7 @@ def test_a_cluster_that_was_started_on_this_machine_is_joined(
     cluster.join_cluster(None)
     assert joined.settings["address"] == "here:6379"
     assert "object_store_memory" not in joined.settings, "Ray refuses it there"
+    assert joined.has_autoscaler, "it is not ours"
 
 
 @pytest.mark.parametrize(
