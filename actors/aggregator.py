@@ -21,7 +21,7 @@ from functools import partial
 from actors.channel import Channel, accept, listen
 from actors.checkpointing import Checkpointer
 from actors.injector import AggregatorInjector
-from actors.neighbours import Neighbours
+from actors.neighbours import Neighbours, inherit
 from actors.preparing import prepare_store
 from actors.recording import EventLog, Recorder, by_name
 from actors.rounds import Rounds
@@ -70,6 +70,7 @@ class AggregatorShell:
         self._event = EventLog(setup.run, self._where)
         self._task: Task = setup.load_task()
         self._neighbours: Neighbours | None = None
+        self._inherited: socket.socket | None = None
 
     def run(self) -> str:
         """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
@@ -146,6 +147,8 @@ class AggregatorShell:
             if self._store.try_act():
                 return True
             self._injector.wake()
+            if self._setup.has_nodes and self._inherited is None:
+                self._inherited = inherit(self._store.path)
             pid = self._control.active_pid[0]
             if self._control.heartbeat[0] != beat:
                 beat, beat_s = self._control.heartbeat[0], time.monotonic()
@@ -308,7 +311,12 @@ class AggregatorShell:
                 self._receive(None, message)
 
         neighbours = Neighbours(
-            self._setup, self._store.path, self._selector, handle=self._handle, hear=hear
+            self._setup,
+            self._store.path,
+            self._selector,
+            handle=self._handle,
+            hear=hear,
+            inherited=self._inherited,
         )
         layout, wake = self._spec.layout, neighbours.wake
         neighbours.use(Rounds(self._updater, self._versions, layout, self._setup.node, wake))

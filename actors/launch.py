@@ -157,7 +157,12 @@ class RayProcesses:
 
     def addresses(self) -> Mapping[int, Address]:
         """Where the aggregators of nodes listen, as far as they have said so."""
-        return self._addresses
+        living = {
+            self._homes["aggregator"][number]
+            for number, ended in self._ended["aggregator"].items()
+            if ended is None
+        }
+        return {node: where for node, where in self._addresses.items() if node in living}
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         """Make a generation exist; or return the one of that number that exists already."""

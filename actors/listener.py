@@ -31,10 +31,14 @@ _BACKLOG = 256
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A call to a node came to nothing; the caller decides whether to call again."""
+    """A call to a node came to nothing; the caller decides whether to call again.
+
+    `refused`: its host says that nobody listens there.
+    """
 
     node: int
     reason: str
+    refused: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +51,7 @@ class _Stranger:
     where: str
     received: bytes = b""
     is_connected: bool = True
+    is_probe: bool = False
 
 
 class Listener:
@@ -57,11 +62,21 @@ class Listener:
     """
 
     def __init__(
-        self, address: str, credentials: Credentials, port: int = 0, clock: Clock = time.monotonic
+        self,
+        address: str,
+        credentials: Credentials,
+        clock: Clock = time.monotonic,
+        *,
+        port: int = 0,
+        inherited: socket.socket | None = None,
     ) -> None:
-        """Raises ConfigError if `address` is not one of this node, or stands for several."""
+        """Listen at `address`, or go on with the socket of a predecessor.
+
+        Raises:
+            ConfigError: `address` is not one of this node, or stands for several.
+        """
         self._credentials, self._clock = credentials, clock
-        self._socket = _listen(address, port)
+        self._socket = _listen(address, port) if inherited is None else inherited
         self._selector = selectors.EpollSelector()
         self._selector.register(self._socket, selectors.EVENT_READ, None)
         self._strangers: dict[_Stranger, None] = {}  # oldest first
@@ -74,6 +89,11 @@ class Listener:
         host, port = self._socket.getsockname()[:2]
         return str(host), int(port)
 
+    @property
+    def socket(self) -> socket.socket:
+        """For a successor: while one process holds it, callers are not refused."""
+        return self._socket
+
     def fileno(self) -> int:
         return self._selector.fileno()
 
@@ -85,8 +105,15 @@ class Listener:
         self._selector.close()
         self._socket.close()
 
+    def probe(self, node: int, address: tuple[str, int]) -> None:
+        """Find out whether anybody listens there: `turn` says so if not, and nothing if so."""
+        self._begin(node, address, is_probe=True)
+
     def call(self, node: int, address: tuple[str, int]) -> None:
         """Begin to call a node: `turn` gives the link, or says that it is unreachable."""
+        self._begin(node, address, is_probe=False)
+
+    def _begin(self, node: int, address: tuple[str, int], *, is_probe: bool) -> None:
         connection = _make_socket(address[0])
         nonce = os.urandom(NONCE_BYTES)
         stranger = _Stranger(
@@ -95,6 +122,7 @@ class Listener:
             self._clock() + HANDSHAKE_S,
             f"node {node} at {address[0]} port {address[1]}",
             is_connected=False,
+            is_probe=is_probe,
         )
         self._strangers[stranger] = None
         self._selector.register(connection, selectors.EVENT_WRITE, stranger)
@@ -149,6 +177,10 @@ class Listener:
         except (OSError, ProtocolError) as error:
             self._give_up(stranger, error)
             return None
+        if stranger.is_probe:
+            self._forget(stranger)
+            stranger.connection.close()
+            return None
         if stranger.handshake.num_expected:
             return None
         self._forget(stranger)
@@ -160,15 +192,19 @@ class Listener:
         if number:
             raise OSError(number, os.strerror(number))
         stranger.is_connected = True
+        if stranger.is_probe:
+            return
         _send(stranger.connection, stranger.handshake.hello)
         self._selector.modify(stranger.connection, selectors.EVENT_READ, stranger)
 
     def _give_up(self, stranger: _Stranger, error: Exception) -> None:
-        log.warning("no link with %s: %s", stranger.where, error)
+        level = logging.WARNING if isinstance(stranger.handshake, Answerer) else logging.DEBUG
+        log.log(level, "no link with %s: %s", stranger.where, error)
         self._forget(stranger)
         stranger.connection.close()
         if isinstance(stranger.handshake, Caller):
-            self._unreachable.append(Unreachable(stranger.handshake.peer, str(error)))
+            refused = isinstance(error, ConnectionRefusedError)
+            self._unreachable.append(Unreachable(stranger.handshake.peer, str(error), refused))
         if isinstance(stranger.handshake, Answerer) or isinstance(error, ProtocolError):
             self.num_refused += 1
 

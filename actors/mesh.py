@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.links import Clock, Link
@@ -36,10 +36,15 @@ class Up:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The link to that node is closed."""
+    """The link to that node is closed.
+
+    `for_good`: no successor of its aggregator is about to come; its host froze, was cut off, or
+    says that nobody listens any more.
+    """
 
     node: int
     reason: str
+    for_good: bool = False
 
 
 class Mesh:
@@ -72,6 +77,8 @@ class Mesh:
             if isinstance(made, Unreachable):
                 self._calling.pop(made.node, None)
                 self._retry_s[made.node] = now_s + _RETRY_S
+                if made.refused and made.node not in self.links:
+                    changes.append(Down(made.node, made.reason, for_good=True))
                 continue
             self._calling.pop(made.node, None)
             if made.node in self.links:
@@ -84,6 +91,8 @@ class Mesh:
         """Close the link to a node. It is called again."""
         self.links.pop(node).close()
         self._retry_s.pop(node, None)
+        if node > self._me and node in self._addresses:
+            self._listener.probe(node, self._addresses[node])
         return Down(node, reason)
 
     def end(self) -> None:
@@ -109,7 +118,8 @@ class Mesh:
                 changes.append(self.close(node, str(error)))
                 continue
             if silent_s > SILENT_S and not was_away and not link.waits:
-                changes.append(self.close(node, f"nothing was heard for {silent_s:.1f} s"))
+                down = self.close(node, f"nothing was heard for {silent_s:.1f} s")
+                changes.append(replace(down, for_good=True))
         return changes
 
     def _call(self, now_s: float) -> None:

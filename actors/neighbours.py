@@ -10,12 +10,14 @@ import contextlib
 import json
 import os
 import selectors
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from actors.channel import listen
 from actors.links import Link
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Down, Mesh, Up
@@ -29,6 +31,8 @@ from elastic.core.protocol.messages import Message, Peers
 from elastic.core.protocol.orders import NodeMessage
 from elastic.core.update import Plan
 
+_INHERIT_S = 0.5
+
 
 class Neighbours:
     """The other nodes and the coordinator, as one node sees them.
@@ -37,6 +41,7 @@ class Neighbours:
         folder: of the store; a successor finds there where it has to listen, and the others.
         handle: takes what happens, for the protocol.
         hear: takes what the coordinator says; None: it is gone.
+        inherited: the socket on which a predecessor listened, see `inherit`.
     """
 
     def __init__(
@@ -47,12 +52,16 @@ class Neighbours:
         *,
         handle: Callable[[node.NodeEvent], None],
         hear: Callable[[Message | None], None],
+        inherited: socket.socket | None = None,
     ) -> None:
         self._me, self._folder, self._selector = setup.node, folder, selector
         self._handle, self._hear = handle, hear
         credentials = Credentials(setup.node, setup.secret)
-        self._mesh = Mesh(setup.node, _listen(setup.address, credentials, folder / "port"))
-        selector.register(self._mesh.listener, selectors.EVENT_READ, _nothing)
+        listener = _listen(setup.address, credentials, folder / "port", inherited)
+        self._mesh = Mesh(setup.node, listener)
+        selector.register(listener, selectors.EVENT_READ, _nothing)
+        self._heirs = listen(folder / "heirs")
+        selector.register(self._heirs, selectors.EVENT_READ, self._bequeath)
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         selector.register(self._woken, selectors.EVENT_READ, self._drain)
         self._broken: dict[int, str] = {}
@@ -80,6 +89,7 @@ class Neighbours:
         if self._rounds is not None:
             self._rounds.close()
         self._mesh.end()
+        self._heirs.close()
         os.close(self._woken)
 
     # ---------------------------------------------------------------- saying
@@ -134,8 +144,8 @@ class Neighbours:
             match change:
                 case Up(other, link):
                     self._came(other, link)
-                case Down(other):
-                    self._gone(other)
+                case Down(other, _, for_good):
+                    self._gone(other, for_good=for_good)
         if self._has_begun:  # blocks of it may have been waiting
             self._has_begun = False
             for other, link in list(self._mesh.links.items()):
@@ -155,12 +165,12 @@ class Neighbours:
         if other != COORDINATOR:
             self._handle(node.Reached(other))
 
-    def _gone(self, other: int) -> None:
+    def _gone(self, other: int, *, for_good: bool = False) -> None:
         self._broken.pop(other, None)
         if other == COORDINATOR:
             self._hear(None)
         else:
-            self._handle(node.Lost(other))
+            self._handle(node.Lost(other, for_good))
 
     def _drop(self, other: int, reason: str) -> None:
         self._broken.pop(other, None)
@@ -203,16 +213,42 @@ class Neighbours:
         partial_path.rename(self._folder / "peers")
         self._mesh.tell({one: (host, port) for one, host, port in peers.addresses})
 
+    def _bequeath(self, _: int) -> None:
+        """Give whoever stands by the socket that others call."""
+        connection, _address = self._heirs.accept()
+        with connection, contextlib.suppress(OSError):  # it died meanwhile
+            socket.send_fds(connection, [b"."], [self._mesh.listener.socket.fileno()])
+
     def _drain(self, _: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._woken)
 
 
-def _listen(address: str, credentials: Credentials, path: Path) -> Listener:
+def inherit(folder: Path) -> socket.socket | None:
+    """The socket on which the acting aggregator of the store in `folder` listens, if there is one.
+
+    While its heir holds it, too, callers are not refused between the death of one and the first
+    turn of the other: so a refusal means that there is no heir.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_INHERIT_S)
+        try:
+            connection.connect(str(folder / "heirs"))
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        except OSError:
+            return None  # nobody acts yet, or hangs: asked again
+    return socket.socket(fileno=descriptors[0]) if descriptors else None
+
+
+def _listen(
+    address: str, credentials: Credentials, path: Path, inherited: socket.socket | None
+) -> Listener:
     """Listen where the predecessor did, if that is possible: others know that place."""
+    if inherited is not None:
+        return Listener(address, credentials, inherited=inherited)
     port = int(path.read_text()) if path.exists() else 0
     try:
-        listener = Listener(address, credentials, port)
+        listener = Listener(address, credentials, port=port)
     except ConfigError:
         if not port:
             raise

@@ -70,7 +70,10 @@ class WorkerShell:
             from elastic.core.protocol.worker import Worker
 
         self._store = self._setup.open_store()
-        self._store.hold_alive()
+        if self._setup.has_nodes:
+            self._store.create()  # it may be the first process of the job on this host
+        else:
+            self._store.hold_alive()
         task = self._setup.load_task()
         while not self._store.spec_path.exists():  # the first aggregator is still preparing
             if not self._store.path.exists():

@@ -333,7 +333,7 @@ MUTATIONS = (
     _aggregator(WaitsForTheLost, KILL_NODE),
     _node(LeasesBeforeItKnows),
     Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), num_seeds=400),
-    Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False)),
+    Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False), num_seeds=400),
     Mutation(
         "NumbersAreUsedAgain",
         Build(coordinator=NumbersAreUsedAgain),

@@ -58,7 +58,7 @@ from elastic.core.protocol.orders import (
     Row,
 )
 
-GRACE_S = 0.3
+GRACE_S = 1.0
 """An aggregator's successor is there within that time, or the whole node is taken to be lost."""
 
 NEVER_S = float("-inf")
@@ -92,9 +92,10 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The link to another node is broken."""
+    """The link to another node is broken. `for_good`: no successor is about to come."""
 
     node: int
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,8 +258,8 @@ class Node:
                 self._linked.add(node)
                 self._gone_s.pop(node, None)
                 return self._ask([node]) + self._stalled(node)
-            case Lost(node):
-                return self._lose(node, now_s)
+            case Lost(node, for_good):
+                return self._lose(node, now_s if for_good else now_s + GRACE_S, now_s)
             case FromNode(node, message):
                 return self._from_node(node, message, now_s)
             case Received(sender=None, message=Admit(membership)) if (
@@ -512,12 +513,12 @@ class Node:
             return self._led(NodeGone(node), now_s)
         return self._led(NodeThere(node, holds.manifests), now_s)
 
-    def _lose(self, node: int, now_s: float) -> list[NodeAction]:
+    def _lose(self, node: int, gone_s: float, now_s: float) -> list[NodeAction]:
         self._linked.discard(node)
         self._progress.pop(node, None)
         self._holds.pop(node, None)
         self._rows.pop(node, None)
-        self._gone_s[node] = now_s + GRACE_S
+        self._gone_s[node] = gone_s
         if node == self.membership.nodes[0]:
             self._term = None  # its successor asks first
         if self._lead is None or node not in self.membership.nodes:

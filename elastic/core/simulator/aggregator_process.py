@@ -130,7 +130,7 @@ class AggregatorProcess(Process):
         for peer, one in list(self.links.items()):
             if one is link:
                 del self.links[peer]
-                self._events.append(node.Lost(peer))
+                self._events.append(node.Lost(peer, for_good=True))
         self.wake()
 
     def stop(self) -> None:
@@ -220,7 +220,7 @@ class AggregatorProcess(Process):
                 self._end_exchange()
             case EndOfFile():
                 del self.links[other.node]
-                self._handle(node.Lost(other.node))
+                self._handle(node.Lost(other.node, for_good=not self.job.has_heir(other)))
             case _:
                 self._handle(node.FromNode(other.node, item))  # type: ignore[arg-type]
 

@@ -128,6 +128,12 @@ class Job:
 
     # --------------------------------------------------------------- processes
 
+    def has_heir(self, dead: AggregatorProcess) -> bool:
+        """Whether somebody stands by in its place; if not, whoever calls its host is refused."""
+        return any(
+            one.alive and one.ready and one.machine is dead.machine for one in self.aggregators
+        )
+
     def process(self, pid: int) -> AggregatorProcess | None:
         return next((one for one in self.aggregators if one.pid == pid), None)
 
