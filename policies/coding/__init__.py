@@ -9,4 +9,9 @@ one worker computes in one round; a *gradient* is what one step of one model nee
 | `codes` | codes of one round: FRC, C-code, CRC, cyclic MDS; decoders |
 | `exact` | integers through float64 and back without a wrong bit, or a refusal |
 | `parts` | how a global batch is cut into parts |
+| `stragglers` | models of stragglers, checked round by round |
+| `sr_sgc`, `m_sgc` | sequential codes: what a round works on, when it may end, decoding |
+| `delays` | how long workers take: recorded, fitted, generated, drawn again |
+| `simulation` | how long a run would take under a scheme |
+| `published` | the published rules, to compare with |
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ def _listed(workers: Collection[int]) -> str:
     return ", ".join([*names, "..."] if len(workers) > NUM_LISTED else names)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Repetition:
     """FRC: all workers of a group compute the same part, one answer of each group suffices.
 
@@ -74,6 +74,22 @@ class Repetition:
     @property
     def num_workers(self) -> int:
         return sum(len(group) for group in self.groups)
+
+    @cached_property
+    def _by_group(self) -> tuple[Ints, Ints]:
+        """The workers, group after group, and where each group begins."""
+        sizes = [len(group) for group in self.groups]
+        return np.concatenate(self.groups), np.cumsum([0, *sizes[:-1]])
+
+    def covers(self, answered_N: Bools) -> bool:
+        """Whether every group has answered."""
+        order_N, starts_G = self._by_group
+        return bool(np.logical_or.reduceat(answered_N[order_N], starts_G).all())
+
+    def covered_s(self, ends_N: Floats) -> float:
+        """When every group has answered, if its workers answer at these times."""
+        order_N, starts_G = self._by_group
+        return float(np.minimum.reduceat(ends_N[order_N], starts_G).max())
 
     def row(self, worker: int) -> Floats:
         """The coefficients with which a worker adds up the parts."""
@@ -177,20 +193,20 @@ def frc(num_workers: int, num_stragglers: int, hosts: Sequence[str] | None = Non
 
     Args:
         hosts: where each worker runs: the members of a group are put on different hosts as long as
-            no host has more workers than there are groups.
+            no host has more workers than there are groups. By default groups are drawn by lot,
+            always the same: neighbours straggle together. On recorded delays of 256 workers pairs
+            of neighbours took 20 to 160 % longer than pairs drawn by lot.
 
     Raises:
         ValueError: `num_stragglers` is not in 0..N-1.
     """
     _check_counts(num_workers, num_stragglers)
     num_groups = num_workers // (num_stragglers + 1)
-    if hosts is None:
-        bounds = [num_workers * one // num_groups for one in range(num_groups + 1)]
-        groups = [list(range(low, high)) for low, high in pairwise(bounds)]
-    else:
-        by_host = sorted(range(num_workers), key=lambda worker: (hosts[worker], worker))
-        groups = [sorted(by_host[first::num_groups]) for first in range(num_groups)]
-    return Repetition(tuple(tuple(group) for group in groups), num_stragglers)
+    order = np.random.default_rng(num_workers).permutation(num_workers).tolist()
+    if hosts is not None:
+        order = sorted(range(num_workers), key=lambda worker: (hosts[worker], worker))
+    groups = tuple(tuple(sorted(order[first::num_groups])) for first in range(num_groups))
+    return Repetition(groups, num_stragglers)
 
 
 def even_allocation(speeds: Sequence[float], num_parts: int, num_stragglers: int) -> list[int]:

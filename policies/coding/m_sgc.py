@@ -158,8 +158,9 @@ class MSgcRounds:
         # By a gradient's place: D1 parts that a worker lacks, and its answers to groups of D2.
         self._lacks = np.ones((slots, num_workers, scheme.window - 1), np.bool_)
         self._coded = np.zeros((slots, scheme.burst, num_workers), np.bool_)
-        groups = num_workers // (scheme.distinct + 1)
-        self._starts_G = np.array([num_workers * one // max(groups, 1) for one in range(groups)])
+        self._repetition = None
+        if self._has_D2 and scheme.inner == "frc":
+            self._repetition = frc(num_workers, scheme.distinct)
 
     @property
     def num_rounds(self) -> int:
@@ -240,8 +241,8 @@ class MSgcRounds:
 
     def _suffices(self, has_N: Bools) -> bool:
         """Whether these answers to a group of D2 can be decoded."""
-        if self.scheme.inner == "frc":
-            return bool(np.logical_or.reduceat(has_N, self._starts_G).all())
+        if self._repetition is not None:
+            return self._repetition.covers(has_N)
         return int(np.count_nonzero(has_N)) >= self.num_workers - self.scheme.distinct
 
     def close(self, answered_N: Bools) -> None:

@@ -56,7 +56,7 @@ def test_the_code_of_three_workers(straggler: int, row: list[float]) -> None:
 
 
 def test_repetition_for_four_workers() -> None:
-    code = frc(4, 1)
+    code = frc(4, 1, hosts=["a", "b", "a", "b"])
     assert np.repeat(matrix_of(code), 2, axis=1).tolist() == [[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2
     assert coefficients(code, {1, 2}) == [1, 0, 0, 1]
 
@@ -90,7 +90,7 @@ def test_shares_of_unequal_workers() -> None:
     assert even_allocation([1, 2, 3, 4, 4], num_parts=7, num_stragglers=1) == [1, 2, 3, 4, 4]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=9), st.integers(1, 20), st.data())
 def test_shares_add_up_and_nobody_gets_more_than_all(
     speeds: list[float], num_parts: int, data: st.DataObject
@@ -146,7 +146,7 @@ def test_every_pattern_of_small_codes() -> None:
     assert num_refused > 1500
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(2, 12), st.data())
 def test_integers_go_through_a_code_unchanged(num_workers: int, data: st.DataObject) -> None:
     stragglers = data.draw(st.integers(0, num_workers - 1))
@@ -211,7 +211,20 @@ def test_groups_lie_on_different_hosts() -> None:
     hosts = ["a", "a", "b", "b", "c", "c"]
     for group in frc(6, 2, hosts).groups:
         assert len({hosts[worker] for worker in group}) == 3
-    assert frc(7, 1).groups == ((0, 1), (2, 3), (4, 5, 6))
+
+
+def test_groups_are_of_even_size_and_hold_everybody() -> None:
+    groups = frc(256, 9).groups
+    assert sorted(worker for group in groups for worker in group) == list(range(256))
+    assert {len(group) for group in groups} == {10, 11}
+    assert groups == frc(256, 9).groups
+
+
+def test_a_repetition_is_there_when_its_last_group_is() -> None:
+    code, ends_N = frc(4, 1, hosts=["a", "b"] * 2), np.array([1.0, 9.0, 3.0, 2.0])
+    assert code.covered_s(ends_N) == 2.0
+    assert not code.covers(ends_N < 2.0)
+    assert code.covers(ends_N <= 2.0)
 
 
 @pytest.mark.parametrize("num", [-1, 4])

@@ -273,7 +273,7 @@ def holds(model: StragglerModel, pattern_RN: Bools) -> bool:
     return all(rounds[-1] - rounds[0] <= model.burst - 1 for rounds in spans)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_the_incremental_check_is_the_definition(data: st.DataObject) -> None:
     window = data.draw(st.integers(2, 5))

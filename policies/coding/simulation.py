@@ -1,0 +1,201 @@
+"""How long a run would take under a scheme: rounds in virtual time over given delays.
+
+A scheme is uncoded, speculation, a code of one round, or a sequential one; `closing` says when a
+round ends. The same scheme classes run on real workers. Letters: R rounds, N workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from policies.coding.codes import Floats, frc
+from policies.coding.delays import Delays
+from policies.coding.m_sgc import MSgc
+from policies.coding.sr_sgc import SrSgc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uncoded:
+    """Each worker computes its own share, a round waits for all."""
+
+    kind: Literal["uncoded"] = "uncoded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """What is out at `factor` times the median is computed by idle workers too."""
+
+    factor: float = 1.5
+    kind: Literal["speculation"] = "speculation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frc:
+    """Repetition: s+1 workers compute each part, a round ends when every part is there."""
+
+    stragglers: int
+    kind: Literal["frc"] = "frc"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """A C-code or CRC: a round ends when all but s workers have answered."""
+
+    stragglers: int
+    kind: Literal["c_code", "crc"] = "c_code"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minimal:
+    """When a round of a sequential scheme ends.
+
+    At (1 + `patience`) times the fastest, or when all have answered; if not everything could be
+    decoded in time then, with the first answer after which it can.
+    """
+
+    patience: float = 1.0
+
+
+OneRound = Uncoded | Speculation | Frc | Coded
+Sequential = SrSgc | MSgc
+Scheme = OneRound | Sequential
+
+
+def load_of(scheme: Scheme, num_workers: int) -> float:
+    """The share of a global batch that a worker computes in one round, at most."""
+    match scheme:
+        case Frc():
+            return 1 / (num_workers // (scheme.stragglers + 1))
+        case Coded():
+            return (scheme.stragglers + 1) / num_workers
+        case SrSgc() | MSgc():
+            return scheme.load(num_workers)
+        case _:
+            return 1 / num_workers
+
+
+def delay_of(scheme: Scheme) -> int:
+    """Rounds between a gradient's start and its decoding: so many models more take turns."""
+    return scheme.delay if isinstance(scheme, SrSgc | MSgc) else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Seconds of each round; the rounds after the last gradient began are included."""
+
+    rounds_R: Floats
+
+    @property
+    def total_s(self) -> float:
+        return float(self.rounds_R.sum())
+
+
+def simulate(
+    scheme: Scheme,
+    delays: Delays,
+    num_gradients: int,
+    *,
+    closing: Minimal | None = None,
+    cancels: bool = True,
+    first_round: int = 0,
+) -> Run:
+    """Run a scheme over the delays.
+
+    Args:
+        cancels: late work is abandoned when its round ends; else a worker finishes it first, and
+            starts late in the next round.
+        first_round: of the delays.
+
+    Raises:
+        ValueError: the scheme does not fit the number of workers.
+    """
+    if isinstance(scheme, SrSgc | MSgc):
+        return _sequential(
+            scheme, delays, num_gradients, closing or Minimal(), cancels, first_round
+        )
+    close = _closing_of(scheme, delays)
+    load = load_of(scheme, delays.num_workers)
+    durations_R = np.empty(num_gradients)
+    late_N = np.zeros(delays.num_workers)
+    for row in range(num_gradients):
+        ends_N = late_N + delays.at(first_round + row, load)
+        durations_R[row] = close(ends_N, first_round + row)
+        if not cancels:
+            late_N = np.maximum(0.0, ends_N - durations_R[row])
+    return Run(durations_R)
+
+
+def _closing_of(scheme: OneRound, delays: Delays) -> Callable[[Floats, int], float]:
+    """When a round ends, from the times at which its workers would answer."""
+    num_workers = delays.num_workers
+    match scheme:
+        case Uncoded():
+            return lambda ends_N, _: float(ends_N.max())
+        case Frc():
+            code = frc(num_workers, scheme.stragglers)
+            return lambda ends_N, _: code.covered_s(ends_N)
+        case Coded():
+            last = num_workers - scheme.stragglers - 1
+            return lambda ends_N, _: float(np.partition(ends_N, last)[last])
+        case Speculation():
+            load = 1 / num_workers
+            return lambda ends_N, row: speculated(ends_N, delays.again(row, load), scheme.factor)
+
+
+def speculated(ends_N: Floats, again_N: Floats, factor: float) -> float:
+    """When all is done, if at `factor` times the median idle workers take what is still out.
+
+    The first to have finished take what is out, each one thing; who is out itself takes nothing.
+    """
+    begin_s = factor * float(np.median(ends_N))
+    out = np.flatnonzero(ends_N > begin_s)
+    if not len(out):
+        return float(ends_N.max())
+    helpers = np.argsort(ends_N, kind="stable")[: len(out)]
+    begins_H = np.maximum(begin_s, ends_N[helpers])
+    return float(np.minimum(ends_N[out], begins_H + again_N[helpers]).max())
+
+
+def _sequential(
+    scheme: Sequential,
+    delays: Delays,
+    num_gradients: int,
+    closing: Minimal,
+    cancels: bool,
+    first_round: int,
+) -> Run:
+    rounds = scheme.begin(delays.num_workers, num_gradients)
+    durations_R = np.zeros(rounds.num_rounds)
+    late_N = np.zeros(delays.num_workers)
+    for row in range(rounds.num_rounds):
+        loads_N = rounds.loads()
+        busy_N = loads_N > 0
+        if not busy_N.any():  # nothing is left to do
+            rounds.close(~busy_N)
+            continue
+        ends_N = np.where(busy_N, late_N + delays.at(first_round + row, loads_N), 0.0)
+        first_s = float(ends_N[busy_N].min())
+        end_s = min((1 + closing.patience) * first_s, float(ends_N.max()))
+        if not rounds.allows(ends_N <= end_s):
+            end_s = _earliest(np.sort(ends_N[ends_N > end_s]), ends_N, rounds.allows)
+        rounds.close(ends_N <= end_s)
+        durations_R[row] = end_s
+        if not cancels:
+            late_N = np.maximum(0.0, ends_N - end_s)
+    return Run(durations_R)
+
+
+def _earliest(later: Floats, ends_N: Floats, allows: Callable[..., bool]) -> float:
+    """The first of these times at which the round may end; it may at the last."""
+    low, high = 0, len(later) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if allows(ends_N <= later[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return float(later[low])
