@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from elastic.core.config import JobConfig
     from elastic.core.faults import Fault
     from elastic.core.status import Status
+    from elastic.report.diagnosis import Diagnosis
 
 _Overrides = Annotated[
     list[str] | None,
@@ -290,6 +291,58 @@ def report(
     Console().print(str(path), soft_wrap=True)
 
 
+@app.command()
+def diagnose(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, a job's name for its newest run, or a trace: .parquet or .csv.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="[default: RUN/diagnosis.png, or beside a trace]"
+        ),
+    ] = None,
+) -> None:
+    """Say what slowed a run or stopped it: when, who, why, and how much time each cause cost.
+
+    Prints where the time went (the parts add up to the wall time), then the causes, and draws
+    workers by time: who computed longer than its peers when. Works on finished and on running jobs.
+
+    A **trace** of any other framework does, too: a Parquet or CSV file with the columns worker,
+    step, operation, start, end, and if there are any role and micro_batch. Operations are compute,
+    forward, backward, optimizer, send, receive, allreduce, allgather, reducescatter, alltoall,
+    barrier, recompute, wait, evaluate, checkpoint, recover, start; times are seconds of one clock.
+
+    **Examples**
+
+        elastic diagnose stdlib-lm
+        elastic diagnose runs/with-faults -o why.png
+        elastic diagnose trace.parquet
+    """
+    from elastic.report.diagnosis import diagnose as find_causes
+    from elastic.report.diagnosis import diagnose_trace
+    from elastic.report.heatmap import draw_heatmap
+
+    if Path(run).suffix in (".parquet", ".csv"):
+        from elastic.report.trace import read_trace
+
+        found, title = diagnose_trace(read_trace(Path(run))), Path(run).name
+        default = Path(run).with_suffix(".png")
+    else:
+        from elastic.core.runs import find_run
+        from elastic.report.story import read_story
+
+        folder = find_run(run, running=False)
+        found, title = find_causes(read_story(folder.path)), folder.path.name
+        default = folder.diagnosis_png
+    _print_diagnosis(found)
+    Console().print(str(draw_heatmap(found, title, output or default)), soft_wrap=True)
+
+
 @simulate_app.command()
 def protocol(
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Try seeds 0 to N-1.")] = 1000,
@@ -340,6 +393,28 @@ def protocol(
         f"{tried.num_schedules} schedules with {tried.num_faults} faults in {took_s:.1f} s"
         f" ({per_minute:,.0f} a minute), no violation"
     )
+
+
+def _print_diagnosis(found: Diagnosis) -> None:
+    """Where the time went, and why."""
+    from elastic.report.account import PARTS
+    from elastic.report.diagnosis import MOST_TOLD
+
+    console, account = Console(), found.account
+    console.print(Text(f"{account.wall_s:.1f} s, goodput {account.goodput:.1%}", style="bold"))
+    for part, seconds in account.seconds.items():
+        if seconds > 0:
+            console.print(
+                f"{seconds:10.2f} s {account.share(part):6.1%}  {part}: {PARTS[part]}",
+                highlight=False,
+            )
+    shown = found.causes[:MOST_TOLD]
+    console.print(Text("what slowed it down" if shown else "nothing slowed it down", style="bold"))
+    for one in shown:
+        head = f"{one.cost_s:10.2f} s  at {one.begin_s:.1f} s, step {one.step}: "
+        console.print(Text(f"{head}{one.what}. {one.reason}"), soft_wrap=True)
+    if len(found.causes) > len(shown):
+        console.print(f"             and {len(found.causes) - len(shown)} more")
 
 
 def _status_of(name: str) -> Status:

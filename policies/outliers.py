@@ -70,6 +70,8 @@ class Outliers:
     """
 
     min_excess: float = 0.15
+    max_apart: float = 0.4
+    """Lasting differences among peers widen the limit so far; beyond, they are no peers."""
     sigmas: float = 7.0
     steps: tuple[int, ...] = (10, 40)
     votes: float = 0.65
@@ -161,15 +163,15 @@ class Outliers:
             known = sample(well[~np.isnan(mean_E[well])])
             if len(known):
                 by_chance = float(np.sqrt(np.median(variance_E[known]) / self.steps[k]))
-                apart = max(by_chance, sigma(mean_E[known]))
-                limit_E[places] = max(self.min_excess, self.sigmas * apart)
+                apart = min(self.sigmas * sigma(mean_E[known]), self.max_apart)
+                limit_E[places] = max(self.min_excess, self.sigmas * by_chance, apart)
         return limit_E
 
 
 def healthy_of(places: Ints, is_sick_E: Bools) -> Ints:
-    """Those that show what is usual: all but the sick, unless most are."""
+    """Those that show what is usual: all but the sick, unless hardly anybody is well."""
     well = places[~is_sick_E[places]]
-    return well if 2 * len(well) >= len(places) else places
+    return well if len(well) >= max(2, len(places) // 3) else places
 
 
 def sample(places: Ints) -> Ints:

@@ -68,12 +68,12 @@ class SlowCommunication:
 
     def decide(self, view: StepView, before: Rates) -> tuple[list[Verdict], Rates]:
         """Which are slow now."""
-        rates = before
+        rates, ends = before, None
         if view.transfers is not None and not view.is_exempt:
-            rates = self._learn(view.transfers, before, view)
+            rates, ends = self._learn(view.transfers, before, view)
         if not len(rates.links.id_E):
             return [], rates
-        ends = _Ends(rates)
+        ends = ends or _Ends(rates)
         cells = self.outliers.judge(
             rates.links,
             places_by(rates.kind_L),
@@ -112,7 +112,7 @@ class SlowCommunication:
 
     # ------------------------------------------------------------------ learning
 
-    def _learn(self, transfers: Transfers, before: Rates, view: StepView) -> Rates:
+    def _learn(self, transfers: Transfers, before: Rates, view: StepView) -> tuple[Rates, _Ends]:
         is_told_L = (transfers.bytes_L >= self.min_bytes) & (transfers.took_s_L > 0)
         id_T = (transfers.sender_L << _SHIFT | transfers.receiver_L)[is_told_L]
         order = np.argsort(id_T, kind="stable")  # fast where it is in order
@@ -145,7 +145,7 @@ class SlowCommunication:
         seen_L = rates.seen_L.copy()
         seen_L[place_T] = view.step
         vote = self.outliers.vote
-        return replace(
+        after = replace(
             rates,
             links=rates.links.added(excess_L, view.step, vote=vote),
             senders=_added(rates.senders, ends.sender_place_L, of_sender_L, view.step, vote),
@@ -155,6 +155,7 @@ class SlowCommunication:
             waits_L2=waits_L2,
             seen_L=seen_L,
         )
+        return after, ends
 
     # ------------------------------------------------------------------ deciding
 

@@ -106,6 +106,7 @@ class SlowComputation:
 
     def _excess(self, pace_W: Floats, paces: Paces, roles: Sequence[Ints]) -> Floats:
         """How much longer than usual each worker takes: 0.5 for half as long again."""
+        has_worked_W = ~np.isnan(pace_W)
         with np.errstate(invalid="ignore", divide="ignore"):
             own_W = pace_W / paces.usual_W
         common = float(np.nanmedian(own_W)) if np.isfinite(own_W).any() else 1.0
@@ -113,7 +114,7 @@ class SlowComputation:
         for places in roles:
             usual = pace_W[healthy_of(places, paces.history.is_open_E)]
             usual = usual[~np.isnan(usual)]
-            if len(usual) >= self.min_peers:
+            if len(usual) and np.count_nonzero(has_worked_W[places]) >= self.min_peers:
                 excess_W[places] = pace_W[places] / np.median(usual) - 1
         return excess_W
 

@@ -93,6 +93,11 @@ class RunFolder:
         return self.path / "report.png"
 
     @property
+    def diagnosis_png(self) -> Path:
+        """Where `elastic diagnose` draws."""
+        return self.path / "diagnosis.png"
+
+    @property
     def report_html(self) -> Path:
         """Where `elastic report --html` writes the page."""
         return self.path / "report.html"

@@ -353,7 +353,8 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "resume", "status", "scale", "stop", "report", "simulate protocol"]
+    "command",
+    ["train", "resume", "status", "scale", "stop", "report", "diagnose", "simulate protocol"],
 )
 def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0

@@ -21,7 +21,7 @@ LATE = 10
 
 @dataclass
 class Judgement:
-    """`steps_to_verdict` of each fault that was found, `cost_s` of each step.
+    """`steps_to_verdict` of each fault that was found, `cost_s` of processor time of each step.
 
     `confusion` counts (fault, verdict) by kind; None: no fault, or none was found.
     """
@@ -52,9 +52,9 @@ def judge(plan: FleetPlan, num_steps: int, detector: Peers | None = None) -> Jud
     memory, result = detector.begin(), Judgement()
     found: dict[Injected, int] = {}
     for view in MadeUpFleet(plan).steps(num_steps):
-        begin_s = time.perf_counter()
+        begin_s = time.thread_time()
         diagnosis = detector.decide_step(view, memory)
-        result.cost_s.append(time.perf_counter() - begin_s)
+        result.cost_s.append(time.thread_time() - begin_s)
         memory = diagnosis.memory
         for verdict in diagnosis.begun:
             fault = _meant(verdict, view.step, plan.faults)
