@@ -230,7 +230,10 @@ def _runtime_env(wanted: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
 
 
 def _this_node() -> NodeAffinitySchedulingStrategy:
-    """A job's processes share memory: they belong where its driver is."""
+    """The coordinator belongs where the driver is: the job ends with that host.
+
+    A soft affinity of Ray would place it on any.
+    """
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 

@@ -1,10 +1,14 @@
 """What many nodes cost, and what losing some of them costs.
 
-    python -m benchmarks.cluster [--only exchange] [--quick] [--out DIR]
+    python -m benchmarks.cluster [--only exchange,step,faults,chaos] [--size small|10m] [--quick]
 
     exchange    totals of 40 MB of int32 over the links of two nodes / gloo all-reduce of float32
+    step        step time with 3 nodes / with 1 node and the same 6 workers, jobs in turn
+    faults      a host killed, cut off, frozen for 20 s; the coordinator killed: the gaps
+    chaos       runs of 200 steps on 3 nodes with random happenings: do all end with the same bits?
 
-Both sides in the same two processes over loopback, one thread each, in turn.
+The first in two processes over loopback, one thread each, in turn; the others, as root, on a
+testbed of three hosts that share this machine's cores.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import argparse
 import functools
 import multiprocessing
 import os
+import random
 import secrets
 import selectors
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,14 +36,26 @@ from actors.exchanging import Arrays, Round
 from actors.links import Link
 from actors.listener import Listener, Unreachable
 from benchmarks import jobs
-from benchmarks.jobs import hand_over, timed
+from benchmarks.hosts import HEAD, Do, Happening, HostJob, HostRun
+from benchmarks.jobs import hand_over, make_job, say, timed
 from benchmarks.record import Figure, figure, ratio
+from elastic.core.config import JobConfig
 from elastic.core.layout import make_layout
 from elastic.core.protocol.exchange import BLOCK_BYTES, Arrived, Exchange, SumReady
 from elastic.core.protocol.frames import Block
 from elastic.core.protocol.handshake import SECRET_BYTES, Credentials
+from scripts.testbed import Testbed
 
-PARTS = ("exchange",)
+PARTS = ("exchange", "step", "faults", "chaos")
+STEP_LIMITS = {"10m": 1.3}
+GAP_LIMIT_S = 0.1
+"""A killed host, beyond the median step and the recomputing of its micro-batches."""
+SILENT_LIMIT_S = 2.0
+"""A host that is cut off or frozen, beyond the median: that, or 5 median steps if they are more."""
+NUM_HOSTS = 3
+NUM_WORKERS = 6
+FROZEN_S = 20.0
+CHAOS_STEPS = 200
 LIMIT = 1.0
 BYTES_LIMIT = 1.001
 """Headers included."""
@@ -197,23 +214,156 @@ def figures(seen: Sequence[Seen]) -> list[Figure]:
     ]
 
 
+def _job(name: str, size: str, nodes: int, *overrides: str) -> JobConfig:
+    return make_job(
+        name,
+        f"task_args.size={size}",
+        f"nodes.min={nodes}",
+        f"nodes.max={nodes}",
+        f"workers.start={NUM_WORKERS}",
+        f"workers.max={NUM_WORKERS}",
+        "batch.micro_batches=12",
+        *overrides,
+    )
+
+
+def measure_step(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
+    """One node and three in turn."""
+    rounds, steps = (1, 6) if quick else (3, 20 if size == "10m" else 100)
+    steps_s: dict[int, list[float]] = {1: [], NUM_HOSTS: []}
+    for number in range(rounds):
+        for nodes in (1, NUM_HOSTS):
+            overrides = (f"steps={jobs.ENDLESS}", "workers.spare=0", "standby=false")
+            with timed(f"step {size}, round {number + 1} of {rounds}, {nodes} nodes"):
+                job = HostJob(bed, _job(f"step-{nodes}", size, nodes, *overrides))
+                job.settle()
+                job.go_on(steps)
+                steps_s[nodes] += job.stop().steps_s
+    many_s, one_s = steps_s[NUM_HOSTS], steps_s[1]
+    return [
+        ratio(
+            f"step time, {NUM_HOSTS} nodes / 1 node, {NUM_WORKERS} workers, {size}",
+            many_s,
+            one_s,
+            limit=STEP_LIMITS.get(size),
+        ),
+        figure(f"step time, {NUM_HOSTS} nodes, {size}", many_s, unit="s"),
+        figure(f"step time, 1 node, {size}", one_s, unit="s"),
+    ]
+
+
+FAULTS: Mapping[str, Happening] = {
+    "host killed": Happening(30, "kill", "h3"),
+    "host cut off": Happening(30, "cut", "h3"),
+    "host frozen for 20 s": Happening(30, "freeze", "h3", FROZEN_S),
+    "coordinator killed": Happening(30, "kill_coordinator", HEAD),
+}
+
+
+def measure_faults(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
+    """Each kind in turn, several times."""
+    rounds = 1 if quick else 5
+    runs: dict[str, list[HostRun]] = {name: [] for name in FAULTS}
+    for number in range(rounds):
+        for name, what in FAULTS.items():
+            with timed(f"{name}, round {number + 1} of {rounds}"):
+                job = HostJob(bed, _job("faults", size, NUM_HOSTS, f"steps={jobs.ENDLESS}"))
+                job.settle()
+                job.happen(what)
+                job.go_on(what.after + 30)
+                runs[name].append(job.stop())
+    figures: list[Figure] = []
+    for name, seen in runs.items():
+        beyond_s = [run.gap_s() - run.median_s for run in seen]
+        silent_s = max(SILENT_LIMIT_S, 5 * max(run.median_s for run in seen))
+        limit = {"host cut off": silent_s, "host frozen for 20 s": silent_s}.get(name)
+        figures.append(
+            figure(f"{name}: gap beyond the median, {size}", beyond_s, unit="s", limit=limit)
+        )
+        figures.append(
+            figure(
+                f"{name}: steps lost, {size}",
+                [float(len(run.lost_steps())) for run in seen],
+                unit="steps",
+                limit=0.0,
+                statistic="largest",
+            )
+        )
+    killed = runs["host killed"]
+    rest_s = [run.gap_s() - run.median_s - run.recomputing_s() for run in killed]
+    figures.append(
+        figure(
+            f"host killed: gap beyond the median and recomputing, {size}",
+            rest_s,
+            unit="s",
+            limit=GAP_LIMIT_S,
+        )
+    )
+    return figures
+
+
+def measure_chaos(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
+    """Random happenings; each run must end with the bits of a run that nothing happened to."""
+    num_runs, seed = (2, 0) if quick else (20, 0)
+    say(f"chaos: seed {seed}")
+    dice = random.Random(seed)
+    steps = f"steps={CHAOS_STEPS}"
+    expected = HostJob(bed, _job("chaos-calm", size, 1, steps)).end().result["params_sha256"]
+    others = 0
+    for number in range(num_runs):
+        with timed(f"chaos, run {number + 1} of {num_runs}"):
+            job = HostJob(bed, _job("chaos", size, NUM_HOSTS, steps))
+            job.settle()
+            do: Do = dice.choice(("kill", "cut", "freeze", "kill_aggregator", "kill_coordinator"))
+            host = HEAD if do == "kill_coordinator" else dice.choice(("h2", "h3"))
+            for_s = dice.uniform(0.2, 5.0) if do in ("cut", "freeze") else None
+            say(f"  {do} {host} {for_s or ''}")
+            job.happen(Happening(dice.randint(1, 20), do, host, for_s))
+            others += job.end().result["params_sha256"] != expected
+    return [
+        figure(
+            f"runs of {num_runs} that end with other bits, {size}",
+            [float(others)],
+            unit="runs",
+            limit=0.0,
+        )
+    ]
+
+
+ON_HOSTS = {"step": measure_step, "faults": measure_faults, "chaos": measure_chaos}
+
+
+def _exchange(options: argparse.Namespace) -> None:
+    with timed("exchange"):
+        seen = measure_exchange(10 if options.quick else 100)
+    config = {
+        "elements": NUM_ELEMENTS,
+        "chunk_elements": CHUNK_ELEMENTS,
+        "block_bytes": BLOCK_BYTES,
+        "nodes": NUM_NODES,
+        "warm_up": WARM_UP,
+    }
+    hand_over("cluster-exchange", options, config, figures(seen))
+
+
 def main() -> int:
     """Run the parts asked for; one record each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     jobs.add_options(parser, PARTS)
     options = parser.parse_args()
-    for part in jobs.chosen(parser, options, set(PARTS)):
-        repetitions = 10 if options.quick else 100
-        with timed(part):
-            seen = measure_exchange(repetitions)
-        config = {
-            "elements": NUM_ELEMENTS,
-            "chunk_elements": CHUNK_ELEMENTS,
-            "block_bytes": BLOCK_BYTES,
-            "nodes": NUM_NODES,
-            "warm_up": WARM_UP,
-        }
-        hand_over(f"cluster-{part}", options, config, figures(seen))
+    parts = jobs.chosen(parser, options, set(PARTS))
+    if "exchange" in parts:
+        _exchange(options)
+    on_hosts = [part for part in PARTS if part in parts and part in ON_HOSTS]
+    if not on_hosts:
+        return 0
+    size = options.size or "small"
+    with Testbed(f"bench{os.getpid()}") as bed:
+        bed.up(NUM_HOSTS)
+        for part in on_hosts:
+            made = ON_HOSTS[part](bed, size, quick=options.quick)
+            config = {"size": size, "hosts": NUM_HOSTS, "workers": NUM_WORKERS}
+            hand_over(f"cluster-{part}-{size}", options, config, made)
     return 0
 
 

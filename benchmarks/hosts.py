@@ -1,0 +1,227 @@
+"""Jobs on a testbed for the benchmarks: what happens to hosts while they train, and what it costs.
+
+    job = HostJob(bed, config)
+    job.settle()
+    job.happen(Happening(20, "kill", "h3"))
+    job.go_on(40)
+    job.stop().gap_s()
+
+A job counts as settled once all its workers are members. Brings every host back after each job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from benchmarks.jobs import RUNS
+from elastic.core.config import JobConfig
+from elastic.core.runs import Lines, RunFolder, new_run_dir
+from scripts.hosts import Host
+from scripts.testbed import Testbed, has_raylet
+
+HEAD = "h1"
+"""Where the driver and the coordinator run; it lives as long as the job."""
+
+Do = Literal["kill", "cut", "freeze", "kill_coordinator", "kill_aggregator"]
+
+_POLL_S = 0.02
+_SETTLE_S = 240.0
+_HEAL_S = 90.0
+_PID_AT = 16  # of the acting aggregator, in bytes from the beginning of `control`
+_CLI = ("python", "-c", "from elastic.cli import main; main()")
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something happens to a host once so many steps are committed after the job has settled.
+
+    With `for_s` a host that was cut off or frozen is back after that time.
+    """
+
+    after: int
+    do: Do
+    host: str
+    for_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostRun:
+    """A job that has ended. `at_s`: the unix times at which something happened."""
+
+    metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    result: dict[str, Any]
+    settled: int
+    at_s: list[float]
+
+    @property
+    def steps_s(self) -> list[float]:
+        """Of the settled steps before anything happened."""
+        end_s = self.at_s[0] if self.at_s else float("inf")
+        rows = self.metrics[self.settled :]
+        return [float(one["step_s"]) for one in rows if one["time_s"] < end_s]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.steps_s)
+
+    def gap_s(self, number: int = 0) -> float:
+        """From the last commit before a happening to the first one after it."""
+        at_s = self.at_s[number]
+        times_s = [float(one["time_s"]) for one in self.metrics]
+        before = max(one for one in times_s if one <= at_s)
+        return min(one for one in times_s if one > at_s) - before
+
+    def recomputing_s(self, number: int = 0) -> float:
+        """How long, within that gap, micro-batches were computed that began after the happening."""
+        at_s = self.at_s[number]
+        row = min((one for one in self.metrics if one["time_s"] > at_s), key=_time_s)
+        begun = [work for work in row["work"] if work[2] > at_s and work[4] == "granted"]
+        if not begun:
+            return 0.0
+        return float(max(one[3] for one in begun) - min(one[2] for one in begun))
+
+    def lost_steps(self) -> list[int]:
+        """Steps that are missing from the metrics."""
+        seen = {int(one["step"]) for one in self.metrics}
+        return sorted(set(range(int(self.result["steps"]))) - seen)
+
+
+class HostJob:
+    """One job on a testbed, driven from its head."""
+
+    def __init__(self, bed: Testbed, job: JobConfig) -> None:
+        self._bed, self._job = bed, job
+        path = new_run_dir(job.name, RUNS)
+        self.run = RunFolder(path.resolve())
+        file = self.run.path / "job.yaml"
+        file.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+        with (self.run.path / "driver.log").open("w") as log:
+            self._driver = subprocess.Popen(
+                bed.host(HEAD).command(*_CLI, "train", str(file), "--run-dir", str(self.run.path)),
+                env=bed.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._lines, self._rows = Lines(self.run.metrics_jsonl), list[dict[str, Any]]()
+        self._settled: int | None = None
+        self._at_s: list[float] = []
+
+    def settle(self) -> None:
+        """Wait until all workers compute."""
+        workers = self._job.workers.start
+        self._await(lambda rows: bool(rows) and rows[-1]["num_workers"] >= workers)
+        self._settled = len(self._rows)
+
+    def go_on(self, num_steps: int) -> None:
+        """Wait until so many more steps are committed since the job settled."""
+        assert self._settled is not None
+        wanted = self._settled + num_steps
+        self._await(lambda rows: len(rows) >= wanted)
+
+    def _await(self, condition: Callable[[list[dict[str, Any]]], bool]) -> None:
+        deadline_s = time.monotonic() + _SETTLE_S
+        while not condition(self._rows):
+            self._rows += self._lines.read()
+            if self._driver.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"{self.run.path}: {self._log()}")
+            time.sleep(_POLL_S)
+
+    def _log(self) -> str:
+        return (self.run.path / "driver.log").read_text()[-2000:]
+
+    def happen(self, what: Happening) -> None:
+        """Let it happen when it is time."""
+        self.go_on(what.after)
+        self._at_s.append(time.time())
+        host = self._bed.host(what.host)
+        match what.do:
+            case "kill":
+                host.kill()
+            case "cut":
+                host.cut()
+            case "freeze":
+                host.freeze()
+            case "kill_coordinator":
+                _kill(host, "CoordinatorActor")
+            case "kill_aggregator":
+                self._kill_aggregator(host)
+        if what.for_s is not None:
+            time.sleep(what.for_s)
+            host.join() if what.do == "cut" else host.thaw()
+
+    def _kill_aggregator(self, host: Host) -> None:
+        """The acting one of the job on a host, found as its standby finds it."""
+        for control in host.root.glob(f"dev/shm/elastic-*/{self._job.name}.*/control"):
+            own_pid = int.from_bytes(control.read_bytes()[_PID_AT : _PID_AT + 8], "little")
+            for process in host.processes():
+                if process.own_pid == own_pid:
+                    os.kill(process.pid, signal.SIGKILL)
+
+    def stop(self) -> HostRun:
+        """End the job in good order."""
+        done = self._bed.run(HEAD, *_CLI, "stop", self._job.name)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        return self.end()
+
+    def end(self) -> HostRun:
+        """Wait until it has ended by itself; bring all hosts back."""
+        try:
+            code = self._driver.wait(_SETTLE_S)
+        except subprocess.TimeoutExpired:
+            self._driver.kill()
+            raise
+        finally:
+            heal(self._bed)
+        if code != 0:
+            raise RuntimeError(f"{self.run.path}: {self._log()}")
+        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        return HostRun(
+            self.run.read_metrics(),
+            self.run.read_events(),
+            self.run.read_json(self.run.result_json),
+            self._settled or 0,
+            self._at_s,
+        )
+
+
+def heal(bed: Testbed) -> None:
+    """Join, thaw and start hosts until Ray takes all of them to be alive."""
+    wanted = {host.name for host in bed.hosts}
+    deadline_s = time.monotonic() + _HEAL_S
+    while True:
+        for host in bed.hosts:
+            if host.is_cut:
+                host.join()
+            if host.is_up and host.is_frozen:
+                host.thaw()
+            if not host.is_up or not has_raylet(host):
+                bed.start(host)
+        if bed.alive() == wanted:
+            return
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"only {sorted(bed.alive())} of {sorted(wanted)} are alive")
+        time.sleep(0.2)
+
+
+def _kill(host: Host, actor: str) -> None:
+    for process in host.processes():
+        if actor in Path(f"/proc/{process.pid}/cmdline").read_text():
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _time_s(row: dict[str, Any]) -> float:
+    return float(row["time_s"])
