@@ -49,8 +49,14 @@ class Cluster:
     """Some nodes in one round; every delivery is drawn by dice."""
 
     def __init__(
-        self, chunks: Sequence[Chunk], nodes: Sequence[int], nodes_CR: np.ndarray, seed: int
+        self,
+        chunks: Sequence[Chunk],
+        nodes: Sequence[int],
+        nodes_CR: np.ndarray,
+        seed: int,
+        observers: Sequence[int] = (),
     ) -> None:
+        everybody = (*nodes, *observers)
         numbers = np.random.default_rng(seed)
         size = sum(chunk.size for chunk in chunks)
         self.chunks, self.dice = chunks, random.Random(seed)
@@ -61,20 +67,19 @@ class Cluster:
                 nodes=nodes,
                 nodes_CR=nodes_CR,
                 chunks=chunks,
+                observers=observers,
                 block_bytes=BLOCK_BYTES,
             )
-            for me in nodes
+            for me in everybody
         }
         self.sums = {me: numbers.integers(-1000, 1000, size, np.int32) for me in nodes}
-        self.totals = {me: np.full(size, 77, np.int32) for me in nodes}
-        self.values = {me: np.full(size, 77, np.int32) for me in nodes}
-        self.sent_bytes = dict.fromkeys(nodes, 0)
-        self.completed: dict[int, list[int]] = {me: [] for me in nodes}
+        self.totals = {me: np.full(size, 77, np.int32) for me in everybody}
+        self.values = {me: np.full(size, 77, np.int32) for me in everybody}
+        self.sent_bytes = dict.fromkeys(everybody, 0)
+        self.completed: dict[int, list[int]] = {me: [] for me in everybody}
         self.finished: list[int] = []
         self.pending: list[tuple[int, Event, np.ndarray | None]] = [
-            (me, SumReady(chunk), None)
-            for me, exchange in self.exchanges.items()
-            for chunk in exchange.order()
+            (me, SumReady(chunk), None) for me in nodes for chunk in self.exchanges[me].order()
         ]
 
     def part(self, array: np.ndarray, block: Block) -> np.ndarray:
@@ -127,6 +132,7 @@ clusters = st.integers(1, 5).flatmap(
         st.permutations(range(10, 10 + num_nodes)),
         st.integers(1, num_nodes),
         st.lists(st.integers(1, 14), min_size=1, max_size=12),
+        st.integers(0, 2),
     )
 )
 
@@ -134,25 +140,27 @@ clusters = st.integers(1, 5).flatmap(
 @settings(max_examples=300, deadline=None)
 @given(clusters, st.integers(0, 2**32 - 1))
 def test_any_order_of_deliveries_ends_with_the_same_numbers(
-    drawn: tuple[list[int], int, list[int]], seed: int
+    drawn: tuple[list[int], int, list[int], int], seed: int
 ) -> None:
-    nodes, num_replicas, sizes = drawn
-    chunks = make_chunks(sizes)
+    nodes, num_replicas, sizes, num_observers = drawn
+    chunks, observers = make_chunks(sizes), range(num_observers)
     nodes_CR = interleaved(len(chunks), nodes, num_replicas)
-    cluster = Cluster(chunks, nodes, nodes_CR, seed)
+    cluster = Cluster(chunks, nodes, nodes_CR, seed, observers)
     cluster.run()
     total = sum(cluster.sums.values())
     values = np.concatenate([3 * total[c.start : c.stop] + c.index for c in chunks])
-    for me in nodes:
+    for me in (*nodes, *observers):
         assert (cluster.values[me] == values).all()
         for chunk in chunks:
-            if me in nodes_CR[chunk.index]:
+            if me in nodes_CR[chunk.index] or me in observers:
                 part = slice(chunk.start, chunk.stop)
                 assert (cluster.totals[me][part] == total[part]).all()
         assert cluster.exchanges[me].has_totals
         assert sorted(cluster.completed[me]) == list(range(len(chunks)))
-    assert sorted(cluster.finished) == sorted(nodes)
-    assert sum(cluster.sent_bytes.values()) == 2 * (len(nodes) - 1) * 4 * len(total)
+    assert sorted(cluster.finished) == sorted((*observers, *nodes))
+    copies = 2 * (len(nodes) - 1) + num_observers
+    assert sum(cluster.sent_bytes.values()) == copies * 4 * len(total)
+    assert not any(cluster.sent_bytes[me] for me in observers)
 
 
 @pytest.mark.parametrize("num_nodes", [2, 3, 5])
@@ -260,6 +268,39 @@ def test_totals_leave_in_turn_too() -> None:
     sum_of = Block(0, Stage.NODE_SUM, 0, 0, 0, 4)
     actions = [action for node in (0, 3, 1) for action in exchange.handle(Arrived(node, sum_of))]
     assert [one.node for one in actions if isinstance(one, SendBlock)] == [3, 0, 1]
+
+
+def test_an_observer_gets_all_totals_and_nobody_waits_for_it() -> None:
+    nodes_CR = np.array([[1], [2]])
+    rounds = {
+        me: Exchange(
+            NUMBER,
+            me=me,
+            nodes=[1, 2],
+            nodes_CR=nodes_CR,
+            chunks=make_chunks([4, 4]),
+            observers=[7],
+            block_bytes=BLOCK_BYTES,
+        )
+        for me in (1, 7)
+    }
+    rounds[1].handle(SumReady(0))
+    own = rounds[1].handle(Arrived(2, block(Stage.NODE_SUM, 0, 0)))
+    total = block(Stage.TOTAL, 0, 0)
+    assert own[1:] == [SendBlock(7, total), TotalComplete(0)]
+    assert rounds[1].handle(Updated(0)) == [
+        SendBlock(2, block(Stage.PARAMETERS, 0, 0)),
+        ChunkComplete(0),
+    ]
+    assert rounds[1].handle(Arrived(2, block(Stage.PARAMETERS, 1, 0)))[-1] == RoundComplete()
+    assert rounds[7].handle(Arrived(1, total)) == [TotalComplete(0)]
+    assert rounds[7].handle(Updated(0)) == [ChunkComplete(0)], "its parameters go nowhere"
+    with pytest.raises(ProtocolError, match="not its to send"):
+        rounds[7].check(2, block(Stage.PARAMETERS, 1, 0))
+    with pytest.raises(ProtocolError, match="not its to send"):
+        rounds[1].check(7, block(Stage.NODE_SUM, 0, 0))
+    with pytest.raises(AssertionError, match="no sum"):
+        rounds[7].handle(SumReady(1))
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -9,6 +9,9 @@ shared out evenly, a node sends 2(N-1)/N of the flat space, and no scheme sends 
 Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009). Chunks go in
 blocks, each on as soon as it can: nothing waits for a whole chunk but its update.
 
+A node that joins observes: owners send it the totals of all chunks. It adds nothing, and nobody
+waits for it.
+
 No I/O, no time, no numbers: only who has what. Integers add in any order, so blocks may, too.
 """
 
@@ -102,7 +105,8 @@ Action = SendBlock | Add | TotalComplete | ChunkComplete | RoundComplete
 
 
 class Exchange:
-    """One round at node `me`. Not used any more once the round is given up or complete."""
+    """One round at node `me`, which takes part or observes. Not used any more once it is given up
+    or complete."""
 
     def __init__(
         self,
@@ -112,23 +116,27 @@ class Exchange:
         nodes: Sequence[int],
         nodes_CR: npt.NDArray[np.integer],
         chunks: Sequence[Chunk],
+        observers: Sequence[int] = (),
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         """Begin round `number`.
 
         Args:
-            nodes: all of them, in the order of the membership.
+            nodes: all that take part, in the order of the membership.
             nodes_CR: who keeps the state of each chunk; its owner in column 0.
+            observers: who gets all totals besides.
         """
-        at = nodes.index(me)
+        self._observes = me in observers
+        at = len(nodes) if self._observes else nodes.index(me)
         self.number = number
         self._me = me
         self._others = (*nodes[at + 1 :], *nodes[:at])  # so that not all send to the same one first
+        self._observers = tuple(observers)
         self._keepers: list[tuple[int, ...]] = [tuple(row) for row in nodes_CR.tolist()]
         assert len(self._keepers) == len(chunks)
         self._sizes_bytes = [_ELEMENT_BYTES * chunk.size for chunk in chunks]
         self.block_bytes = block_bytes
-        kept = [chunk for chunk, keepers in enumerate(self._keepers) if me in keepers]
+        kept = [chunk for chunk in range(len(chunks)) if self._keeps(chunk)]
         self._ready: set[int] = set()
         self._arrived: set[tuple[int, Stage, int, int]] = set()
         self._num_added: dict[tuple[int, int], int] = {}  # sums of others, by chunk and offset
@@ -140,6 +148,10 @@ class Exchange:
     def has_totals(self) -> bool:
         """Whether the totals of all chunks that this node keeps are complete."""
         return not self._without_total
+
+    def _keeps(self, chunk: int) -> bool:
+        """Whether this node updates a chunk by its total."""
+        return self._observes or self._me in self._keepers[chunk]
 
     def order(self) -> list[int]:
         """All chunks, in the order in which this node's sums are best made ready: in turn one for
@@ -174,9 +186,9 @@ class Exchange:
             case Stage.NODE_SUM:
                 return keepers[0] == self._me
             case Stage.TOTAL:
-                return keepers[0] == node and self._me in keepers
+                return keepers[0] == node and self._keeps(block.chunk)
             case Stage.PARAMETERS:
-                return keepers[0] == node and self._me not in keepers
+                return keepers[0] == node and not self._keeps(block.chunk)
             case _:
                 return False
 
@@ -195,6 +207,7 @@ class Exchange:
                 return list(self._updated(chunk))
 
     def _sum_ready(self, chunk: int) -> Iterator[Action]:
+        assert not self._observes, f"an observer has no sum of chunk {chunk}"
         assert chunk not in self._ready, f"the sum of chunk {chunk} is ready twice"
         self._ready.add(chunk)
         owner = self._keepers[chunk][0]
@@ -222,6 +235,7 @@ class Exchange:
         total = block._replace(stage=Stage.TOTAL)
         keepers = self._keepers[block.chunk]
         yield from (SendBlock(node, total) for node in self._others if node in keepers)
+        yield from (SendBlock(node, total) for node in self._observers)
         yield from self._has_one_more(total)
 
     def _has_one_more(self, block: Block) -> Iterator[Action]:
@@ -238,7 +252,7 @@ class Exchange:
 
     def _updated(self, chunk: int) -> Iterator[Action]:
         keepers = self._keepers[chunk]
-        assert self._me in keepers, f"chunk {chunk} is not kept here"
+        assert self._keeps(chunk), f"chunk {chunk} is not kept here"
         assert chunk not in self._without_total, f"chunk {chunk} has no total yet"
         if keepers[0] == self._me:
             for block in self._blocks(chunk, Stage.PARAMETERS):
