@@ -5,6 +5,7 @@ Subclasses of the real classes, so that the product holds no switch for any of i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
 from elastic.core.protocol.coordinator import Action, Coordinator, StartWorker, View
+from elastic.core.protocol.joining import Copies
 from elastic.core.protocol.messages import (
     Combine,
     Commit,
@@ -250,6 +252,69 @@ class LeasesBeforeItKnows(Node):
         return super()._lead_if_known(now_s)
 
 
+class EagerCopies(Copies):
+    def ready(self, step: int) -> tuple[int, ...]:
+        return self.observers
+
+
+class ReadyBeforeItIs(RecordedAggregator):
+    """A joining node may be a member as soon as its copy is begun."""
+
+    def __init__(
+        self, rules: agg.Rules, recovered: agg.Recovered, node: int, seen: Counter[str]
+    ) -> None:
+        super().__init__(rules, recovered, node, seen)
+        self._copies = EagerCopies()
+
+
+class WaitsForTheJoining(RecordedAggregator):
+    """A step is committed once it is complete on nodes that join, too."""
+
+    def _updated_on(self, updated: ev.Updated) -> list[ev.Action]:
+        if not set(self._copies.observers) <= self._updated:
+            self._updated.add(updated.node)
+            return []
+        return super()._updated_on(updated)
+
+
+class KeepsTotalsOfARoundGivenUp(Node):
+    """A joining node applies the totals of a round that was given up."""
+
+    def _ordered(self, action: ev.Action, now_s: float) -> list[NodeAction]:
+        if isinstance(action, ev.GiveUp) and self._catching is not None:
+            return []
+        return super()._ordered(action, now_s)
+
+
+class KnownCopies(Copies):
+    """Takes whoever answers for one that gets its copy already."""
+
+    def there(self, node: int) -> None:
+        self._there.add(node)
+        self._numbers.setdefault(node, 1)
+
+    def copied(self, node: int, number: int, step: int) -> None:
+        self._steps[node] = step
+
+
+class TrustsEarlierCopies(RecordedAggregator):
+    """A new lead does not begin the copies of the one before it anew."""
+
+    def __init__(
+        self, rules: agg.Rules, recovered: agg.Recovered, node: int, seen: Counter[str]
+    ) -> None:
+        super().__init__(rules, recovered, node, seen)
+        if recovered.membership.joining:
+            self._copies = KnownCopies()
+
+
+class KeepsItsCopy(Node):
+    """A joining node goes on with its copy, whoever leads."""
+
+    def _stop_catching(self) -> list[NodeAction]:
+        return [] if self.node in self.membership.joining else super()._stop_catching()
+
+
 class ComesBackAsItWas(Coordinator):
     """A node that was lost may be a member again, with what its memory holds."""
 
@@ -272,8 +337,12 @@ class Mutation:
 
 
 def directed(seed: int, *faults: Fault) -> Schedule:
-    """A random job of 12 steps that is struck by these faults alone; on 3 nodes if they are."""
-    schedule = replace(random_schedule(seed), faults=faults, num_steps=12, standby=True)
+    """A random job of 12 steps that is struck by these faults alone; on 3 nodes if they are.
+
+    Of 100 steps if a node joins: it may not do so for ever.
+    """
+    num_steps = 100 if any(fault.do == "join_node" for fault in faults) else 12
+    schedule = replace(random_schedule(seed), faults=faults, num_steps=num_steps, standby=True)
     strikes_nodes = any(fault.do.endswith("_node") for fault in faults)
     return replace(schedule, num_nodes=3 if strikes_nodes else 1)
 
@@ -294,6 +363,12 @@ UNHEARD = (  # taken to hang, dismissed, its slot dropped; it comes back to a su
     Fault(do="stop_worker", step=1, point=("Compute", "during"), for_s=0.45),
     Fault(do="slow_kill", step=1, for_s=3.0),
     Fault(do="kill_aggregator", step=1, offset_s=0.02, point=("DropSlot", "after")),
+)
+JOIN = Fault(do="join_node", step=1)
+FREEZE_JOINING = Fault(do="freeze_node", step=1, offset_s=0.8, target=-1)
+DURING_THE_COPY = tuple(  # or a little before or after it
+    Fault(do="kill_node", step=1, offset_s=offset_s, point=("Update", "during"))
+    for offset_s in (0.75, 1.0)
 )
 KILL_NODE = Fault(do="kill_node", step=2, offset_s=0.05)
 DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
@@ -331,6 +406,14 @@ MUTATIONS = (
     _aggregator(CommitsEarly, KILL_NODE),
     _aggregator(KeepsLostGrants, KILL_NODE),
     _aggregator(WaitsForTheLost, KILL_NODE),
+    _aggregator(ReadyBeforeItIs, JOIN),
+    _aggregator(WaitsForTheJoining, JOIN, FREEZE_JOINING),
+    _node(KeepsTotalsOfARoundGivenUp, JOIN, *DURING_THE_COPY),
+    Mutation(
+        "CopyNotBegunAnew",
+        Build(node=KeepsItsCopy, aggregator=TrustsEarlierCopies),
+        (JOIN, *DURING_THE_COPY),
+    ),
     _node(LeasesBeforeItKnows),
     Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), num_seeds=400),
     Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False), num_seeds=400),

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from mutations import UNHEARD, directed
+from mutations import DURING_THE_COPY, FREEZE_JOINING, JOIN, KILL_NODE, UNHEARD, directed
 
 from elastic.core.protocol import aggregator, worker
+from elastic.core.simulator.build import Build
 from elastic.core.simulator.faults import (
     AGGREGATOR_POINTS,
     COORDINATOR_POINTS,
+    JOIN_POINTS,
     NODE_POINTS,
     WORKER_POINTS,
     Fault,
     Schedule,
     random_schedule,
 )
+from elastic.core.simulator.job import Job
+from elastic.core.simulator.network import SILENT_S
 from elastic.core.simulator.search import Tried, check, check_seeds, search
 
 PART = 60  # seeds of one test
@@ -89,6 +94,12 @@ COMMON = [
     "round given up",
     "silent link given up",
     "split_coordinator",
+    "copy begun",
+    "join_node",
+    "kept round applied",
+    "leave_node",
+    "node_joining",
+    "node_left",
 ]
 NEVER = ["refused: sum"]  # a worker and its aggregator agree on what counts in its slot
 
@@ -111,6 +122,9 @@ def dismissal_lost(seed: int) -> Schedule:
     return replace(schedule, num_workers=1, num_micro_batches=6)
 
 
+SOLE_LEAVES = tuple(Fault(do="leave_node", step=2, target=target) for target in (0, 1))
+
+
 RARE: dict[str, Callable[[int], Schedule]] = {
     "worker COMPUTING -> ENDED": lambda seed: directed(seed, STOP_IN_COMPUTE, SLOW_KILL),
     "worker ENCODING -> ENDED": lambda seed: directed(seed, STOP_IN_ENCODE, SLOW_KILL),
@@ -119,6 +133,13 @@ RARE: dict[str, Callable[[int], Schedule]] = {
     "refused: not a member": dismissal_lost,
     "refused: the step is complete": lambda seed: replace(
         random_schedule(seed), skip_nonfinite=False, num_steps=25, num_micro_batches=8
+    ),
+    "kept totals dropped": lambda seed: directed(seed, JOIN, *DURING_THE_COPY),
+    "copy begun anew": lambda seed: directed(
+        seed, JOIN, Fault(do="cut_link_node", step=1, offset_s=0.9, target=-1, for_s=1.0)
+    ),
+    "node_stays": lambda seed: directed(
+        seed, *SOLE_LEAVES, Fault(do="kill_node", step=2, offset_s=0.02, target=2)
     ),
     "no_workers": lambda seed: directed(
         seed, *[Fault(do="kill_worker", step=1, target=target) for target in range(8)]
@@ -182,6 +203,46 @@ def test_a_node_may_be_lost_anywhere(do: str, point: tuple[str, str]) -> None:
     fault = Fault(do=do, step=2, point=point, for_s=1.0)
     first = Fault(do="kill_node", step=2, offset_s=0.02, target=1)
     see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, first, fault))
+
+
+@pytest.mark.parametrize("do", ["kill_node", "cut_node", "freeze_node", "kill_aggregator"])
+@pytest.mark.parametrize("point", JOIN_POINTS, ids=" ".join)
+def test_a_node_may_be_lost_anywhere_while_another_joins(do: str, point: tuple[str, str]) -> None:
+    fault = Fault(do=do, step=1, offset_s=0.6, point=point, for_s=1.0)
+    more = KILL_NODE if point == ("GiveUp", "after") else Fault(do="kill_worker", step=3)
+    see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, JOIN, more, fault))
+
+
+def test_steps_go_on_while_a_joining_node_is_frozen() -> None:
+    """Faster than anybody could notice: nobody waits, not even for it to be taken for dead."""
+    num_copying = 0
+    for seed in range(12):
+        schedule = replace(directed(seed, JOIN, FREEZE_JOINING), num_steps=40, evaluate_every=0)
+        job = Job(schedule, Build(), trace_length=None)
+        job.run()
+        joined = any(schedule.num_nodes in one.nodes for one in job.generations.values())
+        if joined or not job.clock.seen["copy begun"]:
+            continue
+        num_copying += 1
+        struck_s = next(
+            at_s for at_s, who, what, _ in job.clock.trace if who == "fault" and "freeze" in what
+        )
+        commits_s = [at_s for at_s in job.commits_s if at_s > struck_s]
+        gaps_s = [after - before for before, after in pairwise([struck_s, *commits_s])]
+        assert max(gaps_s[:20]) < SILENT_S[0], seed
+    assert num_copying >= 3
+
+
+def test_nothing_is_computed_again_when_a_node_leaves_as_planned() -> None:
+    tried = Tried()
+    for seed in range(10):
+        leave = Fault(do="leave_node", step=2, offset_s=0.01, target=seed)
+        assert check(directed(seed, leave), tried=tried), tried.failure
+    assert tried.seen["node_left"] >= 8
+    assert not tried.seen["granted again"]
+    for seed in range(10):
+        assert check(directed(seed, KILL_NODE), tried=tried), tried.failure
+    assert tried.seen["granted again"], "as it is where one is lost"
 
 
 @pytest.mark.parametrize("do", ["kill_worker", "stop_worker"])

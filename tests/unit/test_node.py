@@ -2,118 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
-import numpy as np
 import pytest
+from hosts import (
+    MEMBERS,
+    NEXT,
+    STATE,
+    Host,
+    commit,
+    decide,
+    leading,
+    only,
+    ordered,
+    relaying,
+    said,
+    says,
+    updating,
+    view,
+)
 
-from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import coordinator as coord
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import node as nodes
 from elastic.core.protocol import orders
+from elastic.core.protocol.holdings import can_follow
 from elastic.core.protocol.messages import (
     Admit,
-    Commit,
     Hello,
-    Lease,
     Manifest,
     Membership,
-    Outcome,
     Report,
     State,
 )
-
-T = TypeVar("T")
-STATE = State(step=3, attempt=0, exponents=(10,))
-NEXT = replace(STATE, step=4)
-MEMBERS = Membership(generation=1, members=(0, 1), next_worker=2, nodes=(0, 1, 2))
-RULES = agg.Rules(num_steps=5, num_micro_batches=2, num_chunks=1)
-
-
-def only(kind: type[T], actions: Sequence[Any]) -> list[T]:
-    return [one for one in actions if isinstance(one, kind)]
-
-
-def said(actions: Sequence[Any], node: int) -> list[orders.NodeMessage]:
-    """What is sent to a node."""
-    return [one.message for one in only(nodes.SendNode, actions) if one.node == node]
-
-
-def ordered(actions: Sequence[Any], node: int) -> list[ev.Action]:
-    return [one.action for one in only(orders.Order, said(actions, node))]
-
-
-class Host:
-    """A node, and a clock that the test turns."""
-
-    def __init__(
-        self,
-        node: int,
-        membership: Membership = MEMBERS,
-        *,
-        state: State = STATE,
-        prepared: int = 0,
-        linked: Sequence[int] = (0, 1, 2),
-    ) -> None:
-        recovered = agg.Recovered(state, membership)
-        self.now_s = 0.0
-        self.node = nodes.Node(node, RULES, recovered, term=10 + node, prepared=prepared)
-        self.begun = self.do(ev.Started())
-        self.do(ev.Received(None, Report(0, Membership(), ())))
-        for one in linked:
-            if one != node:
-                self.begun += self.do(nodes.Reached(one))
-
-    def do(self, event: nodes.NodeEvent) -> list[nodes.NodeAction]:
-        return self.node.handle(event, self.now_s)
-
-    def hear(self, node: int, message: orders.NodeMessage) -> list[nodes.NodeAction]:
-        return self.do(nodes.FromNode(node, message))
-
-    def holds(
-        self, node: int, state: State = STATE, prepared: int = 0, **manifests: Manifest
-    ) -> list[nodes.NodeAction]:
-        """The answer of another node to this one, which leads."""
-        by_worker = {int(name[1:]): one for name, one in manifests.items()}
-        held = orders.Holds(10 + self.node.node, state, prepared, by_worker)
-        return self.hear(node, held)
-
-    def told(self) -> Report:
-        """What the coordinator hears when it asks."""
-        return only(ev.Tell, self.do(ev.Received(None, Report(0, Membership(), ()))))[-1].report
-
-
-def leading(**more: Any) -> Host:
-    """Node 0, which leads two others; worker 0 is here, worker 1 on node 1."""
-    host = Host(0, **more)
-    host.holds(1)
-    host.holds(2)
-    host.do(ev.Received(0, Hello(0, 0)))
-    host.hear(1, orders.Relayed(10, 1, Hello(1, 1)))
-    return host
-
-
-def relaying(node: int = 1, membership: Membership = MEMBERS) -> Host:
-    """A node that node 0 leads."""
-    host = Host(node, membership)
-    host.hear(0, orders.Ask(10, membership))
-    return host
-
-
-def commit(micro_batch: int) -> Commit:
-    result = Outcome(micro_batch, 1.0, 1.0, bytes(16), bytes(8), np.array([1.0], np.float32))
-    return Commit(Lease(STATE.key, (micro_batch,)), 0, 0, (result,))
-
-
-def updating() -> tuple[Host, ev.Update]:
-    """All micro-batches are granted, one on each of two nodes."""
-    host = leading()
-    host.do(ev.Received(0, commit(0)))
-    (update,) = only(ev.Update, host.hear(1, orders.Relayed(10, 1, commit(1))))
-    return host, update
 
 
 def test_the_first_node_asks_all_others_before_it_leases() -> None:
@@ -192,7 +113,7 @@ def test_a_node_prepares_before_it_says_that_it_is_complete() -> None:
     ],
 )
 def test_who_can_follow_the_newest_record(state: State, prepared: int, can: bool) -> None:
-    assert nodes.can_follow(state, prepared, NEXT) is can
+    assert can_follow(state, prepared, NEXT) is can
 
 
 def test_the_newest_record_of_all_counts_and_who_is_behind_is_gone() -> None:
@@ -329,19 +250,6 @@ def test_with_one_node_nothing_is_sent() -> None:
 # The coordinator
 
 
-def view(report: Report | None, *others: Report, **more: Any) -> coord.View:
-    homes = {0: 0, 1: 1, 2: 2}
-    living = dict.fromkeys(homes, coord.Life.ALIVE)
-    by_node = {one.node: one for one in others}
-    known = {0: 2, 1: 2, 2: 2} | more.pop("aggregators", {})
-    return coord.View(0.0, report, living, known, others=by_node, homes=homes)
-
-
-def says(node: int, *gone: int, leads: bool = False, **more: Any) -> Report:
-    membership = more.pop("membership", replace(MEMBERS, members=(0, 1, 2), target=3))
-    return Report(3, membership, more.pop("connected", ()), node=node, leads=leads, gone=gone)
-
-
 @pytest.mark.parametrize(
     ("reports", "lost"),
     [
@@ -367,11 +275,6 @@ def says(node: int, *gone: int, leads: bool = False, **more: Any) -> Report:
 )
 def test_which_nodes_are_lost(reports: list[Report | None], lost: list[int]) -> None:
     assert coord._lost_nodes(view(reports[0], *reports[1:]), (0, 1, 2)) == lost  # type: ignore[arg-type]
-
-
-def decide(seen: coord.View) -> list[coord.Action]:
-    limits = coord.Limits(min_workers=1, max_workers=4)
-    return coord.Coordinator(limits, target=3).decide(seen)
 
 
 def test_a_lost_node_is_a_former_one_and_its_workers_are_no_members() -> None:

@@ -15,7 +15,8 @@ after a crash between any two actions.
 The grant is the commit: rows first, then the manifest, then the answer.
 
 Where a job has several nodes this runs on the first of them, for the workers of all: see `node`.
-A step is committed once the next version is complete on every node.
+A step is committed once the next version is complete on every node; nodes that join, see
+`joining`, follow and are not waited for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from elastic.core.errors import ProtocolError
 from elastic.core.protocol.events import (
     Action,
     Committed,
+    Copied,
     Disconnected,
     DropSlot,
     Evaluated,
@@ -60,6 +62,7 @@ from elastic.core.protocol.events import (
     Update,
     Updated,
 )
+from elastic.core.protocol.joining import Copies
 from elastic.core.protocol.messages import (
     Admit,
     Combine,
@@ -157,6 +160,7 @@ class Aggregator:
         self._round = 0
         self._updated: set[int] = set()
         self._present = set(recovered.membership.nodes)
+        self._copies = Copies()
         self._manifests = dict(recovered.manifests)
         self._homes = {one: recovered.homes.get(one, node) for one in recovered.manifests}
         self._outcomes: dict[int, Outcome] = {}
@@ -188,6 +192,8 @@ class Aggregator:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event; return what to do, in order."""
         actions = self._react(event, now_s)
+        if self.phase is Phase.LEASING and self._all_present:
+            actions += self._copies.begin(self.state, self.membership.nodes)
         if self.phase is Phase.LEASING:
             actions += self._advance()
         if self.phase is Phase.LEASING and len(self._outcomes) < self._num_wanted:
@@ -213,10 +219,16 @@ class Aggregator:
                 return self._updated_on(event)
             case Stalled(number) if number == self._round:
                 return self._give_up()
-            case NodeGone(node):
+            case NodeGone(node) if node in self.membership.nodes:
                 return self._miss(node)
-            case NodeThere(node, manifests):
+            case NodeGone(node):
+                self._copies.gone(node)
+            case NodeThere(node, manifests) if node in self.membership.nodes:
                 return self._reconcile(node, manifests)
+            case NodeThere(node):
+                self._copies.there(node)
+            case Copied(number, step, node):
+                self._copies.copied(node, number, step)
             case Tick(progress):
                 self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
                 return self._watch(progress, now_s)
@@ -286,6 +298,7 @@ class Aggregator:
     def _miss(self, node: int) -> list[Action]:
         """No step ends without a member. What was granted there counts, until it says otherwise."""
         self._present.discard(node)
+        self._copies.void()
         for worker in self._workers_of(node):
             self._lose(worker)
         return self._give_up()
@@ -306,6 +319,17 @@ class Aggregator:
         missing = tuple(one for one in range(self._num_wanted) if one not in self._outcomes)
         done = MarkDone(tuple(self._outcomes), self.state.key)
         return [SaveState(self.state), MarkUndone(missing), done]
+
+    def _is_free(self, node: int) -> bool:
+        """Whether nothing of the running step is on that node alone."""
+        manifests = [self._manifests.get(worker) for worker in self._workers_of(node)]
+        return not any(
+            one is not None and one.key == self.state.key and one.micro_batches for one in manifests
+        )
+
+    @property
+    def _all_present(self) -> bool:
+        return self._present.issuperset(self.membership.nodes)
 
     def _drop_node(self, node: int) -> list[Action]:
         """It is no member any more, and its memory is gone."""
@@ -344,6 +368,7 @@ class Aggregator:
         before = set(self.membership.members) | set(self.membership.leaving)
         after = set(membership.members) | set(membership.leaving)
         self.membership = membership
+        self._copies.keep(membership.joining)
         if nodes != membership.nodes:
             actions += self._give_up()
         for node in nodes:
@@ -402,6 +427,8 @@ class Aggregator:
             failure=self._failure,
             node=self._node,
             gone=self.gone,
+            ready=self._copies.ready(self.state.step),
+            free=tuple(one for one in self.membership.departing if self._is_free(one)),
         )
         if not self._coordinator or report == self._told:
             return []
@@ -493,7 +520,7 @@ class Aggregator:
             return self._finish()
         if self._stop_reason and not self._leased and not self._outcomes:
             return self._finish()
-        if not self._present.issuperset(self.membership.nodes):
+        if not self._all_present:
             return []
         open_ = self._nonfinite.keys() - self._outcomes.keys()
         twice = sorted(one for one in open_ if self._is_own(one))
@@ -564,9 +591,16 @@ class Aggregator:
         self._move(Phase.UPDATING)
         self._round += 1
         self._updated.clear()
-        state, nodes = self.state, self.membership.nodes
         return Update(
-            self._round, nodes, state.step, slots, exponents, weight, state.num_updates, skip
+            round=self._round,
+            nodes=self.membership.nodes,
+            step=self.state.step,
+            slots=slots,
+            exponents=exponents,
+            weight=weight,
+            num_updates=self.state.num_updates,
+            skip=skip,
+            observers=self._copies.observers,
         )
 
     def _updated_on(self, updated: Updated) -> list[Action]:

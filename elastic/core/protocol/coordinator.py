@@ -149,6 +149,25 @@ class Coordinator:
             leaving = (*self._membership.leaving, worker)
             self._change(replace(self._membership, members=members, leaving=leaving))
 
+    def leave(self, node: int) -> str:
+        """Let a node go as planned, and recompute nothing. To be said as long as it holds.
+
+        Its workers finish what they hold; the membership goes on without it once it holds nothing
+        of the running step. Returns the reason of a refusal, or nothing.
+        """
+        now = self._membership
+        stay = [one for one in now.nodes if one != node and one not in now.departing]
+        if not self._settled or node in now.former or node in now.departing:
+            return ""
+        if node not in now.nodes:
+            joining = tuple(one for one in now.joining if one != node)
+            self._change(replace(now, joining=joining, former=(*now.former, node)))
+        elif stay:
+            self._change(replace(now, departing=(*now.departing, node)))
+        else:
+            return f"node {node} is the last one that stays: nobody could go on"
+        return ""
+
     @property
     def has_given_up(self) -> bool:
         """No more workers are started until somebody scales."""
@@ -194,27 +213,61 @@ class Coordinator:
         self.target = membership.target or self.target
 
     def _settle_nodes(self, view: View, actions: list[Action]) -> None:
-        """Which nodes take part from now on. Nodes that can be reached, but are new, wait."""
+        """Which nodes take part from now on. One that is new copies the state before it does."""
         now = self._membership
         lost = _lost_nodes(view, now.nodes)
-        nodes = [one for one in now.nodes if one not in lost]
-        if not nodes:
+        kept = [one for one in now.nodes if one not in lost]
+        if not kept:
             return  # nothing is left that could go on
-        if view.report is not None and view.report.step == 0:
-            known = {*now.nodes, *now.former}
-            nodes += [one for one in view.others if one not in known]
-        if tuple(nodes) == now.nodes:
+        departing = [one for one in now.departing if one in kept]
+        if departing and set(departing) == set(kept):
+            actions.append(Note("node_stays", f"nobody else is left than {departing}"))
+            departing = []
+        left = [one for one in self._free(view) if one in departing]
+        kept = [one for one in kept if one not in left]
+        joining = [one for one in now.joining if one in view.aggregators]
+        joined = []
+        if view.report is not None:
+            known = {*now.nodes, *now.former, *now.joining}
+            new = [one for one in view.others if one not in known]
+            joined = [one for one in joining if one in view.report.ready and one in view.others]
+            joining = [one for one in joining if one not in joined]
+            if view.report.step == 0:
+                joined += new
+            else:
+                joining += new
+        departing = [one for one in departing if one in kept]
+        after = (*kept, *joined), tuple(joining), tuple(departing)
+        if after == (now.nodes, now.joining, now.departing):
             return
-        for node in lost:
+        gone = [one for one in now.joining if one not in view.aggregators]
+        for node in (*lost, *gone):
             actions.append(Note("node_lost", f"node {node}: the others go on without it"))
-        for node in nodes[len(now.nodes) - len(lost) :]:
-            actions.append(Note("node_joined", f"node {node}"))
-        members = tuple(one for one in now.members if view.home(one) not in lost)
-        leaving = tuple(one for one in now.leaving if view.home(one) not in lost)
-        former = (*now.former, *lost)
+        actions += [Note("node_left", f"node {node}: it held nothing") for node in left]
+        for node in joining:
+            if node not in now.joining:
+                actions.append(Note("node_joining", f"node {node} copies the state"))
+        actions += [Note("node_joined", f"node {node}") for node in joined]
+        ended = (*lost, *left, *gone)
         self._change(
-            replace(now, nodes=tuple(nodes), former=former, members=members, leaving=leaving)
+            replace(
+                now,
+                nodes=(*kept, *joined),
+                joining=tuple(joining),
+                departing=tuple(departing),
+                former=(*now.former, *ended),
+                members=tuple(one for one in now.members if view.home(one) not in ended),
+                leaving=tuple(one for one in now.leaving if view.home(one) not in ended),
+            )
         )
+
+    def _free(self, view: View) -> list[int]:
+        """Departing nodes that nothing counts on any more, nor can."""
+        now, report = self._membership, view.report
+        if report is None or report.membership.generation != now.generation:
+            return []  # the lead may still grant something there
+        busy = {view.home(worker) for worker in (*now.members, *now.leaving)}
+        return [one for one in now.departing if one in report.free and one not in busy]
 
     def _bury(self, view: View) -> list[Action]:
         """Note each death once, and end those that hang."""
@@ -266,7 +319,8 @@ class Coordinator:
         }
         members = [one for one in now.members if one not in dead]
         leaving = [one for one in now.leaving if one not in dead]
-        for worker in report.wants_leave:
+        going = {one for one in members if view.home(one) in now.departing}
+        for worker in (*report.wants_leave, *sorted(going)):
             if worker in members:
                 members.remove(worker)
                 leaving.append(worker)
@@ -274,7 +328,7 @@ class Coordinator:
             worker
             for worker in report.connected
             if worker not in members and worker not in leaving and worker not in self._gone
-            if view.home(worker) in self._membership.nodes
+            if view.home(worker) in self._staying
         ]
         if report.step == 0 and not now.members and self._waits_for_nodes(view):
             return
@@ -292,7 +346,8 @@ class Coordinator:
 
     def _waits_for_nodes(self, view: View) -> bool:
         """A job begins on all nodes that there are; whoever comes later has to copy the state."""
-        known = {*self._membership.nodes, *self._membership.former}
+        now = self._membership
+        known = {*now.nodes, *now.former, *now.joining}
         return len(known) < self.limits.min_nodes or not known.issuperset(view.aggregators)
 
     def _start_what_is_missing(self, view: View) -> list[Action]:
@@ -309,13 +364,14 @@ class Coordinator:
             ]
         if view.report is None:
             return actions
+        now = self._membership
         living = [
             worker
             for worker, life in view.processes.items()
             if life is not Life.DEAD
             and worker not in self._gone
-            and worker not in self._membership.leaving
-            and view.home(worker) not in self._membership.former
+            and worker not in now.leaving
+            and view.home(worker) not in (*now.former, *now.departing)
         ]
         missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
         starting = sum(view.processes[worker] is Life.STARTING for worker in living)
@@ -343,12 +399,17 @@ class Coordinator:
         return actions
 
     def _loads(self, view: View, living: Iterable[int]) -> dict[int, int]:
-        """How many workers live on each node that takes part."""
-        loads = dict.fromkeys(self._membership.nodes, 0)
+        """How many workers live on each node that takes part, and will."""
+        loads = dict.fromkeys(self._staying, 0)
         for worker in living:
             if view.home(worker) in loads:
                 loads[view.home(worker)] += 1
         return loads
+
+    @property
+    def _staying(self) -> tuple[int, ...]:
+        now = self._membership
+        return tuple(one for one in now.nodes if one not in now.departing)
 
     def _wanted_aggregators(self, view: View, node: int) -> int:
         """Two with a standby, behind the first workers; also if the one there is of no use.

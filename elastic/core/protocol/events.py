@@ -60,6 +60,15 @@ class Stalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """The copy of this number is complete on a joining node, with all rounds before `step`."""
+
+    number: int
+    step: int = 0
+    node: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed. `progress` is each worker's counter, as far as it can be read."""
 
@@ -73,7 +82,8 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class NodeGone:
-    """The aggregator of another node cannot be reached. What its memory holds may still count."""
+    """The aggregator of another node cannot be reached. What a member's memory holds may still
+    count; what a joining one's holds does not."""
 
     node: int
 
@@ -87,7 +97,16 @@ class NodeThere:
 
 
 Event = (
-    Started | Received | Disconnected | Updated | Stalled | Tick | NodeGone | NodeThere | Finished
+    Started
+    | Received
+    | Disconnected
+    | Updated
+    | Stalled
+    | Copied
+    | Tick
+    | NodeGone
+    | NodeThere
+    | Finished
 )
 
 # Actions, to be carried out in order
@@ -164,6 +183,8 @@ class Update:
     `slots`: (worker, half) of every slot that counts. With `skip`, only carry the state over.
     `nodes` exchange their sums, whatever a node has heard of the membership since; `round` is the
     number of this exchange: the same sums may be exchanged anew.
+
+    `observers` join: they get all totals and keep them until they are told to apply them.
     """
 
     round: int
@@ -174,11 +195,37 @@ class Update:
     weight: float
     num_updates: int
     skip: bool = False
+    observers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A node was lost within the exchange: stop this round. The slots stay, and count."""
+    """A node was lost within the exchange: stop this round. The slots stay, and count.
+
+    An observer drops the totals of it.
+    """
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The version of `state` goes to `node`, which joins: a share of it from each of `nodes`.
+
+    A sender takes it out of a snapshot: training goes on. The receiver drops every earlier copy and
+    every total that it keeps, and answers with Copied. A new one ends the earlier one to that node.
+    """
+
+    number: int
+    node: int
+    nodes: tuple[int, ...]
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Compute the next version from this one by the totals kept of this round, once they are all
+    there; answer with Updated."""
 
     round: int
 
@@ -250,6 +297,8 @@ Action = (
     | SaveMembership
     | Update
     | GiveUp
+    | Copy
+    | Apply
     | SaveState
     | Note
     | Committed

@@ -126,12 +126,16 @@ class State:
         return cls(**{**fields, **tuples})
 
 
+_MEMBERSHIP_TUPLES = ("members", "leaving", "nodes", "former", "joining", "departing")
+
+
 @dataclass(frozen=True, slots=True)
 class Membership:
     """Who may commit. `leaving` finish what they hold; worker ids are never used again.
 
     `nodes` take part in the step, the first of them leads: it is the home of every micro-batch.
     `former` ones did: what their memory holds counts no more, and their numbers never come back.
+    `joining` ones copy the state; `departing` ones are among `nodes` until they hold nothing.
     """
 
     generation: int = 0
@@ -141,6 +145,8 @@ class Membership:
     target: int = 0
     nodes: tuple[int, ...] = (0,)
     former: tuple[int, ...] = ()
+    joining: tuple[int, ...] = ()
+    departing: tuple[int, ...] = ()
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -151,7 +157,7 @@ class Membership:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Membership:
-        tuples = {name: tuple(fields[name]) for name in ("members", "leaving", "nodes", "former")}
+        tuples = {name: tuple(fields[name]) for name in _MEMBERSHIP_TUPLES}
         return cls(**{**fields, **tuples})
 
 
@@ -249,7 +255,9 @@ class Dismiss:
 class Report:
     """What the coordinator must know, sent whenever it changes.
 
-    `node` says it, and `leads` the step or not. `gone`: members that it cannot reach.
+    `node` says it, and `leads` the step or not. `gone`: members that it cannot reach. `ready`:
+    joining nodes that are at most one step behind. `free`: departing ones that hold nothing of the
+    running step.
     """
 
     step: int
@@ -263,6 +271,8 @@ class Report:
     node: int = 0
     leads: bool = True
     gone: tuple[int, ...] = ()
+    ready: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,7 +475,7 @@ def _from_json(body: dict[str, Any]) -> Message:
     if kind in (Report, Admit):
         body["membership"] = Membership.from_json(body["membership"])
     if kind is Report:
-        for name in ("connected", "wants_leave", "lost", "gone"):
+        for name in ("connected", "wants_leave", "lost", "gone", "ready", "free"):
             body[name] = tuple(body[name])
         body["hung"] = tuple((worker, reason) for worker, reason in body["hung"])
     if kind is Peers:

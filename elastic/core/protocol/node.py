@@ -9,20 +9,23 @@ The lead runs the aggregator's protocol for the workers of all nodes. What it de
 of another node goes there as an order, and what that worker says comes back relayed. A grant counts
 iff it is in the memory of the worker's node; so a new lead, after a death between any two actions,
 first asks every node what it holds, and only then leases. With one node nothing is ever sent.
+
+A node that joins relays nothing and counts for nothing: see `joining`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from elastic.core.errors import ProtocolError
 from elastic.core.protocol import orders
 from elastic.core.protocol.aggregator import TICK_S, Aggregator, Recovered, Rules
 from elastic.core.protocol.aggregator import Phase as StepPhase
 from elastic.core.protocol.events import (
     Action,
+    Copied,
+    Copy,
     Disconnected,
     DropSlot,
     Event,
@@ -46,7 +49,9 @@ from elastic.core.protocol.events import (
     Update,
     Updated,
 )
-from elastic.core.protocol.messages import Admit, Manifest, Membership, Outcome, Report, State
+from elastic.core.protocol.holdings import VOID, Memory, can_follow, merged
+from elastic.core.protocol.joining import Catching
+from elastic.core.protocol.messages import Admit, Membership, Outcome, Report, State
 from elastic.core.protocol.orders import (
     Ask,
     Complete,
@@ -63,8 +68,8 @@ GRACE_S = 1.0
 
 NEVER_S = float("-inf")
 
-_OF_ALL = (MarkDone, MarkUndone, SaveMembership, SaveState, Update, GiveUp)
-"""Actions that every node carries out."""
+_OF_ALL = (MarkDone, MarkUndone, SaveMembership, SaveState, Update, GiveUp, Copy)
+"""Actions that every node carries out, or keeps for later while it joins."""
 
 _OF_ONE = (Send, OpenSlot, DropSlot, HangUp, SaveRow, SaveManifest)
 """Actions that the node of their worker carries out."""
@@ -119,7 +124,10 @@ class SendNode:
 
 @dataclass(frozen=True, slots=True)
 class SavePrepared:
-    """The next version of the key with this word is complete here."""
+    """The next version of the key with this word is complete here.
+
+    `holdings.VOID`: no version is, whatever the commit record says.
+    """
 
     word: int
 
@@ -135,39 +143,6 @@ NodeAction = Action | SendNode | SavePrepared | Leave
 
 Lead = Callable[[Rules, Recovered, int], Aggregator]
 """Makes the protocol of the lead: rules, what counts on all nodes together, its own node."""
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What this node's shared memory holds, as far as it was told to hold it."""
-
-    state: State
-    prepared: int
-    manifests: dict[int, Manifest]
-    rows: dict[int, Outcome]
-    workers: set[int] = field(default_factory=set)
-
-    def take(self, action: NodeAction) -> None:
-        match action:
-            case SaveState(state):
-                if state.key != self.state.key:
-                    self.rows.clear()
-                self.state = state
-            case SaveRow(_, outcome):
-                self.rows[outcome.micro_batch] = outcome
-            case SaveManifest(worker, manifest):
-                self.manifests[worker] = manifest
-            case OpenSlot(worker):
-                self.manifests.setdefault(worker, Manifest(self.state.key))
-            case DropSlot(worker):
-                self.manifests.pop(worker, None)
-            case HangUp(worker):
-                self.workers.discard(worker)
-            case SavePrepared(word):
-                self.prepared = word
-
-    def holds(self, term: int) -> Holds:
-        return Holds(term, self.state, self.prepared, dict(self.manifests))
 
 
 class Node:
@@ -193,7 +168,7 @@ class Node:
         self.membership = recovered.membership
         self._rules = rules
         self._make_lead = lead
-        self._memory = _Memory(
+        self._memory = Memory(
             recovered.state, prepared, dict(recovered.manifests), dict(recovered.rows)
         )
         self._own_term = term
@@ -208,6 +183,8 @@ class Node:
         self._coordinator = False
         self._told: Report | None = None
         self._update: Update | None = None
+        self._is_asked = False
+        self._catching: Catching | None = None
         self._tick_s = 0.0
         self._now_s = 0.0
 
@@ -243,11 +220,22 @@ class Node:
     def handle(self, event: NodeEvent, now_s: float) -> list[NodeAction]:
         """Take one event; return what to do, in order."""
         self._now_s = now_s
-        actions = self._react(event, now_s)
+        actions = self._remember(self._react(event, now_s))
         if self._lead is None:
+            actions += self._remember(self._answer())
             actions += self._tell(now_s)
+        return actions
+
+    def _remember(self, actions: list[NodeAction]) -> list[NodeAction]:
+        """Know what the memory holds once they are carried out."""
         for action in actions:
-            self._memory.take(action)
+            match action:
+                case SavePrepared(word):
+                    self._memory.prepared = word
+                case SendNode() | Leave():
+                    pass
+                case _:
+                    self._memory.take(action)
         return actions
 
     def _react(self, event: NodeEvent, now_s: float) -> list[NodeAction]:
@@ -272,6 +260,8 @@ class Node:
                 self._coordinator = False
             case Tick():
                 return self._tick(event, now_s)
+            case Copied(number):
+                return self._copied(number)
             case Updated(grad_norm, number) if self._lead is None:
                 return self._prepared(grad_norm, number)
             case Updated():
@@ -304,32 +294,39 @@ class Node:
         saved: list[NodeAction] = [SaveMembership(membership)]
         if self.node in membership.former:
             return [*saved, *self._fenced()]
-        if self.node not in membership.nodes:
-            return saved  # it waits to be one
+        if self.node not in membership.nodes:  # it waits to be one, or copies
+            if before.nodes[0] != membership.nodes[0]:
+                saved += self._step_down()
+            return saved
         self._miss(now_s)
         leads = membership.nodes[0] == self.node
         if leads and self._lead is not None:
-            return self._led(Received(None, Admit(membership)), now_s) + self._ask(
-                [one for one in membership.nodes if one not in before.nodes]
-            )
+            known = {*before.nodes, *before.joining}
+            asked = [one for one in membership.nodes if one not in before.nodes]
+            asked += [one for one in membership.joining if one not in known]
+            return self._led(Received(None, Admit(membership)), now_s) + self._ask(asked)
         if leads:
             return [*saved, *self._gather(now_s)]
         if self.role is not Role.RELAYING or before.nodes[0] != membership.nodes[0]:
-            self._step_down()
+            saved += self._step_down()
         return saved
 
     def _fenced(self) -> list[NodeAction]:
-        self._step_down()
-        self.role = Role.FENCED
         reason = f"generation {self.membership.generation} goes on without node {self.node}"
-        return [*self._hang_up(), Leave(reason)]
+        return self._leave(reason)
 
-    def _step_down(self) -> None:
+    def _leave(self, reason: str) -> list[NodeAction]:
+        ended = self._step_down()
+        self.role = Role.FENCED
+        return [*ended, *self._hang_up(), Leave(reason)]
+
+    def _step_down(self) -> list[NodeAction]:
         """Lead no more, and take orders from nobody before somebody asks."""
         self.role, self._lead, self._term = Role.RELAYING, None, None
         self._holds.clear()
         self._rows.clear()
         self._waiting.clear()
+        return self._stop_catching()
 
     def _hang_up(self) -> list[NodeAction]:
         """Have all workers say again who they are and what they hold."""
@@ -339,17 +336,21 @@ class Node:
 
     def _gather(self, now_s: float) -> list[NodeAction]:
         """Begin to lead: first learn what counts, wherever it is."""
+        actions = self._give_up()
         if self.role is not Role.GATHERING:
-            self._step_down()
+            actions += self._step_down()
             self.role = Role.GATHERING
-        actions = self._give_up() + self._hang_up() + self._ask(self.membership.nodes)
+        actions += self._hang_up() + self._ask(self.membership.nodes)
         return actions + self._lead_if_known(now_s)
 
     def _ask(self, nodes: Iterable[int]) -> list[NodeAction]:
         if self.role not in (Role.GATHERING, Role.LEADING):
             return []
         ask = Ask(self._own_term, self.membership)
-        others = set(nodes) & set(self.membership.nodes) & self._linked
+        concerned = set(self.membership.nodes)
+        if self.role is Role.LEADING:  # before that no copy can begin
+            concerned.update(self.membership.joining)
+        others = set(nodes) & concerned & self._linked
         return [SendNode(node, ask) for node in sorted(others - {self.node})]
 
     def _lead_if_known(self, now_s: float) -> list[NodeAction]:
@@ -359,16 +360,19 @@ class Node:
             return []
         holds = {one: held for one, held in self._holds.items() if one in members}
         holds[self.node] = self._memory.holds(self._own_term)
-        newest = max((held.state for held in holds.values()), key=lambda state: state.key)
+        whole = [held.state for held in holds.values() if held.prepared != VOID]
+        newest = max(whole, default=self._memory.state, key=lambda state: state.key)
         behind = [
             one for one, held in holds.items() if not can_follow(held.state, held.prepared, newest)
         ]
+        if self.node in behind:
+            return self._leave(f"node {self.node} cannot go on from step {newest.step}")
         if behind:
             self._gone_s |= dict.fromkeys(behind, NEVER_S)  # they cannot go on as they are
             return []
         self.role = Role.LEADING
         rows = {**self._rows, self.node: self._memory.rows}
-        known = _merged(newest, self.membership, holds, rows)
+        known = merged(newest, self.membership, holds, rows)
         self._lead = self._make_lead(self._rules, known, self.node)
         self._holds.clear()
         self._rows.clear()
@@ -378,7 +382,7 @@ class Node:
             actions += self._led(Received(None, Report(0, self.membership, ())), now_s)
         for event in waiting:
             actions += self._led(event, now_s)
-        return actions
+        return actions + self._ask(self.membership.joining)
 
     # ---------------------------------------------------------------- leading
 
@@ -387,13 +391,15 @@ class Node:
         lead = self._lead
         assert lead is not None
         lead.gone = self._gone(now_s)
-        before = lead.membership.nodes  # those that are no members any more must hear so
+        before = lead.membership  # those that are no members any more must hear so
         actions: list[NodeAction] = []
         for action in lead.handle(event, now_s):
             if isinstance(action, _OF_ALL):
+                now = lead.membership
+                concerned = (*before.nodes, *now.nodes, *before.joining, *now.joining)
                 orders = [
                     SendNode(one, Order(self._own_term, action))
-                    for one in dict.fromkeys((*before, *lead.membership.nodes))
+                    for one in dict.fromkeys(concerned)
                     if one != self.node
                 ]
                 # a commit is the lead's first; what takes long is begun everywhere at once
@@ -435,6 +441,8 @@ class Node:
         return []
 
     def _prepared(self, grad_norm: float, number: int) -> list[NodeAction]:
+        if self._catching is not None:
+            return self._applied(self._catching, number)
         update = self._update
         if self._term is None or update is None or update.round != number:
             return []
@@ -452,6 +460,8 @@ class Node:
                 return self._asked(node, term, membership, now_s)
             case Order(term, action) if term == self._term:
                 return self._ordered(action, now_s)
+            case _ if node in self.membership.joining:
+                return self._from_joining(node, message, now_s)
             case _ if node not in self.membership.nodes:
                 return []  # it has not heard so yet
             case Row(term, outcome) if term == self._own_term:
@@ -482,10 +492,26 @@ class Node:
         actions = self._admitted(membership, now_s)
         if self.membership.nodes[0] != node or self.role is not Role.RELAYING:
             return actions  # it does not know yet that it leads no more
-        self._term = term
-        rows = [SendNode(node, Row(term, outcome)) for outcome in self._memory.rows.values()]
-        holds = SendNode(node, self._memory.holds(term))
-        return [*actions, *self._give_up(), *self._hang_up(), *rows, holds]
+        if term != self._term:
+            actions += self._stop_catching()
+        self._term, self._is_asked = term, True
+        return [*actions, *self._give_up()]
+
+    def _answer(self) -> list[NodeAction]:
+        """Say what the memory holds, once that is final."""
+        if not self._is_asked or self._term is None:
+            return []
+        if self.node not in self.membership.nodes:
+            if not self._linked.issuperset(self.membership.nodes):
+                return []  # no copy could be complete
+        elif self._catching is not None and self._catching.is_behind:
+            return []  # it will have carried out what the lead ordered before
+        ended = self._stop_catching()
+        self._is_asked = False
+        lead, term = self.membership.nodes[0], self._term
+        rows = [SendNode(lead, Row(term, outcome)) for outcome in self._memory.rows.values()]
+        holds = SendNode(lead, self._memory.holds(term))
+        return [*ended, *self._hang_up(), *rows, holds]
 
     def _give_up(self) -> list[NodeAction]:
         """An exchange that an earlier lead began has no end."""
@@ -494,13 +520,64 @@ class Node:
 
     def _ordered(self, action: Action, now_s: float) -> list[NodeAction]:
         match action:
+            case SaveMembership(membership):
+                return self._admitted(membership, now_s)
+            case Copy() if action.node == self.node:
+                is_member = self.node in self.membership.nodes  # the lead has not heard so yet
+                return [] if is_member else self._catch(action)
+            case _ if self._catching is not None:
+                return [*self._catching.take(action)]
+            case _ if self.node not in self.membership.nodes:
+                return []  # it has nothing yet to do that with
             case Update():
                 self._update = action
             case GiveUp():
                 self._update = None
-            case SaveMembership(membership):
-                return self._admitted(membership, now_s)
         return [action]
+
+    # ---------------------------------------------------------------- joining
+
+    def _catch(self, copy: Copy) -> list[NodeAction]:
+        """What this node holds is overwritten: nothing of it counts until all is there."""
+        self._catching = Catching(copy)
+        return [SavePrepared(VOID), copy]
+
+    def _copied(self, number: int) -> list[NodeAction]:
+        catching = self._catching
+        if catching is None or catching.copy.number != number or catching.step is not None:
+            return []
+        saved, *rest = catching.copied()
+        return [saved, SavePrepared(0), *rest, *self._caught(catching)]
+
+    def _applied(self, catching: Catching, number: int) -> list[NodeAction]:
+        then = catching.applied(number)
+        if then is None:
+            return []
+        return [SavePrepared(self._memory.state.key.word), *then, *self._caught(catching)]
+
+    def _caught(self, catching: Catching) -> list[NodeAction]:
+        """Tell the lead how far this node is."""
+        if self._term is None or catching.step is None:
+            return []
+        return self._to_lead(orders.Copied(self._term, catching.copy.number, catching.step))
+
+    def _stop_catching(self) -> list[NodeAction]:
+        """What was copied is not followed any further."""
+        catching, self._catching = self._catching, None
+        return [*catching.give_up()] if catching is not None else []
+
+    def _from_joining(self, node: int, message: NodeMessage, now_s: float) -> list[NodeAction]:
+        """What it holds does not count; that it answers says that a copy can begin."""
+        if self._lead is None:
+            return []
+        match message:
+            case Holds(term) if term == self._own_term:
+                return self._led(NodeThere(node, {}), now_s)
+            case orders.Stalled(term) if term == self._own_term:
+                return self._led(NodeGone(node), now_s)
+            case orders.Copied(term, number, step) if term == self._own_term:
+                return self._led(Copied(number, step, node), now_s)
+        return []
 
     def _answered(self, node: int, holds: Holds, now_s: float) -> list[NodeAction]:
         if self.role is Role.GATHERING:
@@ -521,12 +598,18 @@ class Node:
         self._gone_s[node] = gone_s
         if node == self.membership.nodes[0]:
             self._term = None  # its successor asks first
-        if self._lead is None or node not in self.membership.nodes:
+        concerned = {*self.membership.nodes, *self.membership.joining}
+        if self._lead is None or node not in concerned:
             return self._stalled(node)
         return self._led(NodeGone(node), now_s)
 
     def _stalled(self, node: int) -> list[NodeAction]:
-        """A round cannot end if a block of it was lost: the lead begins another."""
+        """A round cannot end if a block of it was lost: the lead begins another; so with a copy."""
+        if self._catching is not None and node in self._catching.nodes:
+            ended, self._is_asked = self._stop_catching(), True
+            if self._term is None:
+                return ended
+            return [*ended, *self._to_lead(orders.Stalled(self._term, 0))]
         update = self._update
         if self._term is None or update is None or node not in update.nodes:
             return []
@@ -561,32 +644,3 @@ class Node:
             return []
         self._told = report
         return [Tell(report)]
-
-
-def can_follow(state: State, prepared: int, newest: State) -> bool:
-    """Whether a node at `state` has the version of `newest`, or has prepared it."""
-    if state.step == newest.step:
-        return True
-    return state.step == newest.step - 1 and prepared == state.key.word
-
-
-def _merged(
-    newest: State,
-    membership: Membership,
-    holds: Mapping[int, Holds],
-    rows: Mapping[int, Mapping[int, Outcome]],
-) -> Recovered:
-    """What counts on all nodes together. `rows` are by node, too."""
-    manifests: dict[int, Manifest] = {}
-    counting: dict[int, Outcome] = {}
-    homes: dict[int, int] = {}
-    for node, held in holds.items():
-        for worker, manifest in held.manifests.items():
-            if worker in manifests:
-                raise ProtocolError(
-                    f"worker {worker} has slots on nodes {homes[worker]} and {node}"
-                )
-            manifests[worker], homes[worker] = manifest, node
-            if manifest.key == newest.key:
-                counting |= {one: rows[node][one] for one in manifest.micro_batches}
-    return Recovered(newest, membership, manifests, counting, homes)

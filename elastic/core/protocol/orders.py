@@ -17,7 +17,10 @@ from elastic.core.protocol.messages import Manifest, Membership, Message, Outcom
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What does your memory hold? From now on this term leads."""
+    """What does your memory hold? From now on this term leads.
+
+    A node that joins answers once it reaches all members: then a copy can begin.
+    """
 
     term: int
     membership: Membership
@@ -83,10 +86,22 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """A link to another node broke, or is there again: what was on it in this round is lost."""
+    """A link to another node broke, or is there again: what was on it in this round is lost.
+
+    Of a node that joins: so is its copy, of which another begins once it answers Ask again.
+    """
 
     term: int
     round: int
 
 
-NodeMessage = Ask | Order | Row | Holds | Relayed | Progress | Complete | Stalled
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The copy of this number is complete here, and the version of `step` by it."""
+
+    term: int
+    number: int
+    step: int
+
+
+NodeMessage = Ask | Order | Row | Holds | Relayed | Progress | Complete | Stalled | Copied

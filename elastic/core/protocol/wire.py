@@ -16,6 +16,7 @@ from typing import Any
 from elastic.core.errors import ProtocolError
 from elastic.core.protocol.events import (
     Action,
+    Copy,
     DropSlot,
     GiveUp,
     HangUp,
@@ -45,6 +46,7 @@ from elastic.core.protocol.messages import (
 from elastic.core.protocol.orders import (
     Ask,
     Complete,
+    Copied,
     Holds,
     NodeMessage,
     Order,
@@ -66,6 +68,7 @@ class _Kind(IntEnum):
     PROGRESS = 37
     COMPLETE = 38
     STALLED = 39
+    COPIED = 40
 
 
 _TERM = struct.Struct("<BQ")
@@ -74,6 +77,8 @@ _COUNT = struct.Struct("<IQ")
 _KEY = struct.Struct("<BQH")
 _COMPLETE_BODY = struct.Struct("<Qd")
 _ROUND = struct.Struct("<Q")
+_COPIED_BODY = struct.Struct("<QQ")
+_COPY_HEAD = struct.Struct("<QII")
 
 
 def encode(message: Message | NodeMessage) -> bytes:
@@ -97,6 +102,8 @@ def encode(message: Message | NodeMessage) -> bytes:
             return _TERM.pack(_Kind.COMPLETE, term) + _COMPLETE_BODY.pack(number, grad_norm)
         case Stalled(term, number):
             return _TERM.pack(_Kind.STALLED, term) + _ROUND.pack(number)
+        case Copied(term, number, step):
+            return _TERM.pack(_Kind.COPIED, term) + _COPIED_BODY.pack(number, step)
     return encode_message(message)
 
 
@@ -135,6 +142,8 @@ def _decode(tag: int, term: int, body: bytes) -> NodeMessage:
             return Complete(term, *_COMPLETE_BODY.unpack(body))
         case _Kind.STALLED:
             return Stalled(term, *_ROUND.unpack(body))
+        case _Kind.COPIED:
+            return Copied(term, *_COPIED_BODY.unpack(body))
     raise ValueError(f"kind {tag}")
 
 
@@ -202,15 +211,28 @@ def _pack_action(action: Action) -> bytes:
             return b"U" + json.dumps(asdict(action), separators=(",", ":")).encode()
         case GiveUp(number):
             return b"X" + _ROUND.pack(number)
+        case Copy():
+            return b"J" + _pack_copy(action)
     raise ProtocolError(f"{type(action).__name__} is no order")
 
 
 def _unpack_update(body: bytes) -> Update:
     fields: dict[str, Any] = json.loads(body)
-    for name in ("nodes", "exponents"):
+    for name in ("nodes", "exponents", "observers"):
         fields[name] = tuple(fields[name])
     fields["slots"] = tuple((worker, half) for worker, half in fields["slots"])
     return Update(**fields)
+
+
+def _pack_copy(copy: Copy) -> bytes:
+    head = _COPY_HEAD.pack(copy.number, copy.node, len(copy.nodes))
+    return head + struct.pack(f"<{len(copy.nodes)}I", *copy.nodes) + copy.state.to_bytes()
+
+
+def _unpack_copy(body: bytes) -> Copy:
+    number, node, num = _COPY_HEAD.unpack_from(body)
+    nodes = struct.unpack_from(f"<{num}I", body, _COPY_HEAD.size)
+    return Copy(number, node, nodes, State.from_bytes(body[_COPY_HEAD.size + 4 * num :]))
 
 
 def _of_worker(make: Callable[[int, bytes], Action]) -> Callable[[bytes], Action]:
@@ -239,6 +261,7 @@ _UNPACK: dict[bytes, Callable[[bytes], Action]] = {
     b"C": lambda body: SaveState(State.from_bytes(body)),
     b"U": _unpack_update,
     b"X": lambda body: GiveUp(*_ROUND.unpack(body)),
+    b"J": _unpack_copy,
 }
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import node
+from elastic.core.protocol.holdings import VOID
 from elastic.core.protocol.messages import Hello, Message
 from elastic.core.protocol.orders import NodeMessage, Order
-from elastic.core.simulator.invariants import Sum
+from elastic.core.simulator.catching_up import CatchingUp
+from elastic.core.simulator.invariants import Sum, Violation
 from elastic.core.simulator.truth import Entry
 from elastic.core.simulator.world import (
     END_OF_FILE,
@@ -25,6 +27,8 @@ from elastic.core.simulator.world import (
     Item,
     Link,
     Process,
+    Share,
+    Total,
 )
 
 if TYPE_CHECKING:
@@ -47,13 +51,16 @@ class AggregatorProcess(Process):
         self.acting = False
         self.ready = False
         self.silent_since_s = float("inf")
-        self.peers: dict[int | None, Connection] = {}
+        self.peers: dict[int, Connection] = {}
+        self._coordinator: Link | None = None
+        self._dropped: list[Connection] = []
         self._todo: deque[node.NodeAction | int] = deque()
         self._events: deque[node.NodeEvent] = deque()
         self.links: dict[int, Link] = {}
         self._sum: Sum | None = None
         self._update: ev.Update | None = None
         self._parts: dict[tuple[int, int], dict[int, tuple[Entry, ...]]] = {}
+        self._catching_up = CatchingUp(self)
         self._busy = False
         self._alarm_s = float("inf")
         self.after(job.start_delay_s(), self._stand_by)
@@ -119,13 +126,18 @@ class AggregatorProcess(Process):
         self._events.append(node.Reached(peer))
         self.wake()
 
+    def hear(self, event: ev.Event) -> None:
+        """Something that this process began is done."""
+        self._events.append(event)
+        self.wake()
+
     def holds(self, link: Link) -> bool:
-        return link in self.links.values() or link in self.peers.values()
+        return link in self.links.values() or link is self._coordinator
 
     def drop_link(self, link: Link) -> None:
         """Nothing was heard for too long."""
-        if self.peers.get(None) is link:
-            del self.peers[None]
+        if link is self._coordinator:
+            self._coordinator = None
             self._events.append(ev.Disconnected(None))
         for peer, one in list(self.links.items()):
             if one is link:
@@ -181,9 +193,7 @@ class AggregatorProcess(Process):
 
     def _tick(self) -> None:
         slots = self.machine.memory.slots
-        progress = {
-            one: slots[one].progress for one in self.peers if one in slots and one is not None
-        }
+        progress = {one: slots[one].progress for one in self.peers if one in slots}
         self._handle(ev.Tick(progress))
 
     def _handle(self, event: node.NodeEvent) -> None:
@@ -201,7 +211,7 @@ class AggregatorProcess(Process):
                 del self.peers[sender]
                 self._handle(ev.Disconnected(sender))
             return
-        if isinstance(item, Hello) or sender is None:
+        if isinstance(item, Hello):
             self.peers[sender] = connection
         if self.peers.get(sender) is connection:
             self._handle(ev.Received(sender, item))  # type: ignore[arg-type]
@@ -218,6 +228,10 @@ class AggregatorProcess(Process):
             case Block(term, number, entries):
                 self._parts.setdefault((term, number), {})[other.node] = entries
                 self._end_exchange()
+            case Share():
+                self._catching_up.share(other.node, item)
+            case Total():
+                self._catching_up.total(other.node, item)
             case EndOfFile():
                 del self.links[other.node]
                 self._handle(node.Lost(other.node, for_good=not self.job.has_heir(other)))
@@ -226,11 +240,18 @@ class AggregatorProcess(Process):
 
     def _read_coordinator(self, link: Link, item: Item) -> None:
         if item is END_OF_FILE:
-            if self.peers.get(None) is link:
-                del self.peers[None]
+            if link is self._coordinator:
+                self._coordinator = None
                 self._handle(ev.Disconnected(None))
             return
-        self.peers[None] = link
+        if link in self._dropped:
+            return
+        before, self._coordinator = self._coordinator, link
+        if before is not None and before is not link:
+            # one that is taken for dead, or its successor: it has to notice, and to greet again,
+            # or the death of the other would leave nobody to speak to
+            before.close(self)
+            self._dropped.append(before)
         self._handle(ev.Received(None, item))  # type: ignore[arg-type]
 
     def _carry_out(self, action: node.NodeAction | int) -> bool:
@@ -253,13 +274,18 @@ class AggregatorProcess(Process):
                 self._send(worker, message)
                 return False
             case ev.Tell(report):
-                self._send(None, report)
+                self.job.told(report)
+                if self._coordinator is not None:
+                    self._coordinator.send(self, self.job.over_the_wire(report))
                 return False
             case node.SendNode(peer, message):
                 self._send_node(peer, message)
                 return False
             case node.SavePrepared(word):
                 memory.prepared = word
+                memory.serial += 1
+                if word == VOID:
+                    self.job.checker.begins_anew(self.node)
             case node.Leave():
                 self.job.node_left(self.machine)
             case ev.Note(kind):
@@ -288,7 +314,7 @@ class AggregatorProcess(Process):
                     memory.rows[outcome.micro_batch] = outcome
             case ev.SaveManifest(worker, manifest):
                 memory.manifests[worker] = manifest
-                self.job.granted_now(worker)
+                self.job.granted_now(worker, manifest)
                 memory.serial += 1
             case ev.MarkDone(micro_batches, key):
                 for one in micro_batches:
@@ -305,10 +331,19 @@ class AggregatorProcess(Process):
                 self._todo.appendleft(state.key.word)
             case int(word):
                 memory.key_word = word
+            case ev.Update() if self.node in action.observers:
+                self._catching_up.keep(self._name(action.round), action)
             case ev.Update():
                 self._busy = True
                 self._begin_update(action)
+            case ev.Copy() if action.node == self.node:
+                self._catching_up.begin(self._name(action.number), action)
+            case ev.Copy():
+                self._send_share(action)
+            case ev.Apply(number):
+                self._catching_up.apply(number)
             case ev.GiveUp(number):
+                self._catching_up.drop(number)
                 if self._update is not None and self._update.round == number:
                     self.clock.seen["round given up"] += 1
                     self._update = self._sum = None
@@ -318,10 +353,27 @@ class AggregatorProcess(Process):
         return True
 
     def _finished(self) -> None:
-        self._events.append(ev.Finished())
-        self.wake()
+        self.hear(ev.Finished())
 
-    def _send(self, worker: int | None, message: Message) -> None:
+    def _name(self, number: int) -> tuple[int, int]:
+        """Of a round or a copy: leads that follow each other begin to count anew."""
+        assert self.proto is not None
+        return self.proto.term or 0, number
+
+    def _send_share(self, copy: ev.Copy) -> None:
+        """Out of a snapshot: what is sent is the version of now."""
+        memory = self.machine.memory
+        version = memory.versions[copy.state.step % 2]
+        if memory.state.step != copy.state.step or version.torn:
+            raise Violation(f"{copy} is sent out of {memory.state}")
+        share = Share(*self._name(copy.number), version.digest)
+        self.after(self.clock.rng.uniform(0.01, 0.3), partial(self._share, copy.node, share))
+
+    def _share(self, peer: int, share: Share) -> None:
+        if peer in self.links:
+            self.links[peer].send(self, share)
+
+    def _send(self, worker: int, message: Message) -> None:
         if self.proto is not None and self.proto.role is node.Role.LEADING:
             self.job.watch_message(worker, message)
         connection = self.peers.get(worker)
@@ -347,7 +399,7 @@ class AggregatorProcess(Process):
         assert self.proto is not None
         self._busy = False
         if self._sum is running and self._update is not None:
-            round_ = (self.proto.term or 0, self._update.round)
+            round_ = self._name(self._update.round)
             own = running.own()
             self._parts.setdefault(round_, {})[self.node] = own
             for peer in self._update.nodes:
@@ -360,9 +412,13 @@ class AggregatorProcess(Process):
         """Complete the next version once the sums of all nodes are in."""
         if self._sum is None or self._update is None or self.proto is None or self._busy:
             return
-        parts = self._parts.get((self.proto.term or 0, self._update.round), {})
+        name = self._name(self._update.round)
+        parts = self._parts.get(name, {})
         if self.node in parts and parts.keys() >= set(self._update.nodes):
-            self._sum.end(parts[one] for one in self._update.nodes)
-            self._events.append(ev.Updated(round=self._update.round))
+            entries = [entry for one in self._update.nodes for entry in parts[one]]
+            for peer in self._update.observers:
+                if peer in self.links:
+                    self.links[peer].send(self, Total(*name, tuple(sorted(entries))))
+            self._sum.end([tuple(entries)])
+            self.hear(ev.Updated(round=self._update.round))
             self._sum = self._update = None
-            self.wake()

@@ -45,7 +45,7 @@ class CoordinatorProcess(Process):
                 self._reports.pop(node, None)
 
     def _look(self) -> None:
-        for node, machine in self.job.machines.items():
+        for node, machine in list(self.job.machines.items()):
             if node not in self._links:
                 link = self.job.network.connect(self, machine)
                 if link is not None:

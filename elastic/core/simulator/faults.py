@@ -46,6 +46,16 @@ NODE_POINTS = (
     ("GiveUp", "before"),
     ("GiveUp", "after"),
 )
+JOIN_POINTS = (
+    ("Copy", "before"),
+    ("Copy", "after"),
+    ("Apply", "before"),
+    ("Apply", "after"),
+    ("SavePrepared", "after"),
+    ("Update", "after"),
+    ("GiveUp", "after"),
+    ("SaveState", "after"),
+)
 WORKER_POINTS = (
     ("Compute", "during"),
     ("Encode", "during"),
@@ -123,10 +133,13 @@ def random_schedule(seed: int) -> Schedule:
     num_steps = rng.randint(5, 8) if rng.random() < 0.8 else rng.randint(15, 25)
     standby = rng.random() < 0.75
     num_nodes = rng.choice((1, 1, 2, 3))
+    num_steps_of_a_join = rng.randint(12, 40)
     draw = _Draw(rng, num_steps, standby=standby, num_nodes=num_nodes)
     faults: list[Fault] = []
     while len(faults) < rng.randint(3, 8):
         faults += draw.some()
+    if any(fault.do in ("join_node", "late_nodes") for fault in faults):
+        num_steps = num_steps_of_a_join
     return Schedule(
         seed=seed,
         num_steps=num_steps,
@@ -170,10 +183,12 @@ class _Draw:
             (2, self._stop_job),
             (2, self._fail_job),
             (2, self._preempt_job),
+            (5, self._join_node),
         ]
         if num_nodes > 1:
             kinds += [(20, self._kill_node), (20, self._cut_node), (6, self._split_coordinator)]
             kinds += [(10, self._cut_link), (10, self._freeze_node), (2, self._late_nodes)]
+            kinds += [(8, self._leave_node)]
         self._weights = [weight for weight, _ in kinds]
         self._kinds = [kind for _, kind in kinds]
 
@@ -296,6 +311,24 @@ class _Draw:
     def _late_nodes(self) -> list[Fault]:
         """Hosts come after the job has begun."""
         return [self._at("late_nodes", step=0, offset_s=0.0, for_s=self._rng.uniform(0.3, 2.0))]
+
+    def _join_node(self) -> list[Fault]:
+        """A new host comes; something strikes soon after, the newcomer more often than others."""
+        join = self._at("join_node")
+        faults = [join]
+        while self._rng.random() < 0.6:
+            do = self._rng.choice(
+                ("kill_node", "cut_node", "freeze_node", "cut_link_node", "kill_aggregator")
+            )
+            offset_s = join.offset_s + self._rng.uniform(0.4, 1.2)
+            more = {"for_s": self._pause_s(), "point": self._maybe_point(JOIN_POINTS)}
+            target = self._rng.choice((-1, -1, 0, 1))
+            faults.append(self._at(do, step=join.step, offset_s=offset_s, target=target, **more))
+        return faults
+
+    def _leave_node(self) -> list[Fault]:
+        """A host is to go as planned."""
+        return [self._at("leave_node")]
 
     def _loss_s(self) -> float:
         """For ever, now and then; but never while the job waits for all nodes to begin on."""

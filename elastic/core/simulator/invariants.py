@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from elastic.core.protocol.events import Evaluated, Update
+from elastic.core.protocol.holdings import VOID
 from elastic.core.protocol.messages import Key, Manifest, State, Stop
 from elastic.core.simulator.memory import Half, Memory, Version
 from elastic.core.simulator.truth import Entry, Truth, means, next_digest
@@ -27,11 +28,13 @@ class Violation(Exception):
 
 
 class Checker:
-    """Compares shared memory with the truth. `memories` are those of the members, by node."""
+    """Compares shared memory with the truth. `memories` are those of the members, by node;
+    `joining` those of nodes that copy."""
 
     def __init__(self, truth: Truth, memories: dict[int, Memory], *, num_nodes: int) -> None:
         self.memories = memories
-        self._is_alone = num_nodes == 1
+        self.joining: dict[int, Memory] = {}
+        self.is_alone = num_nodes == 1
         self._truth = truth
         self._position = 0  # of the commit record in the sequence of the undisturbed run
         self._positions: dict[int, int] = {}
@@ -42,16 +45,38 @@ class Checker:
         if len({one.node for one in acting}) < len(acting):
             names = ", ".join(one.name for one in acting)
             raise Violation(f"two aggregators act on one node: {names}")
-        serials = tuple(memory.serial for memory in self.memories.values())
+        memories = (*self.memories.values(), *self.joining.values())
+        serials = tuple(memory.serial for memory in memories)
         if self._checked == serials:
             return
         self._checked = serials
-        for memory in self.memories.values():
-            self._check_version(memory)
+        for memory in memories:
+            if memory.prepared != VOID:
+                self._check_version(memory, memory.state.step)
         self._check_slots()
 
-    def _check_version(self, memory: Memory) -> None:
-        step = memory.state.step
+    def begins_anew(self, node: int) -> None:
+        """What that node holds is about to be overwritten by a copy, maybe of an earlier step."""
+        memory = self.memories.get(node)
+        if memory is not None and node in memory.membership.nodes:
+            raise Violation(f"node {node} receives a copy and knows that it is a member")
+        self._positions.pop(node, None)
+
+    def committing(self, step: int, nodes: Sequence[int]) -> None:
+        """The lead, which knows of these members, is about to write the first record of a step."""
+        for node, memory in self.memories.items():
+            if node in nodes and memory.prepared == VOID:
+                raise Violation(f"step {step} is committed while member {node} holds nothing")
+            if node in nodes:
+                self._check_version(memory, step)
+
+    def ready(self, node: int, memory: Memory, step: int) -> None:
+        """A joining node is said to be able to follow at `step`."""
+        has = memory.state.step + (memory.prepared == memory.state.key.word)
+        if memory.prepared == VOID or has < step - 1:
+            raise Violation(f"node {node} is said to be ready at step {step} and is not")
+
+    def _check_version(self, memory: Memory, step: int) -> None:
         version = memory.versions[step % 2]
         if version.torn:
             raise Violation(f"the version of step {step} can be read while half written")
@@ -73,7 +98,7 @@ class Checker:
                         raise Violation(f"the row of micro-batch {micro_batch} counts and is torn")
                 if memory.state.exponents is not None and not self._evaluates(memory.state):
                     self._check_half(memory, worker, manifest)
-        if self._is_alone:  # else others hear a little later what counts no more
+        if self.is_alone:  # else others hear a little later what counts no more
             for memory in self.memories.values():
                 self._check_done(memory, {micro_batch for _, micro_batch in seen})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TypeVar
 
@@ -13,9 +14,11 @@ from elastic.core.protocol.messages import (
     Granted,
     Key,
     Leases,
+    Manifest,
     Membership,
     Message,
     Refused,
+    Report,
     Revoke,
     State,
     Stop,
@@ -37,8 +40,10 @@ from policies.restarts import BackOff
 
 M = TypeVar("M", bound=Message | NodeMessage)
 
-MAX_EVENTS = 50_000  # some twenty times as many as any job needed that was right
+MAX_EVENTS = 50_000  # and for each step as many as none needed that was right
+MAX_EVENTS_OF_A_STEP = 1_000
 START_S = 30.0  # longer than any start here
+JOIN_S = 3.0  # a node that all can reach is a member after so long of steps and no fault
 
 
 class Job:
@@ -56,12 +61,9 @@ class Job:
             evaluate_every=schedule.evaluate_every,
             num_evaluated=schedule.num_evaluated,
         )
-        first = self.truth.states[0]
-        num = max(schedule.num_micro_batches, schedule.num_evaluated)
-        self.machines = {
-            node: Machine(node, Memory(num, first, first.key.word))
-            for node in range(schedule.num_nodes)
-        }
+        self.machines: dict[int, Machine] = {}
+        for _ in range(schedule.num_nodes):
+            self._add_machine()
         self.generations: dict[int, Membership] = {}
         first_memory = {0: self.machines[0].memory}
         self.checker = Checker(self.truth, first_memory, num_nodes=schedule.num_nodes)
@@ -91,6 +93,9 @@ class Job:
         self._num_coordinators = 0
         self._step = -1
         self._quiet_s = 0.0
+        self._calm_s = 0.0
+        self.commits_s: list[float] = []
+        self._granted: set[tuple[Key, int]] = set()
         self._flaps = 0
         self._slow_start_until_s = 0.0
         self._slow_kill_s = 0.0
@@ -106,6 +111,7 @@ class Job:
         self._start_coordinator()
         self._begin_step(0)
         clock, after_event, acting = self.clock, self.checker.after_event, self.acting
+        most = MAX_EVENTS + MAX_EVENTS_OF_A_STEP * self.schedule.num_steps
         while not self.finished:
             clock.pop()
             after_event(acting)
@@ -114,8 +120,8 @@ class Job:
                 return
             if clock.now_s - self._quiet_s > LIVENESS_S:
                 self._is_stuck()
-            if clock.num_events > MAX_EVENTS:
-                raise Violation(f"{MAX_EVENTS} events and no end: it runs in a circle")
+            if clock.num_events > most:
+                raise Violation(f"{most} events and no end: it runs in a circle")
 
     def _is_stuck(self) -> None:
         """Wait for ever only where no worker lives and no more are started; then have some."""
@@ -154,12 +160,12 @@ class Job:
         self.clock.note(process.name, "starts")
         if self._flaps:
             self._flaps -= 1
-            self._touch(0.0)
+            self._disturb(0.0)
             delay_s = self.clock.rng.uniform(0.2, 1.0)
             self.clock.push(delay_s, lambda: self._flap(process))
 
     def _flap(self, process: WorkerProcess) -> None:
-        self._touch(0.0)
+        self._disturb(0.0)
         process.kill()
 
     def kill_later(self, worker: int) -> None:
@@ -178,8 +184,9 @@ class Job:
         process.dead_s = self.clock.now_s
         process.notice_s = self.clock.rng.uniform(0, 0.3)
 
-    def worker_of(self, process: Process) -> int | None:
-        return process.worker if isinstance(process, WorkerProcess) else None
+    def worker_of(self, process: Process) -> int:
+        assert isinstance(process, WorkerProcess)
+        return process.worker
 
     def start_aggregator(self, node: int) -> None:
         machine = self.machines[node]
@@ -217,8 +224,14 @@ class Job:
 
     # ------------------------------------------------------------------- nodes
 
+    def _add_machine(self) -> None:
+        node, first, schedule = len(self.machines), self.truth.states[0], self.schedule
+        num = max(schedule.num_micro_batches, schedule.num_evaluated)
+        memory = Memory(num, first, first.key.word)
+        self.machines[node] = Machine(node, memory, comes_s=self.clock.now_s)
+
     def _heal(self, machine: Machine) -> None:
-        self._touch(0.0)
+        self._disturb(0.0)
         self.network.heal(machine)
 
     def put_generation(self, membership: Membership) -> Membership | None:
@@ -228,13 +241,22 @@ class Job:
             self.clock.seen["generation refused"] += 1
             return exists
         self.generations[membership.generation] = membership
-        newest = self.generations[max(self.generations)]
-        self.checker.memories = {
-            node: self.machines[node].memory
-            for node in newest.nodes
-            if self.machines[node].is_alive and not self.machines[node].has_left
-        }
+        newest = self._newest
+        self.checker.memories = self._memories(newest.nodes)
+        self.checker.joining = self._memories(newest.joining)
+        self.checker.is_alone = len(self.machines) == 1
         return None
+
+    @property
+    def _newest(self) -> Membership:
+        return self.generations[max(self.generations)]
+
+    def _memories(self, nodes: Iterable[int]) -> dict[int, Memory]:
+        """Those that are still there."""
+        machines = {node: self.machines[node] for node in nodes}
+        return {
+            node: one.memory for node, one in machines.items() if one.is_alive and not one.has_left
+        }
 
     def node_left(self, machine: Machine) -> None:
         """A fenced node ends everything of the job that it runs."""
@@ -245,11 +267,12 @@ class Job:
     def _kill_node(self, machine: Machine) -> None:
         machine.is_alive = False
         machine.dead_s = self.clock.now_s + self.clock.rng.uniform(0.0, 0.7)
-        self.checker.memories.pop(machine.node, None)
         self._end_processes(machine)
 
     def _end_processes(self, machine: Machine) -> None:
-        self._touch(0.0)
+        self._disturb(0.0)
+        self.checker.memories.pop(machine.node, None)
+        self.checker.joining.pop(machine.node, None)
         aggregators = [one for one in self.aggregators if one.machine is machine]
         workers = [one for one in self.workers.values() if one.machine is machine]
         for process in (*aggregators, *workers):
@@ -269,11 +292,7 @@ class Job:
         """Whether no member lives: what the others hold is older."""
         if len(self.machines) == 1 or not self.generations:
             return False
-        newest = self.generations[max(self.generations)]
-        return not any(
-            self.machines[node].is_alive and not self.machines[node].has_left
-            for node in newest.nodes
-        )
+        return not self._memories(self._newest.nodes)
 
     def _connected_members(self) -> set[int]:
         """As whoever leads knows them."""
@@ -294,6 +313,8 @@ class Job:
 
     def save_state(self, machine: Machine, state: State) -> None:
         self.checker.saving(machine.node, state)
+        if state.step > max(self._step, 0):
+            self.checker.committing(state.step, machine.memory.membership.nodes)
         machine.memory.state = state
         machine.memory.serial += 1
         if state.step > self._step:
@@ -302,11 +323,31 @@ class Job:
     def _begin_step(self, step: int) -> None:
         self._step = step
         self._touch(0.0)
+        self._check_joining()
         for fault in self.schedule.faults:
             if fault.step == step:
                 self.clock.push(fault.offset_s, partial(self._fire, fault))
 
+    def _check_joining(self) -> None:
+        """Nobody copies for ever."""
+        if not self.generations or self.finished:
+            return
+        for node in self._newest.joining:
+            machine = self.machines[node]
+            calm_s = self.clock.now_s - max(self._calm_s, machine.comes_s)
+            if calm_s > JOIN_S and self.network.reaches_all(machine):
+                raise Violation(f"node {node} is no member after {calm_s:.1f} s without a fault")
+
+    def told(self, report: Report) -> None:
+        """Whoever leads says what a coordinator must know."""
+        newest = self._newest if self.generations else Membership()
+        if not report.leads or report.node != newest.nodes[0]:
+            return  # it does not know yet that it leads no more
+        for node, memory in self._memories(report.ready).items():
+            self.checker.ready(node, memory, report.step)
+
     def committed(self, committed: Committed) -> None:
+        self.commits_s.append(self.clock.now_s)
         self.clock.seen["step committed"] += 1
         self.clock.seen["duplicate"] += committed.num_duplicates
 
@@ -336,11 +377,11 @@ class Job:
         same: M = decode(encode(message))  # type: ignore[assignment]
         return same
 
-    def watch_message(self, worker: int | None, message: Message) -> None:
+    def watch_message(self, worker: int, message: Message) -> None:
         """Count what is worth being seen."""
         seen = self.clock.seen
         match message:
-            case Leases(leases) if worker is not None:
+            case Leases(leases):
                 self._watch_leases(worker, leases)
             case Granted(lease):
                 if self._fresh != worker:
@@ -366,8 +407,12 @@ class Job:
                 if not others:
                     self._alone.add((worker, lease.key, micro_batch))
 
-    def granted_now(self, worker: int) -> None:
+    def granted_now(self, worker: int, manifest: Manifest) -> None:
+        """A grant. Where others held the same before, it was computed again."""
         self._fresh = worker
+        name = manifest.key, manifest.micro_batches[-1]
+        self.clock.seen["granted again"] += name in self._granted
+        self._granted.add(name)
 
     # -------------------------------------------------------------------- faults
 
@@ -375,8 +420,13 @@ class Job:
         """Something happened: the next step may take its time from the end of it on."""
         self._quiet_s = max(self._quiet_s, self.clock.now_s + for_s)
 
+    def _disturb(self, for_s: float) -> None:
+        """It was a fault: a node that joins may need its time, too."""
+        self._touch(for_s)
+        self._calm_s = max(self._calm_s, self.clock.now_s + for_s)
+
     def _fire(self, fault: Fault) -> None:
-        self._touch(fault.for_s)
+        self._disturb(fault.for_s)
         if fault.point is not None:
             owner = self._owner(fault)
             if owner is not None:
@@ -414,7 +464,7 @@ class Job:
                 return
 
     def _strike(self, fault: Fault, process: Process | None) -> None:
-        self._touch(fault.for_s)
+        self._disturb(fault.for_s)
         self.num_fired += 1
         self.clock.seen[fault.do] += 1
         self.clock.note("fault", str(fault))
@@ -433,6 +483,8 @@ class Job:
             case "late_nodes":
                 for node in range(1 + fault.target % 2, len(self.machines)):
                     self.machines[node].comes_s = self.clock.now_s + fault.for_s
+            case "join_node":
+                self._add_machine()
             case "stop_job":
                 self.stops.append(Stop("asked to"))
             case "preempt_job":
@@ -453,9 +505,7 @@ class Job:
                     self.clock.push(fault.for_s, process.resume)
                 if isinstance(process, AggregatorProcess):
                     self.network.froze(process)
-            case "kill_node" | "cut_node" | "freeze_node" | "cut_link_node" if isinstance(
-                process, AggregatorProcess
-            ):
+            case _ if isinstance(process, AggregatorProcess):
                 self._strike_node(fault, process.machine)
             case _ if isinstance(process, WorkerProcess):
                 self._trouble(fault, process)
@@ -477,6 +527,10 @@ class Job:
         too_early = fault.do != "kill_node" and not fault.for_s and self._step == 0
         if too_early or not others or not machine.is_alive or machine.is_cut:
             self.clock.seen["no target"] += 1
+            return
+        if fault.do == "leave_node":
+            if self.coordinator.alive:
+                self.coordinator.proto.leave(machine.node)
             return
         if fault.do == "kill_node":
             self._kill_node(machine)

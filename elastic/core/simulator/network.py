@@ -82,6 +82,16 @@ class Network:
                 self._mend(link)
         self._dial(machine)
 
+    def reaches_all(self, machine: Machine) -> bool:
+        """Whether that node is awake, and nothing is cut between it and any other."""
+        listener = machine.listener
+        return (
+            listener is not None
+            and not listener.stopped
+            and not machine.is_lost
+            and not any(self._is_cut(machine, one) for one in self._machines.values())
+        )
+
     def froze(self, process: AggregatorProcess) -> None:
         """A stopped process says nothing: the other ends of its links give them up."""
         for link in self._links_of(process.machine):
@@ -131,16 +141,25 @@ class Network:
         return (end.machine for end in link.ends if isinstance(end, AggregatorProcess))
 
     def _silent(self, link: Link, process: Process) -> None:
-        """Nothing came over a link for a while: that end gives it up."""
-        if link.is_cut and process.alive and not process.stopped:
-            self._clock.seen["silent link given up"] += 1
-            _drop(process, link)
+        """Nothing came over a link for a while: that end gives it up, once it is awake."""
+        if not link.is_cut or not process.alive:
+            return
+        if process.stopped:
+            self._clock.push(self._draw_s(SILENT_S), partial(self._silent, link, process))
+            return
+        self._clock.seen["silent link given up"] += 1
+        _drop(process, link)
 
     def _frozen(self, link: Link, stopped: AggregatorProcess, other: Process) -> None:
-        awake = other.alive and not other.stopped
-        if stopped.alive and stopped.stopped and awake and not link.closed:
-            _drop(other, link)
-            link.close(other)
+        """The other end of a stopped process gives their link up, once it is awake."""
+        if not (stopped.alive and stopped.stopped and other.alive) or link.closed:
+            return
+        if other.stopped:
+            again = partial(self._frozen, link, stopped, other)
+            self._clock.push(self._draw_s(SILENT_S), again)
+            return
+        _drop(other, link)
+        link.close(other)
 
     def _mend(self, link: Link) -> None:
         """What was sent arrives, unless an end has given the link up: the other end hears so."""

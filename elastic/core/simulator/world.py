@@ -27,6 +27,24 @@ class Block:
     entries: tuple[tuple[int, int, int, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What one owner knows of a round's total, for a node that observes it."""
+
+    term: int
+    round: int
+    entries: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One node's share of a copy of the state."""
+
+    term: int
+    number: int
+    digest: int
+
+
 class EndOfFile:
     """What a socket yields when its other end is gone."""
 
@@ -35,7 +53,7 @@ class EndOfFile:
 
 
 END_OF_FILE = EndOfFile()
-Item = Message | NodeMessage | Block | EndOfFile
+Item = Message | NodeMessage | Block | Total | Share | EndOfFile
 
 
 class Process:
