@@ -69,14 +69,9 @@ runs of one job file end with the same parameters, bit for bit.
     elastic report stdlib-lm --html                  # see what happened
 """,
 )
-simulate_app = typer.Typer(no_args_is_help=True, help="Run the real protocol in virtual time.")
-
-
-@simulate_app.callback()
-def _simulate() -> None:
-    """Keep `protocol` a command of its own: typer drops the name of an only one."""
-
-
+simulate_app = typer.Typer(
+    no_args_is_help=True, help="Run the real protocol, or straggler policies, in virtual time."
+)
 app.add_typer(simulate_app, name="simulate")
 
 
@@ -393,6 +388,74 @@ def protocol(
         f"{tried.num_schedules} schedules with {tried.num_faults} faults in {took_s:.1f} s"
         f" ({per_minute:,.0f} a minute), no violation"
     )
+
+
+@simulate_app.command()
+def stragglers(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRACE|MODEL",
+            help="An .npz file with delays, or gilbert-elliott[:p_slow=0.05,p_ok=0.9,...].",
+        ),
+    ],
+    policies: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Such as uncoded,frc/3,m_sgc/1/2/16,auto.")
+    ] = "",
+    workers: Annotated[int, typer.Option(min=2, help="Of a model; a trace has its own.")] = 256,
+    gradients: Annotated[int, typer.Option(min=20, help="Global batches to compute.")] = 480,
+    fixed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a task's time that its load leaves as is.")
+    ] = 0.5,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Instead: what a whole batch adds to a delay."),
+    ] = None,
+    load: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="At which the delays were seen. [default: 1/workers]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.png", help="The plot.")
+    ] = Path("stragglers.png"),
+) -> None:
+    """Compare what can be done about stragglers: a table, and a plot of time against policy.
+
+    Recorded rounds are drawn again in blocks, to make up as many as are needed. `auto` probes,
+    chooses and reconsiders as in a real run; its probe counts.
+
+    **Examples**
+
+        elastic simulate stragglers gilbert-elliott --fixed 0.9
+        elastic simulate stragglers gilbert-elliott:p_slow=0.1,p_ok=0.2 --policies frc/1,auto
+        elastic simulate stragglers delays.npz --alpha 1.12 --load 0
+    """
+    from rich.table import Table
+
+    from elastic.core.simulator.stragglers import POLICIES, compare, make_delays, read_delays
+    from elastic.report.straggler_picture import draw_times
+
+    console = Console()
+    seconds = read_delays(source, num_rounds=gradients + 20, num_workers=workers, seed=seed)
+    delays = make_delays(seconds, load=load, fixed=fixed, rate_s=alpha)
+    names = policies.split(",") if policies else list(POLICIES)
+    with console.status("simulating"):
+        outcomes = compare(names, delays, gradients, seed)
+    table = Table(box=None, header_style="bold")
+    table.add_column("policy")
+    for title in ("total s", "/ first", "median round s", "longest round s", "load"):
+        table.add_column(title, justify="right")
+    for one in outcomes:
+        ratio = one.total_s / outcomes[0].total_s
+        numbers = (one.total_s, ratio, one.median_s, one.longest_s, one.load)
+        table.add_row(one.policy, *(f"{number:.3g}" for number in numbers))
+    console.print(table)
+    for one in outcomes:
+        if one.reason:
+            console.print(Text(f"{one.policy}: {one.reason}"), soft_wrap=True)
+    title = f"{gradients} gradients, {delays.num_workers} workers, {Path(source).name}"
+    console.print(f"plot: {draw_times(outcomes, output, title)}")
 
 
 def _print_diagnosis(found: Diagnosis) -> None:

@@ -14,4 +14,6 @@ one worker computes in one round; a *gradient* is what one step of one model nee
 | `delays` | how long workers take: recorded, fitted, generated, drawn again |
 | `simulation` | how long a run would take under a scheme |
 | `published` | the published rules, to compare with |
+| `measuring` | what rounds that were run say of the delays |
+| `adaptive` | a run under `auto`, in virtual time |
 """

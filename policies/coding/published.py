@@ -36,17 +36,24 @@ def simulate_published(
     tau_R = (1 + mu) * seconds_RN.min(axis=1)
     slowest_R = seconds_RN.max(axis=1)
     late_RN = seconds_RN > tau_R[:, None]
+    rounds_R = _rounds(scheme, late_RN, tau_R, slowest_R, num_gradients)
+    return Run(rounds_R, np.full(num_rounds, load), seconds_RN)
+
+
+def _rounds(
+    scheme: Published, late_RN: Bools, tau_R: Floats, slowest_R: Floats, num_gradients: int
+) -> Floats:
     match scheme:
         case Uncoded():
-            return Run(slowest_R)
+            return slowest_R
         case Coded():
             model = PerRound(scheme.stragglers - 1)
             conforms = [model.allows(late_RN[:0], late_N) for late_N in late_RN]
-            return Run(np.where(conforms, np.minimum(tau_R, slowest_R), slowest_R))
+            return np.where(conforms, np.minimum(tau_R, slowest_R), slowest_R)
         case MSgc():
-            return Run(_m_sgc(scheme, late_RN, tau_R, slowest_R))
+            return _m_sgc(scheme, late_RN, tau_R, slowest_R)
         case SrSgc():
-            return Run(_sr_sgc(scheme, late_RN, tau_R, slowest_R, num_gradients))
+            return _sr_sgc(scheme, late_RN, tau_R, slowest_R, num_gradients)
 
 
 def _m_sgc(scheme: MSgc, late_RN: Bools, tau_R: Floats, slowest_R: Floats) -> Floats:

@@ -85,9 +85,15 @@ def delay_of(scheme: Scheme) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Seconds of each round; the rounds after the last gradient began are included."""
+    """Seconds of each round; the rounds after the last gradient began are included.
+
+    `seconds_RN` is what was seen of the workers: infinite for those whose work was abandoned, NaN
+    for those that had another load than most.
+    """
 
     rounds_R: Floats
+    loads_R: Floats
+    seconds_RN: Floats
 
     @property
     def total_s(self) -> float:
@@ -119,14 +125,21 @@ def simulate(
         )
     close = _closing_of(scheme, delays)
     load = load_of(scheme, delays.num_workers)
-    durations_R = np.empty(num_gradients)
+    run = _empty(num_gradients, delays.num_workers)
     late_N = np.zeros(delays.num_workers)
     for row in range(num_gradients):
         ends_N = late_N + delays.at(first_round + row, load)
-        durations_R[row] = close(ends_N, first_round + row)
+        end_s = close(ends_N, first_round + row)
+        run.rounds_R[row], run.loads_R[row] = end_s, load
+        run.seconds_RN[row] = np.where(ends_N <= end_s, ends_N, np.inf) if cancels else ends_N
         if not cancels:
-            late_N = np.maximum(0.0, ends_N - durations_R[row])
-    return Run(durations_R)
+            late_N = np.maximum(0.0, ends_N - end_s)
+    return run
+
+
+def _empty(num_rounds: int, num_workers: int) -> Run:
+    shape = num_rounds, num_workers
+    return Run(np.zeros(num_rounds), np.zeros(num_rounds), np.full(shape, np.inf))
 
 
 def _closing_of(scheme: OneRound, delays: Delays) -> Callable[[Floats, int], float]:
@@ -169,7 +182,7 @@ def _sequential(
     first_round: int,
 ) -> Run:
     rounds = scheme.begin(delays.num_workers, num_gradients)
-    durations_R = np.zeros(rounds.num_rounds)
+    run = _empty(rounds.num_rounds, delays.num_workers)
     late_N = np.zeros(delays.num_workers)
     for row in range(rounds.num_rounds):
         loads_N = rounds.loads()
@@ -183,10 +196,17 @@ def _sequential(
         if not rounds.allows(ends_N <= end_s):
             end_s = _earliest(np.sort(ends_N[ends_N > end_s]), ends_N, rounds.allows)
         rounds.close(ends_N <= end_s)
-        durations_R[row] = end_s
+        run.rounds_R[row], run.loads_R[row] = end_s, _most_common(loads_N[busy_N])
+        run.seconds_RN[row] = np.where(ends_N <= end_s, ends_N, np.inf)
+        run.seconds_RN[row, loads_N != run.loads_R[row]] = np.nan
         if not cancels:
             late_N = np.maximum(0.0, ends_N - end_s)
-    return Run(durations_R)
+    return run
+
+
+def _most_common(loads: Floats) -> float:
+    values, counts = np.unique(loads, return_counts=True)
+    return float(values[counts.argmax()])
 
 
 def _earliest(later: Floats, ends_N: Floats, allows: Callable[..., bool]) -> float:

@@ -354,7 +354,10 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "resume", "status", "scale", "stop", "report", "diagnose", "simulate protocol"],
+    [
+        *("train", "resume", "status", "scale", "stop", "report", "diagnose"),
+        *("simulate protocol", "simulate stragglers"),
+    ],
 )
 def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0
