@@ -20,8 +20,10 @@ from functools import partial
 
 from actors.channel import Channel, accept, listen
 from actors.checkpointing import Checkpointer
+from actors.copying import Receiver, Sender
+from actors.following import Following
 from actors.injector import AggregatorInjector
-from actors.neighbours import Neighbours, inherit
+from actors.neighbours import Neighbours, Parts, inherit
 from actors.preparing import prepare_store
 from actors.recording import EventLog, Recorder, by_name
 from actors.rounds import Rounds
@@ -318,8 +320,16 @@ class AggregatorShell:
             hear=hear,
             inherited=self._inherited,
         )
-        layout, wake = self._spec.layout, neighbours.wake
-        neighbours.use(Rounds(self._updater, self._versions, layout, self._setup.node, wake))
+        me, wake, layout = self._setup.node, neighbours.wake, self._spec.layout
+        updater, versions = self._updater, self._versions
+        neighbours.use(
+            Parts(
+                Rounds(updater, versions, layout, me, wake),
+                Following(updater, layout, me, wake),
+                Sender(me, self._sizes, updater, versions, wake),
+                Receiver(self._sizes, versions),
+            )
+        )
         return neighbours
 
     @property
@@ -427,13 +437,17 @@ class AggregatorShell:
                     self._control.done[micro_batch] = 0
             case events.SaveMembership(membership):
                 self._control.membership.write(membership.to_bytes())
-            case events.Update() if self._setup.node in action.observers:
-                pass  # TODO(4): no copy is carried out here yet, so that there is nothing to follow
             case events.Update():
                 self._update(action)
             case events.GiveUp(number):
                 assert self._neighbours is not None, "a job of one node has no rounds"
                 self._neighbours.give_up(number)
+            case events.Copy():
+                assert self._neighbours is not None, "a job of one node has no others"
+                self._neighbours.copy(action, term=self._lead_term)
+            case events.Apply(number):
+                assert self._neighbours is not None, "a job of one node has no others"
+                self._neighbours.apply(number)
             case node.SavePrepared(word):
                 self._control.prepared[0] = word
             case events.SaveState(state):
@@ -467,7 +481,8 @@ class AggregatorShell:
             factor=self._recorder.factor(action.step),
             fresh=action.num_updates == 0,
         )
-        if len(action.nodes) > 1 and not action.skip:
+        observes = self._setup.node in action.observers
+        if observes or (not action.skip and len({*action.nodes, *action.observers}) > 1):
             self._update_together(action, plan)
             return
         middle = len(self._spec.layout.chunks) // 2
@@ -480,13 +495,18 @@ class AggregatorShell:
         self._handle(events.Updated(self._updater.run(plan, beat), action.round))
 
     def _update_together(self, action: events.Update, plan: Plan) -> None:
-        term = self._protocol.term
-        assert self._neighbours is not None
-        assert term is not None, "only a lead orders an update"
-        first, half = action.slots[0]
-        counters = self._slots[first].counters[half] if first in self._slots else None
-        self._neighbours.begin(action, plan, term=term, counters=counters)
+        assert self._neighbours is not None, "a job of one node has no others"
+        counters = None
+        if plan.slots and action.slots[0][0] in self._slots:
+            counters = plan.slots[0][0].counters[plan.slots[0][1]]
+        self._neighbours.begin(action, plan, term=self._lead_term, counters=counters)
         self._at("mid_update", action.step)
+
+    @property
+    def _lead_term(self) -> int:
+        term = self._protocol.term
+        assert term is not None, "only a lead gives orders"
+        return term
 
     def _save_state(self, state: State) -> None:
         has_committed = state.attempt == 0 and state.step > 0
@@ -534,12 +554,12 @@ class AggregatorShell:
 
     def _take_snapshot(self, state: State) -> Snapshot:
         snapshot = Snapshot(self._sizes, state.step % 2, self._versions[state.step % 2])
-        self._updater.snapshot = snapshot
+        self._updater.snapshots.append(snapshot)
         return snapshot
 
     def _release_snapshot(self, snapshot: Snapshot) -> None:
-        if self._updater.snapshot is snapshot:
-            self._updater.snapshot = None
+        if snapshot in self._updater.snapshots:
+            self._updater.snapshots.remove(snapshot)
 
     def _finish(self, checkpoints: Checkpointer, failure: str) -> None:
         """The last checkpoint and the result. Doing it twice does no harm."""

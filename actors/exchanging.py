@@ -50,10 +50,12 @@ class Round:
         chunks: Sequence[Chunk],
         links: Mapping[int, Link],
         arrays: Arrays,
+        observers: Sequence[int] = (),
     ) -> None:
         self.exchange = exchange
         self._starts_bytes = [4 * chunk.start for chunk in chunks]
         self._links = links
+        self._observers = frozenset(observers)
         self._sums = arrays.sums_N.data.cast("B")
         self._totals = arrays.totals_N.data.cast("B")
         self._values = arrays.values_N.data.cast("B")
@@ -80,7 +82,10 @@ class Round:
                 case SendBlock(node, block):
                     link = self._links.get(node)
                     if link is not None:
-                        link.send_block(block, self._part(self._memory_of(block.stage), block))
+                        part = self._part(self._memory_of(block.stage), block)
+                        if node in self._observers:  # nobody waits until it is sent
+                            part = memoryview(bytes(part))
+                        link.send_block(block, part)
                 case Add():
                     self._add(action, event.node if isinstance(event, Arrived) else None)
                 case _:

@@ -12,26 +12,39 @@ import os
 import selectors
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from actors.channel import listen
-from actors.links import Link
+from actors.copying import Receiver, Sender
+from actors.following import Following
+from actors.links import Link, Memory
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Down, Mesh, Up
 from actors.rounds import Rounds, round_number
 from actors.setup import JobSetup
 from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
-from elastic.core.protocol.frames import Block
+from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Message, Peers
 from elastic.core.protocol.orders import NodeMessage
 from elastic.core.update import Plan
 
 _INHERIT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What takes part in the job over links, besides messages."""
+
+    rounds: Rounds
+    following: Following
+    sender: Sender
+    receiver: Receiver
 
 
 class Neighbours:
@@ -65,16 +78,16 @@ class Neighbours:
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         selector.register(self._woken, selectors.EVENT_READ, self._drain)
         self._broken: dict[int, str] = {}
-        self._rounds: Rounds | None = None
+        self._parts: Parts | None = None
         self._update: events.Update | None = None
         self._has_begun = False
         with contextlib.suppress(FileNotFoundError):
             known = json.loads((folder / "peers").read_text())
             self._mesh.tell({one: (host, port) for one, host, port in known})
 
-    def use(self, rounds: Rounds) -> None:
-        """Have the updates of several nodes computed by it."""
-        self._rounds = rounds
+    def use(self, parts: Parts) -> None:
+        """Have what goes over links as blocks done by these."""
+        self._parts = parts
 
     @property
     def hears_coordinator(self) -> bool:
@@ -86,8 +99,10 @@ class Neighbours:
 
     def close(self) -> None:
         """Close every link, and wait until no thread of a round writes any more."""
-        if self._rounds is not None:
-            self._rounds.close()
+        if self._parts is not None:
+            self._parts.rounds.close()
+            self._parts.following.close()
+            self._parts.sender.close()
         self._mesh.end()
         self._heirs.close()
         os.close(self._woken)
@@ -117,22 +132,59 @@ class Neighbours:
     def begin(
         self, update: events.Update, plan: Plan, *, term: int, counters: torch.Tensor | None
     ) -> None:
-        """Begin a round; `Updated` comes once it is complete here. See `Rounds.begin`."""
-        assert self._rounds is not None
-        self._update = update
+        """Begin a round; `Updated` comes once it is complete here. See `Rounds.begin`.
+
+        A node that joins only keeps the totals.
+        """
+        assert self._parts is not None
         number = round_number(term, update.round)
-        self._rounds.begin(
-            number, plan, nodes=update.nodes, links=self._mesh.links, counters=counters
-        )
-        self._has_begun = True
-        self.wake()
+        if self._me in update.observers:
+            self._parts.following.keep(term, update, plan)
+        else:
+            self._update = update
+            self._parts.rounds.begin(
+                number,
+                plan,
+                nodes=update.nodes,
+                observers=update.observers,
+                links=self._mesh.links,
+                counters=counters,
+            )
+        self._look_again()
 
     def give_up(self, number: int) -> None:
-        """Stop the round of that number, if it is under way."""
-        assert self._rounds is not None
+        """Stop the round of that number, if it is under way, or drop its totals."""
+        assert self._parts is not None
+        self._parts.following.drop(number)
+        self._parts.rounds.pass_over(self._parts.following.newest_dropped)
         if self._update is not None and self._update.round == number:
             self._update = None
-            self._rounds.give_up()
+            self._parts.rounds.give_up()
+
+    def copy(self, copy: events.Copy, *, term: int) -> None:
+        """Send this node's share of a version; or take it, and say `Copied` once it is complete."""
+        assert self._parts is not None
+        number = round_number(term, copy.number)
+        if copy.node != self._me:
+            self._parts.sender.begin(number, copy, self._mesh.links.get(copy.node))
+            return
+        self._parts.following.drop()
+        for link in self._mesh.links.values():
+            link.discard_blocks(lambda block: block.stage is Stage.STATE and block.round < number)
+        dropped = self._parts.following.newest_dropped
+        self._parts.rounds.pass_over(max(dropped, round_number(term, 0)))
+        self._parts.receiver.begin(number, copy)
+        self._look_again()
+
+    def apply(self, number: int) -> None:
+        """Apply the totals that were kept of that round; `Updated` comes then."""
+        assert self._parts is not None
+        self._parts.following.apply(number)
+
+    def _look_again(self) -> None:
+        """Blocks that had no place may have one now."""
+        self._has_begun = True
+        self.wake()
 
     # ------------------------------------------------------------------- turn
 
@@ -146,7 +198,7 @@ class Neighbours:
                     self._came(other, link)
                 case Down(other, _, for_good):
                     self._gone(other, for_good=for_good)
-        if self._has_begun:  # blocks of it may have been waiting
+        if self._has_begun:
             self._has_begun = False
             for other, link in list(self._mesh.links.items()):
                 if link.waits:
@@ -154,11 +206,15 @@ class Neighbours:
         self._end_round()
 
     def _end_round(self) -> None:
-        assert self._rounds is not None
-        norm, update = self._rounds.turn(), self._update
+        assert self._parts is not None
+        self._parts.sender.turn(self._mesh.links)
+        norm, update = self._parts.rounds.turn(), self._update
         if norm is not None and update is not None:
             self._update = None
             self._handle(events.Updated(norm, update.round))
+        applied = self._parts.following.turn()
+        if applied is not None:
+            self._handle(applied)
 
     def _came(self, other: int, link: Link) -> None:
         link.attach(self._selector, partial(self._use, other, link))
@@ -191,11 +247,10 @@ class Neighbours:
                 self._drop(other, str(error))
 
     def _receive(self, other: int, link: Link) -> None:
-        assert self._rounds is not None
-        place = partial(self._rounds.place, other)
+        place = partial(self._place, other)
         while (frame := link.receive(place)) is not None:
             if isinstance(frame, Block):
-                self._rounds.arrived(other, frame)
+                self._arrived(other, frame)
             elif isinstance(frame, Peers):
                 self._meet(frame)
             elif other == COORDINATOR:
@@ -205,6 +260,27 @@ class Neighbours:
             if self._mesh.links.get(other) is not link:
                 return
         self._end_round()
+
+    def _place(self, other: int, block: Block) -> Memory:
+        """Where the payload of a block belongs."""
+        assert self._parts is not None
+        if block.stage is Stage.STATE:
+            return self._parts.receiver.place(other, block)
+        if self._parts.following.observes(block.round):
+            return self._parts.following.place(other, block)
+        return self._parts.rounds.place(other, block)
+
+    def _arrived(self, other: int, block: Block) -> None:
+        """A block is in its place."""
+        assert self._parts is not None
+        if block.stage is Stage.STATE:
+            copied = self._parts.receiver.arrived(other, block)
+            if copied is not None:
+                self._handle(events.Copied(copied))
+        elif self._parts.following.observes(block.round):
+            self._parts.following.arrived(other, block)
+        else:
+            self._parts.rounds.arrived(other, block)
 
     def _meet(self, peers: Peers) -> None:
         """Remember where the others are, for a successor, too."""

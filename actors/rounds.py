@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from actors.exchanging import Arrays, Left, Round
@@ -32,12 +33,21 @@ T = TypeVar("T")
 MAX_COUNTERS_BYTES = MAX_BLOCK_BYTES
 """Of a model's integer buffers: they go to the other nodes in one block."""
 
+COUNTERS = 1
+"""In place of the tensor of a block: it holds the integer buffers, not a total."""
+
 _ROUND_BITS = 22
 
 
 def round_number(term: int, number: int) -> int:
     """A number for the blocks of a round: no two are alike, and later ones are greater."""
     return (term << _ROUND_BITS) + number
+
+
+def owners(layout: Layout, nodes: Sequence[int]) -> npt.NDArray[np.integer]:
+    """The owner of each chunk, and behind it all other nodes: (chunks, nodes)."""
+    at = np.arange(len(layout.chunks))[:, None] + np.arange(len(nodes))
+    return np.take(np.array(nodes), at % len(nodes))
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +101,7 @@ class Rounds:
         plan: Plan,
         *,
         nodes: Sequence[int],
+        observers: Sequence[int],
         links: Mapping[int, Link],
         counters: torch.Tensor | None,
     ) -> None:
@@ -99,23 +110,27 @@ class Rounds:
         Args:
             plan: its slots are those of this node.
             nodes: all that take part, in the order of the membership.
+            observers: who gets the totals besides.
             counters: the model's integer buffers after the step, if this node is the one that
                 tells the others.
         """
         self.give_up()
-        layout, others = self._layout, [node for node in nodes if node != self._me]
-        at = np.arange(len(layout.chunks))[:, None] + np.arange(len(nodes))
+        layout = self._layout
         exchange = Exchange(
             number,
             me=self._me,
             nodes=nodes,
-            nodes_CR=np.array(nodes)[at % len(nodes)],
+            nodes_CR=owners(layout, nodes),
             chunks=layout.chunks,
+            observers=observers,
         )
+        others = {*nodes, *observers} - {self._me}
         present = {node: links[node] for node in others if node in links}
         values_N = self._versions[1 - plan.source].values
         arrays = Arrays(self._sums_N.numpy(), self._totals_N.numpy(), values_N.numpy())
-        round = Round(exchange, chunks=layout.chunks, links=present, arrays=arrays)
+        round = Round(
+            exchange, chunks=layout.chunks, links=present, arrays=arrays, observers=observers
+        )
         self._running = running = _Running(
             number,
             plan,
@@ -126,10 +141,14 @@ class Rounds:
             needs_counters=counters is None and layout.counters_bytes > 0,
         )
         if counters is not None and layout.counters_bytes:
-            block = Block(number, Stage.STATE, 0, 0, 0, layout.counters_bytes)
+            block = Block(number, Stage.TOTAL, COUNTERS, 0, 0, layout.counters_bytes)
             for link in present.values():
                 link.send_block(block, running.counters.numpy().data)
         self._job = self._submit(self._add_up, running, exchange.order())
+
+    def pass_over(self, number: int) -> None:
+        """Blocks of that round, and of older ones, are of no use any more."""
+        self._last = max(self._last, number)
 
     def place(self, node: int, block: Block) -> Memory:
         """Where the payload of a block belongs; see `Memory`.
@@ -139,8 +158,9 @@ class Rounds:
         """
         running = self._running
         if running is None or block.round != running.number:
-            return WAIT if block.round > self._last else None
-        if block.stage is Stage.STATE and running.needs_counters:
+            newest = self._last if running is None else running.number
+            return WAIT if block.round > newest else None
+        if block.tensor == COUNTERS and running.needs_counters:
             return running.counters.numpy().data.cast("B")[: block.length]
         return running.round.place(node, block)
 
@@ -149,7 +169,7 @@ class Rounds:
         running = self._running
         if running is None or block.round != running.number:
             return
-        if block.stage is Stage.STATE:
+        if block.tensor == COUNTERS:
             running.needs_counters = False
         else:
             running.round.handle(Arrived(node, block))

@@ -38,17 +38,23 @@ class Snapshot:
     """A copy of one version, made behind training, chunk by chunk, into a buffer of its own.
 
     The next update of a chunk of that version waits for that chunk's copy; nothing else does.
+
+    Args:
+        share: the chunks to copy; all of them if none are named.
     """
 
-    def __init__(self, sizes: Sizes, version: int, source: Version) -> None:
+    def __init__(
+        self, sizes: Sizes, version: int, source: Version, share: Sequence[int] | None = None
+    ) -> None:
         self.version = version
         self.values = torch.empty_like(source.values)
         self.counters = source.counters.clone()
         self.states = {key: torch.empty_like(state) for key, state in source.states.items()}
         self.scalars = {key: scalars.clone() for key, scalars in source.scalars.items()}
-        self._chunks = sizes.layout.chunks
+        chunks = sizes.layout.chunks
+        self._chunks = chunks if share is None else [chunks[index] for index in share]
         self._source = source
-        self._num_copied = 0
+        self._left = {chunk.index for chunk in self._chunks}
         self._moved = threading.Condition()
 
     def copy(self) -> None:
@@ -61,12 +67,12 @@ class Snapshot:
                 for key, state in self.states.items():
                     state[part] = self._source.states[key][part]
             with self._moved:
-                self._num_copied += 1
+                self._left.discard(chunk.index)
                 self._moved.notify_all()
 
     def wait_for(self, chunk: int) -> None:
         with self._moved:
-            self._moved.wait_for(lambda: self._num_copied > chunk)
+            self._moved.wait_for(lambda: chunk not in self._left)
 
 
 class Updater:
@@ -92,7 +98,7 @@ class Updater:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="update")
         self._num_threads = num_threads
         self._scratch = [torch.zeros(largest, dtype=torch.int32) for _ in range(num_threads)]
-        self.snapshot: Snapshot | None = None
+        self.snapshots: list[Snapshot] = []
 
     def close(self) -> None:
         """Wait until no thread writes any more."""
@@ -229,9 +235,9 @@ class Updater:
             other.result()
 
     def _wait(self, plan: Plan, chunk: Chunk) -> None:
-        snapshot = self.snapshot  # another thread takes it away once it is complete
-        if snapshot is not None and snapshot.version == 1 - plan.source:
-            snapshot.wait_for(chunk.index)
+        for snapshot in tuple(self.snapshots):  # another thread takes complete ones away
+            if snapshot.version == 1 - plan.source:
+                snapshot.wait_for(chunk.index)
 
     def _copy_counters(self, source: torch.Tensor, plan: Plan) -> None:
         self._versions[1 - plan.source].counters.copy_(source)

@@ -379,7 +379,7 @@ def test_a_chunk_is_updated_once_it_is_copied(make_node: MakeNode, tiny_task: An
     trainer.step()
     expected = [one.clone() for one in everything(node.versions[1])]
     snapshot = Snapshot(node.sizes, 1, node.versions[1])
-    trainer.updater.snapshot = snapshot
+    trainer.updater.snapshots.append(snapshot)
     copying = SteppedCopy(snapshot)
     trainer.step()  # writes version 0: waits for nothing
     copying.allow(2)
@@ -418,7 +418,7 @@ def test_buffers_are_in_a_snapshot_too(make_node: MakeNode) -> None:
     trainer.step()
     expected = [one.clone() for one in everything(node.versions[1])]
     snapshot = Snapshot(node.sizes, 1, node.versions[1])
-    trainer.updater.snapshot = snapshot
+    trainer.updater.snapshots.append(snapshot)
     copying = SteppedCopy(snapshot)
     trainer.step()
     trainer.gather()
@@ -444,7 +444,7 @@ def test_a_snapshot_changes_no_result(make_node: MakeNode, tiny_task: Any) -> No
     trainer = Trainer(node, num_threads=2)
     for step in range(4):
         snapshot = Snapshot(node.sizes, step % 2, node.versions[step % 2])
-        trainer.updater.snapshot = snapshot
+        trainer.updater.snapshots.append(snapshot)
         copying = threading.Thread(target=snapshot.copy)
         copying.start()
         trainer.step()
