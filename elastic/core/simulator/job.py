@@ -322,6 +322,8 @@ class Job:
 
     def _begin_step(self, step: int) -> None:
         self._step = step
+        if self.clock.now_s - max([*self.commits_s[-1:], 0.0]) > 1.0:
+            self._calm_s = max(self._calm_s, self.clock.now_s)  # nobody was there to copy from
         self._touch(0.0)
         self._check_joining()
         for fault in self.schedule.faults:
@@ -523,12 +525,14 @@ class Job:
             self.machines[node]
             for node in self.checker.memories
             if node != machine.node and not self.machines[node].is_lost
+            if fault.do == "kill_node" or not self.machines[node].departs
         ]
         too_early = fault.do != "kill_node" and not fault.for_s and self._step == 0
         if too_early or not others or not machine.is_alive or machine.is_cut:
             self.clock.seen["no target"] += 1
             return
         if fault.do == "leave_node":
+            machine.departs = True
             if self.coordinator.alive:
                 self.coordinator.proto.leave(machine.node)
             return

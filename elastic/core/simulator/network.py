@@ -35,6 +35,7 @@ class Machine:
     is_alive: bool = True
     is_lost: bool = False
     has_left: bool = False
+    departs: bool = False
     comes_s: float = 0.0
     dead_s: float = 0.0
 
