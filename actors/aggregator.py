@@ -29,7 +29,7 @@ from actors.recording import EventLog, Recorder, by_name
 from actors.rounds import Rounds
 from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.compute import deterministic, make_sizes, model_tensors
-from elastic.core.errors import ChannelClosed
+from elastic.core.errors import ChannelClosed, ConfigError
 from elastic.core.faults import Fault
 from elastic.core.mapped import Control, MappedFile, Record, Slot, Version, open_manifest
 from elastic.core.model import ModelSpec
@@ -90,6 +90,12 @@ class AggregatorShell:
             self._store.close()
 
     def _live(self) -> str:
+        if not self._run.job_json.exists():
+            raise ConfigError(
+                f"{self._run.path}: this host of the job does not see the run folder; nodes.max is"
+                f" {self._job.nodes.max}, so it must lie where all hosts do: --run-dir DIR or"
+                " RunConfig.storage_path"
+            )
         acting = self._store.try_act() or self._await_spec()
         self._took_over = self._store.spec_path.exists()
         if not self._took_over:

@@ -7,7 +7,7 @@ name there is taken once and for all (put if absent). Without the GCS nothing ch
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -45,12 +45,21 @@ class ClusterNodes:
         while (known := self._get(f"node/{len(self._ray_ids)}")) is not None:
             self._ray_ids[len(self._ray_ids)] = known.decode()
 
-    def look(self, former: Sequence[int]) -> None:
-        """See which hosts there are; give a number to those that have none."""
-        now_s = time.monotonic()
-        if now_s - self._looked_s < _LOOK_S:
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() - self._looked_s >= _LOOK_S
+
+    def look(self, former: Sequence[int], ending: Collection[str]) -> None:
+        """See which hosts there are; give a number to those that have none.
+
+        Args:
+            former: nodes that are no members any more; their hosts may come back as others.
+            ending: Ray nodes that will be taken away: they get no number.
+        """
+        if not self.is_due:
             return
-        self._looked_s = now_s
+        self._looked_s = time.monotonic()
         hosts = {one.ray_id: one for one in _hosts()}
         numbers = {
             ray_id: node
@@ -58,7 +67,9 @@ class ClusterNodes:
             if node not in former and ray_id in hosts
         }
         for ray_id in sorted(hosts, key=lambda one: (one != self._first, one)):
-            if ray_id not in numbers and len(numbers) < self._max_nodes:
+            if ray_id in numbers or ray_id in ending:
+                continue
+            if len(numbers) < self._max_nodes:
                 numbers[ray_id] = self._give_number(ray_id)
         self._present = tuple(sorted(numbers.values()))
 

@@ -42,7 +42,7 @@ from elastic.core.protocol.coordinator import (
 from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Stop
 from elastic.core.runs import Lines
 from elastic.core.status import PhaseName, Status
-from policies.preemption import Leave, LeaveInTime, PreemptionView, Stay, TooLate
+from policies.preemption import Leave, LeaveInTime, Notice, PreemptionView, Stay, TooLate
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,10 @@ class Processes(Protocol):
         """Where the aggregators of nodes listen, as far as they have said so."""
         ...
 
+    def ending(self) -> Mapping[int, Notice]:
+        """The nodes on other hosts that will be taken away."""
+        ...
+
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         """Make a generation exist; or return the one of that number that exists already."""
         ...
@@ -111,6 +115,7 @@ class CoordinatorShell:
         self._preemption = LeaveInTime()
         self._heeded: Stay | Leave | TooLate | None = None
         self._unwatched: set[str] = set()
+        self._let_gone: set[int] = set()
         self._store = setup.open_store()
         self._lock = threading.Lock()
         limits = Limits(
@@ -220,6 +225,7 @@ class CoordinatorShell:
         self._listen()
         self._heed()
         self._processes.look(self._protocol.membership.former)
+        self._let_go()
         lives = self._observe()
         if self._phase == "failed":
             return
@@ -301,6 +307,16 @@ class CoordinatorShell:
                 self._event("preempted", f"{reason}: writes a checkpoint at once")
                 self._stop, self._at_once = reason, True
 
+    def _let_go(self) -> None:
+        """Have nodes leave whose hosts will be taken away: nothing is lost, nothing done again."""
+        for node, notice in self._processes.ending().items():
+            with self._lock:
+                refusal = self._protocol.leave(node)
+            if node not in self._let_gone:
+                self._let_gone.add(node)
+                reason = f"{notice.reason}: its workers finish what they hold"
+                self._event("node_leaving", f"node {node}: {refusal or reason}")
+
     def _step_s(self) -> float | None:
         """The median of the last steps."""
         steps_s = [one["step_s"] for one in self._metrics.lines]
@@ -347,13 +363,14 @@ class CoordinatorShell:
 
     def _bury_aggregators(self) -> None:
         """Note each death once, and end what is left of the process: it may hold the lock."""
+        former, homes = self._protocol.membership.former, self._processes.homes("aggregator")
         ended = self._processes.known("aggregator")
         dead = {number: end for number, end in ended.items() if end is not None}
         for number in sorted(set(dead) - self._buried):
             self._buried.add(number)
-            self._event("aggregator_lost", dead[number].text.partition("\n")[0])
+            if homes[number] not in former:  # else it went with its host
+                self._event("aggregator_lost", dead[number].text.partition("\n")[0])
             self._processes.kill("aggregator", number)
-        homes, former = self._processes.homes("aggregator"), self._protocol.membership.former
         dead = {number: end for number, end in dead.items() if homes[number] not in former}
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.cluster_nodes import ClusterNodes
 from actors.coordinator import CoordinatorShell, Ended
 from actors.mesh import Address, find_address
-from actors.preemption import Drains, NodeWatch, cloud_sources
+from actors.preemption import Drains, NodeWatch, cloud_sources, drain_notice
 from actors.setup import (
     NAMESPACE,
     NICE_STEP,
@@ -34,6 +34,7 @@ from actors.setup import (
 from elastic.core.errors import ElasticError
 from elastic.core.status import Status
 from elastic.core.store import remove_leftovers
+from policies.preemption import Notice
 
 _NAME_FREE_S = 5.0
 _CLEAR_S = 2.0
@@ -45,6 +46,7 @@ class Host:
 
     def __init__(self, setup: JobSetup, role: str, number: int) -> None:
         self._setup = setup = here(setup)
+        self._watch: NodeWatch | None = None
         self._result = ""
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -73,9 +75,14 @@ class Host:
         orphaned.daemon = True
         orphaned.start()
 
-    def address(self) -> Address | None:
-        """Where this node's acting aggregator listens, once it does."""
-        return find_address(self._setup.open_store().path, self._setup.address)
+    def look_around(self) -> tuple[Address | None, Notice | None]:
+        """Where this node's acting aggregator listens, once it does; and whether the host will be
+        taken away, as far as its cloud says so."""
+        if self._watch is None:
+            self._watch = NodeWatch(cloud_sources(self._setup.job.preemption.source))
+            self._watch.start()
+        address = find_address(self._setup.open_store().path, self._setup.address)
+        return address, self._watch.notice()
 
     def clear(self) -> None:
         """Free the memory of the job on this node."""
@@ -106,6 +113,7 @@ class RayProcesses:
         )
         self._asked: dict[int, Any] = {}
         self._addresses: dict[int, Address] = {}
+        self._ending: dict[str, Notice] = {}
         prefix = f"{setup.job.name}/{setup.run_id}/"
         for named in ray.util.list_named_actors(all_namespaces=True):
             if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
@@ -115,8 +123,8 @@ class RayProcesses:
     def look(self, former: Sequence[int]) -> None:
         """Ask Ray once which processes have ended since, and which nodes there are."""
         if self._nodes is not None:
-            self._nodes.look(former)
-            self._find_addresses()
+            self._look_around(self._nodes)
+            self._nodes.look(former, self._ending)
         waiting = {
             join: (role, number)
             for role, joins in self._joins.items()
@@ -130,18 +138,24 @@ class RayProcesses:
             role, number = waiting[join]
             self._ended[role][number] = _how_it_ended(join)
 
-    def _find_addresses(self) -> None:
+    def _look_around(self, nodes: ClusterNodes) -> None:
         """Ask one aggregator of each node again and again; none waits for the answer."""
         for node, asked in list(self._asked.items()):
             if ray.wait([asked], timeout=0, fetch_local=False)[0]:
                 del self._asked[node]
                 with contextlib.suppress(RayError):  # it died: another one is asked
-                    if (address := ray.get(asked)) is not None:
+                    address, notice = ray.get(asked)
+                    if address is not None:
                         self._addresses[node] = address
+                    if notice is not None and notice.certain:
+                        self._ending[nodes.ray_id(node)] = notice
         for number, ended in self._ended["aggregator"].items():
             node = self._homes["aggregator"][number]
             if ended is None and node not in self._asked:
-                self._asked[node] = self._actors["aggregator"][number].address.remote()
+                self._asked[node] = self._actors["aggregator"][number].look_around.remote()
+        if nodes.is_due:
+            for ray_id, deadline_ms in drains().items():
+                self._ending[ray_id] = drain_notice(deadline_ms)
 
     def known(self, role: str) -> Mapping[int, Ended | None]:
         """Every process started so far, by number, and how it had ended at the last look."""
@@ -163,6 +177,17 @@ class RayProcesses:
             if ended is None
         }
         return {node: where for node, where in self._addresses.items() if node in living}
+
+    def ending(self) -> Mapping[int, Notice]:
+        """The nodes on other hosts that will be taken away."""
+        if self._nodes is None:
+            return {}
+        ids = {node: self._nodes.ray_id(node) for node in self._nodes.present}
+        return {
+            node: self._ending[ray_id]
+            for node, ray_id in ids.items()
+            if ray_id in self._ending and ray_id != self._here
+        }
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         """Make a generation exist; or return the one of that number that exists already."""
@@ -212,6 +237,12 @@ class RayProcesses:
         self._ended[role][number] = None
 
 
+def drains() -> Mapping[str, int]:
+    """Ray nodes that are drained, and deadlines in milliseconds since the epoch, 0: none."""
+    draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
+    return draining
+
+
 def here(setup: JobSetup) -> JobSetup:
     """The setup as a process of this host needs it."""
     if not setup.has_nodes:
@@ -256,8 +287,8 @@ class CoordinatorActor:
     def __init__(self, setup: JobSetup) -> None:
         setup = here(setup)
         node = ray.get_runtime_context().get_node_id()
-        drains = Drains(node, ray._private.state.state.get_draining_nodes)
-        watch = NodeWatch({"Ray": drains, **cloud_sources(setup.job.preemption.source)})
+        cloud = cloud_sources(setup.job.preemption.source)
+        watch = NodeWatch({"Ray": Drains(node, drains), **cloud})
         self._shell = CoordinatorShell(setup, RayProcesses(setup), watch)
         self._shell.start()
 

@@ -58,9 +58,12 @@ class Drains:
 
     def ask(self) -> Notice | None:
         deadline_ms = self._draining().get(self._node)
-        if deadline_ms is None:
-            return None
-        return Notice("Ray drains this node", deadline_ms / 1000 if deadline_ms else None)
+        return None if deadline_ms is None else drain_notice(deadline_ms)
+
+
+def drain_notice(deadline_ms: int) -> Notice:
+    """That Ray drains a node until then, in milliseconds since the epoch; 0: without a limit."""
+    return Notice("Ray drains this node", deadline_ms / 1000 if deadline_ms else None)
 
 
 class AwsSpot:

@@ -44,6 +44,9 @@ class NoProcesses:
     def addresses(self) -> Mapping[int, Address]:
         return {}
 
+    def ending(self) -> Mapping[int, Notice]:
+        return {}
+
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         return None
 

@@ -125,6 +125,7 @@ class Coordinator:
     _settled: int = 0
     _given_up: str = ""
     _empty: bool = False
+    _num_noted: int = 0
 
     def __post_init__(self) -> None:
         self._num_first = self.target
@@ -331,6 +332,7 @@ class Coordinator:
             if view.home(worker) in self._staying
         ]
         if report.step == 0 and not now.members and self._waits_for_nodes(view):
+            self._note_waiting(actions)
             return
         while len(members) < self.target and spare:
             members.append(spare.pop(0))
@@ -343,6 +345,13 @@ class Coordinator:
         self._empty = not members
         if (tuple(members), tuple(leaving)) != (now.members, now.leaving):
             self._change(replace(now, members=tuple(members), leaving=tuple(leaving)))
+
+    def _note_waiting(self, actions: list[Action]) -> None:
+        num, wanted = len(self._membership.nodes), self.limits.min_nodes
+        if num < wanted and num != self._num_noted:
+            self._num_noted = num
+            reason = f"{num} of {wanted} nodes (nodes.min) are there; the first step waits"
+            actions.append(Note("waiting_for_nodes", reason))
 
     def _waits_for_nodes(self, view: View) -> bool:
         """A job begins on all nodes that there are; whoever comes later has to copy the state."""
