@@ -12,13 +12,13 @@ for the error itself, which was computed). At 1/4 or more nothing is decoded. Wh
 number does not hold enough bits, the integers are cut into two *limbs* of 16 bits or three of 11,
 combined separately: then A is 2^15 or 2^10 per part, at twice or three times the bytes.
 
-Letters: N workers, P parts of one worker, L limbs, E elements of the gradient.
+Letters: N workers, A answers, P parts of one worker, L limbs, E elements of the gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,39 +136,42 @@ def combine(coefficients_P: Floats, sums_PE: npt.NDArray[np.integer], num_limbs:
 
 
 def decode_sum(
-    code: Linear, decoded: Decoded, answers_LNE: Floats, bits: int = BITS
+    code: Linear,
+    decoded: Decoded,
+    workers: Sequence[int],
+    answers_LAE: Floats,
+    bits: int = BITS,
 ) -> Ints | Inexact:
-    """The (E,) integers of the gradient. Rows of workers with coefficient 0 are not read.
+    """The (E,) integers of the gradient. Answer a, which may have come at any time, is of
+    `workers[a]`; all that the decoder wants must be there.
 
     Reads every answer once, as adding them up would; then rounds each element once.
     """
-    num_limbs = len(answers_LNE)
+    num_limbs, _, num_elements = answers_LAE.shape
     bound = error_bound(code, decoded, num_limbs, bits)
     if bound >= MAX_RESIDUE:
         return Inexact(
             f"a number may be off by {bound:.2g} with these answers, with {bits} bits in use "
             f"as {num_limbs} float64; {MAX_RESIDUE} is allowed"
         )
-    runs = _runs(decoded.coefficients_N)
-    totals_E = np.empty(answers_LNE.shape[2], np.int64)
-    for low in range(0, len(totals_E), BLOCK_ELEMENTS):
+    absent = set(decoded.workers) - set(workers)
+    if absent:
+        return Inexact(f"the answers of workers {sorted(absent)} are wanted and not there")
+    coefficients_A = decoded.coefficients_N[list(workers)]
+    shift = math.ldexp(1, limb_bits(num_limbs))
+    totals_E = np.empty(num_elements, np.int64)
+    residue_E = np.empty(min(BLOCK_ELEMENTS, num_elements))
+    for low in range(0, num_elements, BLOCK_ELEMENTS):
         block = slice(low, low + BLOCK_ELEMENTS)
-        totals_E[block] = 0
-        for limb, answers_NE in enumerate(answers_LNE):
-            sums_E = sum(part @ answers_NE[rows, block] for rows, part in runs)
+        total_E = np.zeros(len(totals_E[block]))
+        for answers_AE in answers_LAE[::-1]:  # the highest limb first; all sums are exact
+            sums_E = coefficients_A @ answers_AE[:, block]
             rounded_E = np.rint(sums_E)
-            residue = float(np.abs(sums_E - rounded_E).max())
+            rest_E = np.subtract(sums_E, rounded_E, out=residue_E[: len(sums_E)])
+            residue = max(float(rest_E.max()), -float(rest_E.min()))
             if not residue <= MAX_RESIDUE:  # NaN too
                 return Inexact(f"a decoded number lies {residue:.3g} from the nearest integer")
-            totals_E[block] += rounded_E.astype(np.int64) << (limb * limb_bits(num_limbs))
+            total_E *= shift
+            total_E += rounded_E
+        totals_E[block] = total_E
     return totals_E
-
-
-def _runs(coefficients_N: Floats) -> list[tuple[slice, Floats]]:
-    """The rows that are needed, as runs of neighbours: each is one product without a copy."""
-    needed = np.flatnonzero(coefficients_N)
-    breaks = np.flatnonzero(np.diff(needed) > 1) + 1
-    return [
-        (slice(int(run[0]), int(run[-1]) + 1), coefficients_N[run[0] : run[-1] + 1])
-        for run in np.split(needed, breaks)
-    ]

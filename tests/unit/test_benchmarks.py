@@ -28,6 +28,7 @@ from benchmarks import (
     recovery,
     startup,
     step,
+    stragglers,
     table,
 )
 from benchmarks.jobs import Run, make_job
@@ -391,3 +392,15 @@ def test_an_exchange_takes_as_long_as_its_slowest_node() -> None:
     assert against.ok
     assert sent.value == pytest.approx(1.0001)
     assert sent.ok
+
+
+# --- stragglers ----------------------------------------------------------------------------------
+
+
+def test_the_regimes_span_what_auto_must_master() -> None:
+    fixed, rates, bursts, _, outliers = zip(*stragglers.REGIMES, strict=True)
+    assert len(set(stragglers.REGIMES)) == 20
+    assert (min(fixed), max(fixed)) == (0.05, 0.99)
+    assert (min(rates), max(rates)) == (0.0, 0.2)
+    assert (min(bursts), max(bursts)) == (1.0, 10.0)
+    assert max(outliers) > 0

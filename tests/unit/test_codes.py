@@ -159,12 +159,12 @@ def test_integers_go_through_a_code_unchanged(num_workers: int, data: st.DataObj
     dice = np.random.default_rng(data.draw(st.integers(0, 99)))
     top = 2**31 // num_workers - 1
     parts_KE = dice.integers(-top, top, (num_workers, 50), np.int32)
-    answers_LNE = np.stack([combine(row, parts_KE, limbs) for row in code.matrix_NK], axis=1)
     missing = data.draw(st.sets(st.integers(0, num_workers - 1), max_size=stragglers))
-    answers_LNE[:, sorted(missing)] = np.nan  # never read
-    decoded = code.decode(sorted(set(range(num_workers)) - missing))
+    there = data.draw(st.permutations(sorted(set(range(num_workers)) - missing)))
+    answers_LAE = np.stack([combine(code.row(one), parts_KE, limbs) for one in there], axis=1)
+    decoded = code.decode(there)
     assert isinstance(decoded, Decoded), decoded
-    total_E = decode_sum(code, decoded, answers_LNE)
+    total_E = decode_sum(code, decoded, there, answers_LAE)
     if isinstance(total_E, Inexact):
         assert "may be off by" in total_E.reason
     else:
@@ -175,11 +175,12 @@ def test_a_wrong_answer_leaves_a_residue() -> None:
     code = THREE
     decoded = code.decode([0, 1])
     assert isinstance(decoded, Decoded)
-    answers_LNE = np.array([[[0.5], [0.0], [0.0]]])
-    answers_LNE[0, 0, 0] += 0.125 * 1.5
-    refused = decode_sum(code, decoded, answers_LNE)
+    answers_LAE = np.array([[[0.0], [0.6875]]])
+    refused = decode_sum(code, decoded, [1, 0], answers_LAE)
     assert isinstance(refused, Inexact)
     assert "0.375 from the nearest integer" in refused.reason
+    early = decode_sum(code, decoded, [1], answers_LAE[:, :1])
+    assert early == Inexact("the answers of workers [0] are wanted and not there")
 
 
 @pytest.mark.parametrize("num_limbs", [1, 2, 3])
