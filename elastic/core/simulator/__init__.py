@@ -24,5 +24,6 @@ One schedule, to look at it: `check(random_schedule(4711), tried=tried)`, or
 | `memory` | shared memory, where stores may be half done |
 | `truth` | what an undisturbed job computes, worked out without the protocol |
 | `invariants` | what must hold after every event |
+| `fleet`, `judging` | made-up steps of up to 10,000 workers with faults, for the fault detector |
 | `build` | which classes run; tests put broken ones there |
 """
