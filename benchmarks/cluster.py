@@ -302,6 +302,20 @@ def measure_faults(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     return figures
 
 
+def _happenings(dice: random.Random) -> list[Happening]:
+    """One to three, each to a host that may still be away."""
+    afters = sorted(dice.sample(range(1, 60), dice.randint(1, 3)))
+    return [_happening(dice, after) for after in afters]
+
+
+def _happening(dice: random.Random, after: int) -> Happening:
+    do: Do = dice.choice(("kill", "cut", "freeze", "kill_aggregator", "kill_coordinator"))
+    if do == "kill_coordinator":
+        return Happening(after, do, HEAD)
+    for_s = None if do == "kill_aggregator" else dice.choice((0.2, 0.8, 3.0, 10.0))
+    return Happening(after, do, dice.choice(("h2", "h3")), for_s)
+
+
 def measure_chaos(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     """Random happenings; each run must end with the bits of a run that nothing happened to."""
     num_runs, seed = (2, 0) if quick else (20, 0)
@@ -313,12 +327,10 @@ def measure_chaos(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     for number in range(num_runs):
         with timed(f"chaos, run {number + 1} of {num_runs}"):
             job = HostJob(bed, _job("chaos", size, NUM_HOSTS, steps))
-            job.settle()
-            do: Do = dice.choice(("kill", "cut", "freeze", "kill_aggregator", "kill_coordinator"))
-            host = HEAD if do == "kill_coordinator" else dice.choice(("h2", "h3"))
-            for_s = dice.uniform(0.2, 5.0) if do in ("cut", "freeze") else None
-            say(f"  {do} {host} {for_s or ''}")
-            job.happen(Happening(dice.randint(1, 20), do, host, for_s))
+            job.settle(1)
+            for what in _happenings(dice):
+                say(f"  {what}")
+                job.happen(what)
             others += job.end().result["params_sha256"] != expected
     return [
         figure(

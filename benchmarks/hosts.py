@@ -46,7 +46,7 @@ _CLI = ("python", "-c", "from elastic.cli import main; main()")
 class Happening:
     """Something happens to a host once so many steps are committed after the job has settled.
 
-    With `for_s` a host that was cut off or frozen is back after that time.
+    With `for_s` a host that was cut off, frozen or killed is back after that time.
     """
 
     after: int
@@ -119,16 +119,16 @@ class HostJob:
         self._settled: int | None = None
         self._at_s: list[float] = []
 
-    def settle(self) -> None:
-        """Wait until all workers compute."""
-        workers = self._job.workers.start
-        self._await(lambda rows: bool(rows) and rows[-1]["num_workers"] >= workers)
+    def settle(self, num_workers: int | None = None) -> None:
+        """Wait until so many workers compute; all of them if none are named."""
+        wanted = num_workers or self._job.workers.start
+        self._await(lambda rows: bool(rows) and rows[-1]["num_workers"] >= wanted)
         self._settled = len(self._rows)
 
     def go_on(self, num_steps: int) -> None:
-        """Wait until so many more steps are committed since the job settled."""
+        """Wait until so many more steps are committed since the job settled, or it ends."""
         assert self._settled is not None
-        wanted = self._settled + num_steps
+        wanted = min(self._settled + num_steps, self._job.steps)
         self._await(lambda rows: len(rows) >= wanted)
 
     def _await(self, condition: Callable[[list[dict[str, Any]]], bool]) -> None:
@@ -160,7 +160,16 @@ class HostJob:
                 self._kill_aggregator(host)
         if what.for_s is not None:
             time.sleep(what.for_s)
-            host.join() if what.do == "cut" else host.thaw()
+            self._bring_back(what.do, host)
+
+    def _bring_back(self, do: Do, host: Host) -> None:
+        match do:
+            case "cut":
+                host.join()
+            case "freeze":
+                host.thaw()
+            case "kill":
+                self._bed.start(host)
 
     def _kill_aggregator(self, host: Host) -> None:
         """The acting one of the job on a host, found as its standby finds it."""
