@@ -24,7 +24,7 @@ PREFIX = "elastic"
 NEEDS_ROOT = "hosts are made of namespaces, which needs root: run it with sudo"
 _BURST, _LATENCY = "256kb", "50ms"
 _DEADLINE_S = 20.0
-_STOPPED, _GONE = "T", "ZX"
+_STOPPED, _WAITING, _GONE = "T", "D", "ZX"
 
 _PROBE = (
     "ip link add bridge type bridge && ip link add h1 type veth peer name eth0"
@@ -225,13 +225,20 @@ class Host:
         self._signal(signal.SIGKILL, lambda _: True)
 
     def _signal(self, number: signal.Signals, needs_it: Callable[[Process], bool]) -> None:
-        """Send a signal until nobody needs it; also to those who come meanwhile."""
+        """Send a signal until nobody needs it; also to those who come meanwhile.
+
+        Who waits in the kernel, such as for a child that is stopped, is stopped as it is.
+        """
+        told: set[int] = set()
 
         def nobody_needs_it() -> bool:
             found = [one for one in self.processes() if needs_it(one)]
+            stops = number == signal.SIGSTOP
+            waiting = {one.pid for one in found if stops and one.state == _WAITING} & told
             for one in found:
                 _send(one.pid, number)
-            return not found
+            told.update(one.pid for one in found)
+            return waiting == {one.pid for one in found}
 
         _wait(nobody_needs_it, lambda: f"{self.name} resists {number.name}: {self.processes()}")
 
