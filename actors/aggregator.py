@@ -491,6 +491,8 @@ class AggregatorShell:
         if observes or (not action.skip and len({*action.nodes, *action.observers}) > 1):
             self._update_together(action, plan)
             return
+        if self._neighbours is not None:
+            self._neighbours.settle()
         middle = len(self._spec.layout.chunks) // 2
 
         def beat(chunk: int) -> None:

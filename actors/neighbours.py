@@ -186,6 +186,12 @@ class Neighbours:
         self._has_begun = True
         self.wake()
 
+    def settle(self) -> None:
+        """Give up any round, and wait until nothing of one is written any more."""
+        assert self._parts is not None
+        self._update = None
+        self._parts.rounds.settle()
+
     # ------------------------------------------------------------------- turn
 
     def turn(self) -> None:

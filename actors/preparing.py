@@ -8,14 +8,15 @@ from dataclasses import asdict
 
 import torch
 
+from actors.rounds import MAX_COUNTERS_BYTES
 from actors.setup import JobSetup
 from elastic.core import checkpoint
 from elastic.core.compute import make_sizes
-from elastic.core.errors import CheckpointError
+from elastic.core.errors import CheckpointError, ConfigError
 from elastic.core.fingerprint import differences, fingerprint
 from elastic.core.mapped import EMA, Control, MappedFile, Sizes, Version, check_space
 from elastic.core.memory import check_memory
-from elastic.core.model import Prepared, prepare, raw_bytes
+from elastic.core.model import ModelSpec, Prepared, prepare, raw_bytes
 from elastic.core.protocol.messages import State
 from elastic.core.retained import check_metric
 from elastic.core.store import Store
@@ -37,6 +38,8 @@ def prepare_store(
     job = setup.job
     prepared = prepare(task, job, task.dataset())
     spec = prepared.spec
+    if setup.has_nodes:
+        _check_counters(spec)
     evaluated = spec.evaluated_metrics if job.evaluate.every else None
     check_metric(job.checkpoint, spec.metrics, evaluated)
     if setup.initial is not None and setup.resume_from is None:
@@ -58,6 +61,15 @@ def prepare_store(
     partial = store.path / "spec.partial"
     partial.write_bytes(pickle.dumps(spec))
     partial.rename(store.spec_path)
+
+
+def _check_counters(spec: ModelSpec) -> None:
+    size_bytes = spec.layout.counters_bytes
+    if size_bytes > MAX_COUNTERS_BYTES:
+        raise ConfigError(
+            f"the model has {size_bytes} bytes of integer buffers; on several hosts (nodes.max > 1)"
+            f" at most {MAX_COUNTERS_BYTES} are possible"
+        )
 
 
 def _fill(version: Version, prepared: Prepared, *, averages: bool) -> None:

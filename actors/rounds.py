@@ -95,6 +95,11 @@ class Rounds:
         self.give_up()
         self._thread.shutdown()
 
+    def settle(self) -> None:
+        """Give up, and wait until nothing of any round is written any more."""
+        self.give_up()
+        self._thread.submit(_nothing).result()
+
     def begin(
         self,
         number: int,
@@ -141,7 +146,7 @@ class Rounds:
             needs_counters=counters is None and layout.counters_bytes > 0,
         )
         if counters is not None and layout.counters_bytes:
-            block = Block(number, Stage.TOTAL, COUNTERS, 0, 0, layout.counters_bytes)
+            block = self._counters_block(number)
             for link in present.values():
                 link.send_block(block, running.counters.numpy().data)
         self._job = self._submit(self._add_up, running, exchange.order())
@@ -160,9 +165,12 @@ class Rounds:
         if running is None or block.round != running.number:
             newest = self._last if running is None else running.number
             return WAIT if block.round > newest else None
-        if block.tensor == COUNTERS and running.needs_counters:
-            return running.counters.numpy().data.cast("B")[: block.length]
+        if block == self._counters_block(running.number) and running.needs_counters:
+            return running.counters.numpy().data.cast("B")
         return running.round.place(node, block)
+
+    def _counters_block(self, number: int) -> Block:
+        return Block(number, Stage.TOTAL, COUNTERS, 0, 0, self._layout.counters_bytes)
 
     def arrived(self, node: int, block: Block) -> None:
         """A block is in its place."""
@@ -245,6 +253,10 @@ class Rounds:
             return self._updater.finish(running.plan, self._totals_N, running.counters, beat)
         except _GivenUp:
             return 0.0
+
+
+def _nothing() -> None:
+    """Done once all that the thread was given before is."""
 
 
 class _GivenUp(Exception):

@@ -1,4 +1,4 @@
-"""The coordinator's process where its node is taken away: real sockets, no Ray."""
+"""The coordinator's process: its node is taken away, another one acts as well. No Ray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,12 +14,14 @@ import pytest
 
 from actors.channel import Channel, accept, listen
 from actors.coordinator import CoordinatorShell, Ended
-from actors.mesh import Address
+from actors.listener import Listener
+from actors.mesh import COORDINATOR, Address, Mesh
 from actors.preemption import NodeWatch
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
 from elastic.core.errors import PreemptedError
-from elastic.core.protocol.messages import Membership, Report, Stop
+from elastic.core.protocol.handshake import Credentials
+from elastic.core.protocol.messages import Admit, Membership, Report, Stop
 from elastic.core.runs import RunFolder
 from policies.preemption import Notice
 
@@ -168,3 +170,117 @@ def test_what_may_come_or_cannot_be_heard_is_told_once(world: World) -> None:
         select.select([], [], [], 0.005)
     assert world.finish(4) is None
     assert sorted(world.kinds()) == ["preemption_possible", "preemption_unwatched"]
+
+
+# --- several nodes ---------------------------------------------------------------------------
+
+
+@dataclass
+class ManyProcesses(NoProcesses):
+    """Two nodes with an aggregator on each. Generations are claimed as the test says."""
+
+    places: dict[int, Address]
+    claimed: dict[int, bytes] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def known(self, role: str) -> Mapping[int, Ended | None]:
+        return dict.fromkeys(self.places) if role == "aggregator" else {}
+
+    def homes(self, role: str) -> Mapping[int, int]:
+        return {node: node for node in self.places} if role == "aggregator" else {}
+
+    def nodes(self) -> Sequence[int]:
+        return tuple(self.places)
+
+    def addresses(self) -> Mapping[int, Address]:
+        return self.places
+
+    def claim(self, generation: int, membership: bytes) -> bytes | None:
+        self.asked.append(f"claim {generation}")
+        other = self.claimed.setdefault(generation, membership)
+        return None if other == membership else other
+
+    def start(self, role: str, number: int, node: int) -> None:
+        self.asked.append(f"start {role} {number} on {node}")
+
+
+@dataclass
+class Many:
+    """A coordinator and its two nodes, which are the test."""
+
+    shell: CoordinatorShell
+    processes: ManyProcesses
+    meshes: dict[int, Mesh]
+    admitted: dict[int, list[Membership]]
+
+    def turn(self) -> None:
+        """All take one turn."""
+        self.shell._turn()
+        for node, mesh in self.meshes.items():
+            mesh.turn()
+            for link in mesh.links.values():
+                while (frame := link.receive(lambda _: None)) is not None:
+                    if isinstance(frame, Admit):
+                        self.admitted[node].append(frame.membership)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        begun_s = time.monotonic()
+        while not condition():
+            assert time.monotonic() - begun_s < DEADLINE_S, self.processes.asked
+            self.turn()
+
+    def say(self, report: Report) -> None:
+        """A node reports, once it can."""
+        links = self.meshes[report.node].links
+        self.until(lambda: COORDINATOR in links)
+        links[COORDINATOR].send(report)
+
+    @property
+    def started(self) -> list[str]:
+        return [one for one in self.processes.asked if one.startswith("start worker")]
+
+
+@pytest.fixture
+def many(tmp_path: Path, make_job: Callable[..., JobConfig]) -> Iterator[Many]:
+    meshes = {
+        node: Mesh(node, Listener("127.0.0.1", Credentials(node, bytes(32)))) for node in (0, 1)
+    }
+    processes = ManyProcesses({node: mesh.listener.address for node, mesh in meshes.items()})
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    job = make_job(name=f"many-{os.getpid()}", nodes={"min": 2, "max": 2})
+    setup = JobSetup(job=job, run=run, run_id="12ab", secret=bytes(32), address="127.0.0.1")
+    processes.claim(0, b"an earlier coordinator began the job")
+    shell = CoordinatorShell(setup, processes, cast(NodeWatch, FakeWatch()))
+    yield Many(shell, processes, meshes, {node: [] for node in meshes})
+    shell._clean_up()
+    for mesh in meshes.values():
+        mesh.end()
+
+
+KNOWN = Membership(generation=3, nodes=(0, 1), members=(0,), next_worker=2, target=1)
+"""Worker 0 has ended since."""
+
+
+def test_a_generation_exists_before_anybody_hears_of_it(many: Many) -> None:
+    many.say(Report(5, KNOWN, connected=()))
+    many.until(lambda: all(many.admitted.values()))
+    made = Membership.from_bytes(many.processes.claimed[4])
+    assert (made.generation, made.members, made.next_worker) == (4, (), 3)
+    assert many.admitted[0][0] == many.admitted[1][0] == made
+    assert many.processes.asked.count("claim 4") == 1
+    assert many.started == ["start worker 2 on 0"]
+
+
+def test_who_loses_a_generation_adopts_the_other_one_and_does_nothing_more(many: Many) -> None:
+    """Of two coordinators one acts: no worker is started for a generation that does not exist."""
+    other = replace(KNOWN, generation=4, members=(), next_worker=40, former=(7,))
+    many.processes.claimed[4] = other.to_bytes()
+    many.say(Report(5, KNOWN, connected=()))
+    many.until(lambda: "claim 4" in many.processes.asked)
+    assert many.shell._protocol.membership == other
+    assert (many.started, many.admitted) == ([], {0: [], 1: []})
+    many.until(lambda: all(many.admitted.values()))
+    for told in many.admitted.values():
+        assert (told[0].generation, told[0].former, told[0].next_worker) == (5, (7,), 41)
+    assert many.started == ["start worker 40 on 0"]

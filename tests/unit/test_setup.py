@@ -12,7 +12,14 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from actors.setup import NICE_BEHIND, NICE_START, JobSetup, compute_environment, nice_to_load
+from actors.setup import (
+    NICE_BEHIND,
+    NICE_START,
+    JobSetup,
+    compute_environment,
+    nice_to_load,
+    parse_actor_name,
+)
 from actors.worker import _Loader
 from elastic.core.config import JobConfig
 from elastic.core.errors import ConfigError
@@ -64,6 +71,13 @@ def test_names_tell_runs_and_roles_apart(setup: Callable[..., JobSetup]) -> None
     assert one.coordinator_name == "lm/coordinator"
     assert one.actor_name("worker", 3) == "lm/12ab/worker-3@2"
     assert one.open_store().path == ROOT / "lm.12ab.2"
+
+
+@pytest.mark.parametrize("name", ["lm", "a-b", "worker-3.x"])
+@pytest.mark.parametrize("role", ["worker", "aggregator"])
+def test_a_name_says_who_it_is(role: str, name: str, setup: Callable[..., JobSetup]) -> None:
+    made = setup().actor_name(role, 13).replace("lm", name)
+    assert parse_actor_name(made) == (role, 13, 2)
 
 
 def test_a_setup_crosses_processes(setup: Callable[..., JobSetup], tmp_path: Path) -> None:

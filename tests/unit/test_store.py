@@ -188,6 +188,7 @@ def test_a_slot_has_two_halves_that_do_not_overlap(tmp_path: Path) -> None:
 def test_control_keeps_words_records_and_rows_apart(tmp_path: Path) -> None:
     control = Control(tmp_path, SIZES, writable=True)
     control.key[0], control.heartbeat[0], control.active_pid[0] = 2**64 - 1, 2, 3
+    control.prepared[0], control.term[0] = 2**64 - 2, 5
     for micro_batch in range(SIZES.num_micro_batches):
         control.done[micro_batch] = 100 + micro_batch
         control.write_row(micro_batch, bytes([micro_batch + 1]) * SIZES.row_bytes)
@@ -195,6 +196,7 @@ def test_control_keeps_words_records_and_rows_apart(tmp_path: Path) -> None:
     control.membership.write(b"m" * 4000)
     again = Control(tmp_path, SIZES, writable=False)
     assert (again.key[0], again.heartbeat[0], again.active_pid[0]) == (2**64 - 1, 2, 3)
+    assert (again.prepared[0], again.term[0]) == (2**64 - 2, 5)
     assert list(again.done) == [100, 101, 102, 103, 104]
     assert again.state.read() == b"s" * 8000
     assert again.membership.read() == b"m" * 4000

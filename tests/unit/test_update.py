@@ -344,6 +344,49 @@ def test_an_error_on_a_thread_escapes(make_node: MakeNode, tiny_task: Any) -> No
     assert not any(thread.is_alive() for thread in trainer.updater._threads._threads)
 
 
+# --- in two halves ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1], ids=["no clip", "clipped"])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_two_halves_over_parts_of_the_slots_equal_the_whole(
+    num_threads: int, clip_norm: float | None, make_node: MakeNode, tiny_task: Any
+) -> None:
+    node = wide_node(make_node, tiny_task, clip_norm=clip_norm)
+    trainer = Trainer(node, num_threads=num_threads)
+    trainer.step()
+    trainer.gather()
+    plan = node.plan(weight=trainer.weight)
+    assert len(plan.slots) == 2
+    norm = trainer.updater.run(plan, quiet)
+    expected = [one.clone() for one in everything(node.versions[0])]
+    layout = node.spec.layout
+    for chunk in layout.chunks:  # so that nothing of the first time is left
+        node.versions[0].values[chunk.start : chunk.stop] = 17
+        if chunk.group != BUFFERS:
+            node.versions[0].states["exp_avg"][chunk.start : chunk.stop] = 17
+            node.versions[0].scalars["step"][chunk.index] = 17
+    node.versions[0].counters.fill_(17)
+    order = list(reversed(range(len(layout.chunks))))
+    totals_N = torch.zeros(layout.num_elements, dtype=torch.int32)
+    for slots in (plan.slots[:1], plan.slots[1:], []):
+        sums_N = torch.full_like(totals_N, 7)
+        ready: list[int] = []
+        trainer.updater.add_up(replace(plan, slots=slots), sums_N, order, ready.append)
+        assert sorted(ready) == sorted(order)
+        if num_threads == 1:
+            assert ready == order
+        for chunk in layout.chunks:
+            totals_N[chunk.start : chunk.stop] += sums_N[chunk.start : chunk.stop]
+    slot, half = plan.slots[0]
+    counters = slot.counters[half].clone()
+    assert trainer.updater.finish(replace(plan, slots=[]), totals_N, counters, quiet) == norm
+    trainer.updater.close()
+    assert all(
+        torch.equal(a, b) for a, b in zip(expected, everything(node.versions[0]), strict=True)
+    )
+
+
 # --- snapshots -------------------------------------------------------------------------------
 
 
