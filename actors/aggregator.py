@@ -323,6 +323,7 @@ class AggregatorShell:
             self._store.path,
             self._selector,
             handle=self._handle,
+            term=lambda: self._protocol.term,
             hear=hear,
             inherited=self._inherited,
         )

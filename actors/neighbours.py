@@ -21,10 +21,10 @@ import torch
 from actors.channel import listen
 from actors.copying import Receiver, Sender
 from actors.following import Following
-from actors.links import Link, Memory
+from actors.links import WAIT, Link, Memory
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Down, Mesh, Up
-from actors.rounds import Rounds, round_number
+from actors.rounds import Rounds, round_number, term_of
 from actors.setup import JobSetup
 from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
@@ -53,6 +53,7 @@ class Neighbours:
     Args:
         folder: of the store; a successor finds there where it has to listen, and the others.
         handle: takes what happens, for the protocol.
+        term: of whoever leads, as far as this node knows.
         hear: takes what the coordinator says; None: it is gone.
         inherited: the socket on which a predecessor listened, see `inherit`.
     """
@@ -64,11 +65,12 @@ class Neighbours:
         selector: selectors.BaseSelector,
         *,
         handle: Callable[[node.NodeEvent], None],
+        term: Callable[[], int | None],
         hear: Callable[[Message | None], None],
         inherited: socket.socket | None = None,
     ) -> None:
         self._me, self._folder, self._selector = setup.node, folder, selector
-        self._handle, self._hear = handle, hear
+        self._handle, self._hear, self._term = handle, hear, term
         credentials = Credentials(setup.node, setup.secret)
         listener = _listen(setup.address, credentials, folder / "port", inherited)
         self._mesh = Mesh(setup.node, listener)
@@ -80,7 +82,6 @@ class Neighbours:
         self._broken: dict[int, str] = {}
         self._parts: Parts | None = None
         self._update: events.Update | None = None
-        self._has_begun = False
         with contextlib.suppress(FileNotFoundError):
             known = json.loads((folder / "peers").read_text())
             self._mesh.tell({one: (host, port) for one, host, port in known})
@@ -150,7 +151,7 @@ class Neighbours:
                 links=self._mesh.links,
                 counters=counters,
             )
-        self._look_again()
+        self.wake()
 
     def give_up(self, number: int) -> None:
         """Stop the round of that number, if it is under way, or drop its totals."""
@@ -174,17 +175,12 @@ class Neighbours:
         dropped = self._parts.following.newest_dropped
         self._parts.rounds.pass_over(max(dropped, round_number(term, 0)))
         self._parts.receiver.begin(number, copy)
-        self._look_again()
+        self.wake()
 
     def apply(self, number: int) -> None:
         """Apply the totals that were kept of that round; `Updated` comes then."""
         assert self._parts is not None
         self._parts.following.apply(number)
-
-    def _look_again(self) -> None:
-        """Blocks that had no place may have one now."""
-        self._has_begun = True
-        self.wake()
 
     def settle(self) -> None:
         """Give up any round, and wait until nothing of one is written any more."""
@@ -204,11 +200,9 @@ class Neighbours:
                     self._came(other, link)
                 case Down(other, _, for_good):
                     self._gone(other, for_good=for_good)
-        if self._has_begun:
-            self._has_begun = False
-            for other, link in list(self._mesh.links.items()):
-                if link.waits:
-                    self._use(other, link, selectors.EVENT_READ)
+        for other, link in list(self._mesh.links.items()):
+            if link.waits:
+                self._use(other, link, selectors.EVENT_READ)
         self._end_round()
 
     def _end_round(self) -> None:
@@ -268,7 +262,15 @@ class Neighbours:
         self._end_round()
 
     def _place(self, other: int, block: Block) -> Memory:
-        """Where the payload of a block belongs."""
+        """Where the payload of a block belongs.
+
+        Only what the lead is about to order is worth waiting for: of another lead nothing is, and
+        the next one's question may lie behind such a block.
+        """
+        memory = self._find_place(other, block)
+        return None if memory is WAIT and term_of(block.round) != self._term() else memory
+
+    def _find_place(self, other: int, block: Block) -> Memory:
         assert self._parts is not None
         if block.stage is Stage.STATE:
             return self._parts.receiver.place(other, block)

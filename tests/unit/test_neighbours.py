@@ -32,7 +32,7 @@ from elastic.core.runs import RunFolder
 from elastic.core.update import Plan
 
 HOST, SECRET = "127.0.0.1", bytes(32)
-BLOCK = Block(7, Stage.TOTAL, 0, 0, 0, 4)
+BLOCK = Block(round_number(5, 7), Stage.TOTAL, 0, 0, 0, 4)
 UPDATE = events.Update(
     step=3,
     slots=(),
@@ -113,6 +113,7 @@ class World:
     rounds: FakeRounds = field(default_factory=FakeRounds)
     handled: list[node.NodeEvent] = field(default_factory=list)
     heard: list[Message | None] = field(default_factory=list)
+    term: int | None = 5
 
     def begin(self, inherited: socket.socket | None = None) -> Neighbours:
         """The node's process starts, or its successor's does."""
@@ -121,6 +122,7 @@ class World:
             self.folder,
             self.selector,
             handle=self.handled.append,
+            term=lambda: self.term,
             hear=self.heard.append,
             inherited=inherited,
         )
@@ -252,6 +254,20 @@ def test_a_link_goes_on_when_its_block_waits_no_more(
     world.neighbours[-1].begin(UPDATE, cast(Plan, None), term=4, counters=None)
     world.until(lambda: world.handled)
     assert world.rounds.num_arrived == num_arrived
+
+
+def test_a_block_of_a_lead_that_is_gone_holds_up_no_link(world: World) -> None:
+    """The next lead's question may lie behind it."""
+    meet(world)
+    world.rounds.memory = WAIT
+    world.link(0).send_block(BLOCK, memoryview(b"1234"))
+    world.link(0).flush()
+    world.until(lambda: world.neighbours[-1]._mesh.links[0].waits)
+    world.link(0).send(Progress(1, {}))
+    assert world.handled == []
+    world.term = None
+    world.until(lambda: world.handled)
+    assert world.rounds.num_arrived == 0
 
 
 def test_an_update_is_told_of_once_its_round_is_complete(world: World) -> None:
