@@ -189,6 +189,7 @@ class CoordinatorShell:
                 num_workers=len(members & connected),
                 num_spare=len(connected - members),
                 target_workers=self._protocol.target,
+                num_nodes=len(self._protocol.membership.nodes),
                 generation=self._protocol.membership.generation,
                 aggregator="acting + standby" if aggregators > 1 else "acting, no standby",
                 events=tuple(self._events.lines),

@@ -42,6 +42,8 @@ class Status:
     num_spare: int = 0
     """Warm workers that wait."""
     target_workers: int = 0
+    num_nodes: int = 1
+    """Hosts that take part."""
     generation: int = 0
     aggregator: str = ""
     """In words, such as 'pid 4242 + standby'."""

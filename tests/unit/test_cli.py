@@ -53,6 +53,7 @@ def a_status(step: int, events: Any = (), run_dir: str = "runs/tiny") -> Status:
         step_s_median=0.02,
         num_workers=3,
         num_spare=1,
+        num_nodes=2,
         target_workers=4,
         generation=7,
         aggregator="pid 42 + standby",
@@ -139,6 +140,7 @@ def test_train_without_a_terminal_prints_lines(
     assert out.count("tiny: step ") == 3
     assert "loss 2.5000 (from 5.0000)" in out
     assert "workers 3/4 + 1 spare" in out
+    assert "nodes 2" in out
     assert out.count("kill worker-1 at x") == 1
     assert "ab" * 32 in out
     assert "1:15 min" in out
