@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
 _LINGER_S = 60.0
+_ALONE_S = 600.0  # a node that hears nobody for so long frees its memory
 _HUNG_S = 3.0  # an acting aggregator beats at least every _TICK_S
 _ENDED = "the job has ended"
 
@@ -184,7 +185,7 @@ class AggregatorShell:
         self._checkpoints: Checkpointer | None = None
         self._finishing: Future[None] | None = None
         self._left = ""
-        self._update_since_s = time.monotonic()
+        self._update_since_s = self._alone_s = time.monotonic()
         if self._setup.has_nodes:
             self._neighbours = self._meet_neighbours()
         listener = listen(self._store.path / "socket")
@@ -243,7 +244,13 @@ class AggregatorShell:
     def _is_needed(self) -> bool:
         if self._left or self._protocol.phase is protocol.Phase.ENDED:
             return False
-        return self._protocol.role is node.Role.LEADING or self._store.path.exists()
+        if self._protocol.role is node.Role.LEADING:
+            return True
+        if self._neighbours is None or not self._neighbours.is_alone:
+            self._alone_s = time.monotonic()
+        elif time.monotonic() - self._alone_s > _ALONE_S:
+            self._store.remove()  # the job has ended, or goes on elsewhere
+        return self._store.path.exists()
 
     def _turn(self) -> None:
         """Wait for something and handle it."""

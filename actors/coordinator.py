@@ -99,8 +99,16 @@ class Processes(Protocol):
 
     def kill(self, role: str, number: int) -> None: ...
 
+    def avoid(self, node: int, reason: str) -> None:
+        """Use the host of a node no more."""
+        ...
+
     def clear(self) -> None:
         """Free the memory of the job on all nodes, as far as they can be reached."""
+        ...
+
+    def forget(self) -> None:
+        """The job has ended: nothing of it is to be found any more."""
         ...
 
 
@@ -342,6 +350,9 @@ class CoordinatorShell:
             for number, ended in self._processes.known(role).items():
                 if ended is None or ended.error is None:
                     continue
+                if role == "aggregator" and self._refuses(self._processes.homes(role)[number]):
+                    self._do_without(self._processes.homes(role)[number], ended.text)
+                    continue
                 if isinstance(ended.error, FatalError):
                     self._fail(ended.error)
                 elif ended.text in seen:
@@ -362,6 +373,19 @@ class CoordinatorShell:
             for number, ended in self._processes.known("worker").items()
         }
 
+    def _refuses(self, node: int) -> bool:
+        """Whether a host only wants to join: the job can do without it."""
+        return self._step > 0 and node not in self._protocol.membership.nodes
+
+    def _do_without(self, node: int, reason: str) -> None:
+        if node in self._let_gone:
+            return
+        self._let_gone.add(node)
+        self._event("node_refused", f"node {node} cannot join: {reason}".partition("\n")[0])
+        self._processes.avoid(node, reason)
+        with self._lock:
+            self._protocol.leave(node)
+
     def _bury_aggregators(self) -> None:
         """Note each death once, and end what is left of the process: it may hold the lock."""
         former, homes = self._protocol.membership.former, self._processes.homes("aggregator")
@@ -372,7 +396,8 @@ class CoordinatorShell:
             if homes[number] not in former:  # else it went with its host
                 self._event("aggregator_lost", dead[number].text.partition("\n")[0])
             self._processes.kill("aggregator", number)
-        dead = {number: end for number, end in dead.items() if homes[number] not in former}
+        members = self._protocol.membership.nodes
+        dead = {number: end for number, end in dead.items() if homes[number] in members}
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]
             self._abandon(ProcessError(f"{len(dead)} aggregators died; the last: {last.text}"))
@@ -461,6 +486,7 @@ class CoordinatorShell:
         for role in ("worker", "aggregator"):
             for number in self._processes.known(role):
                 self._processes.kill(role, number)
+        self._processes.forget()  # last: until then a restarted coordinator finds what is left
         self._store.close()
         self._store.remove()
 

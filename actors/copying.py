@@ -42,7 +42,7 @@ class Sender:
         self._me, self._sizes, self._updater, self._versions = me, sizes, updater, versions
         self._wake = wake
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="copy")
-        self._copying: dict[int, tuple[int, Copy, Snapshot, Future[None]]] = {}
+        self._copying: dict[int, tuple[int, Copy, Snapshot, Future[None], Link]] = {}
 
     def begin(self, number: int, copy: Copy, link: Link | None) -> None:
         """Begin copy `number`; an earlier one to that node ends.
@@ -61,20 +61,20 @@ class Sender:
         self._updater.snapshots.append(snapshot)
         job = self._thread.submit(snapshot.copy)
         job.add_done_callback(lambda _: self._wake())
-        self._copying[copy.node] = number, copy, snapshot, job
+        self._copying[copy.node] = number, copy, snapshot, job, link
 
     def turn(self, links: Mapping[int, Link]) -> None:
         """Send what has been copied. Raises whatever ended the thread."""
-        for node, (number, copy, snapshot, job) in list(self._copying.items()):
+        for node, (number, copy, snapshot, job, link) in list(self._copying.items()):
             if not job.done():
                 continue
             job.result()
             self._end(node)
-            if node in links:
+            if links.get(node) is link:  # what was begun over another one is void
                 memories = _memories(snapshot)
                 for block in _blocks(self._sizes, number, copy.nodes, self._me):
                     start, stop = _range(self._sizes, block)
-                    links[node].send_block(block, memories[block.tensor][start:stop])
+                    link.send_block(block, memories[block.tensor][start:stop])
 
     def _end(self, node: int) -> None:
         if node in self._copying:

@@ -59,7 +59,7 @@ class Round:
         self._sums = arrays.sums_N.data.cast("B")
         self._totals = arrays.totals_N.data.cast("B")
         self._values = arrays.values_N.data.cast("B")
-        self._received = {node: memoryview(bytearray(exchange.block_bytes)) for node in links}
+        self._received: dict[int, memoryview] = {}
 
     def place(self, node: int, block: Block) -> Memory:
         """Where the payload of a block from `node` belongs.
@@ -71,6 +71,8 @@ class Round:
             return None if block.round < self.exchange.number else WAIT
         self.exchange.check(node, block)
         if block.stage is Stage.NODE_SUM:
+            if node not in self._received:  # its link may be newer than this round
+                self._received[node] = memoryview(bytearray(self.exchange.block_bytes))
             return self._received[node][: block.length]
         return self._part(self._memory_of(block.stage), block)
 

@@ -16,6 +16,7 @@ import torch
 from actors.exchanging import Arrays, Round
 from actors.links import Memory
 from actors.rounds import COUNTERS, owners, round_number
+from elastic.core.errors import ProtocolError
 from elastic.core.layout import Layout
 from elastic.core.protocol import events
 from elastic.core.protocol.exchange import Arrived, Exchange
@@ -98,9 +99,10 @@ class Following:
     def place(self, node: int, block: Block) -> Memory:
         """Where the payload of a block belongs. Raises ProtocolError: not the node's to send."""
         kept = self._kept[block.round]
-        if block.tensor == COUNTERS:
-            return kept.counters.numpy().data.cast("B")[: block.length]
-        assert kept.round is not None, "a skipped step has no totals"
+        if block.tensor == COUNTERS and block.length == self._layout.counters_bytes:
+            return kept.counters.numpy().data.cast("B")
+        if kept.round is None:
+            raise ProtocolError(f"node {node} sends {block} of a step without totals")
         return kept.round.place(node, block)
 
     def arrived(self, node: int, block: Block) -> None:

@@ -38,6 +38,7 @@ from policies.preemption import Notice
 
 _NAME_FREE_S = 5.0
 _CLEAR_S = 2.0
+_MAX_JOINS = 16  # each coordinator of the job, those that died included, waits for the end
 _ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
 
 
@@ -75,6 +76,7 @@ class Host:
         orphaned.daemon = True
         orphaned.start()
 
+    @ray.method(concurrency_group="short")
     def look_around(self) -> tuple[Address | None, Notice | None]:
         """Where this node's acting aggregator listens, once it does; and whether the host will be
         taken away, as far as its cloud says so."""
@@ -84,6 +86,7 @@ class Host:
         address = find_address(self._setup.open_store().path, self._setup.address)
         return address, self._watch.notice()
 
+    @ray.method(concurrency_group="short")
     def clear(self) -> None:
         """Free the memory of the job on this node."""
         self._setup.open_store().remove()
@@ -118,7 +121,8 @@ class RayProcesses:
         for named in ray.util.list_named_actors(all_namespaces=True):
             if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
                 role, number, node = parse_actor_name(named["name"])
-                self._adopt(role, number, node, ray.get_actor(named["name"], NAMESPACE))
+                with contextlib.suppress(ValueError):  # it ended meanwhile
+                    self._adopt(role, number, node, ray.get_actor(named["name"], NAMESPACE))
 
     def look(self, former: Sequence[int]) -> None:
         """Ask Ray once which processes have ended since, and which nodes there are."""
@@ -198,15 +202,16 @@ class RayProcesses:
         threads = self._setup.job.workers.threads if role == "worker" else 1
         ray_id = self._here if self._nodes is None else self._nodes.ray_id(node)
         setup = replace(self._setup, node=node)
+        remote: Any = ray.remote
         actor = (
-            ray.remote(Host)
+            remote(concurrency_groups={"short": 1})(Host)
             .options(
                 name=setup.actor_name(role, number),
                 namespace=NAMESPACE,
                 lifetime="detached",
                 num_cpus=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
-                max_concurrency=4,
+                max_concurrency=_MAX_JOINS,
                 runtime_env=_runtime_env(compute_environment(threads)),
             )
             .remote(setup, role, number)
@@ -227,8 +232,18 @@ class RayProcesses:
             if ended is None
         }
         cleared = [actor.clear.remote() for actor in living.values()]
-        ray.wait(cleared, num_returns=len(cleared), timeout=_CLEAR_S, fetch_local=False)
-        self._nodes.forget()
+        if cleared:
+            ray.wait(cleared, num_returns=len(cleared), timeout=_CLEAR_S, fetch_local=False)
+
+    def forget(self) -> None:
+        """The job has ended: nothing of it is to be found any more."""
+        if self._nodes is not None:
+            self._nodes.forget()
+
+    def avoid(self, node: int, reason: str) -> None:
+        """Use the host of a node no more."""
+        assert self._nodes is not None, "a job of one node has no other host"
+        self._ending[self._nodes.ray_id(node)] = Notice(reason)
 
     def _adopt(self, role: str, number: int, node: int, actor: Any) -> None:
         self._actors[role][number] = actor

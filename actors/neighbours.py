@@ -24,14 +24,14 @@ from actors.following import Following
 from actors.links import WAIT, Link, Memory
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Down, Mesh, Up
-from actors.rounds import Rounds, round_number, term_of
+from actors.rounds import Rounds, round_number
 from actors.setup import JobSetup
 from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Message, Peers
-from elastic.core.protocol.orders import NodeMessage
+from elastic.core.protocol.orders import NodeMessage, Order
 from elastic.core.update import Plan
 
 _INHERIT_S = 0.5
@@ -93,6 +93,11 @@ class Neighbours:
     @property
     def hears_coordinator(self) -> bool:
         return COORDINATOR in self._mesh.links
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no link to anybody."""
+        return not self._mesh.links
 
     def wake(self) -> None:
         """Let `turn` be called soon; from any thread."""
@@ -237,18 +242,26 @@ class Neighbours:
         """Send and receive what can be."""
         if self._mesh.links.get(other) is not link:
             return  # it was replaced since
-        try:
-            if mask & selectors.EVENT_WRITE:
+        if mask & selectors.EVENT_WRITE:
+            try:
                 link.flush()
-            if mask & selectors.EVENT_READ:
-                self._receive(other, link)
-        except (ChannelClosed, ProtocolError) as error:
-            if self._mesh.links.get(other) is link:
+            except ChannelClosed as error:
                 self._drop(other, str(error))
+                return
+        if mask & selectors.EVENT_READ:
+            self._receive(other, link)
 
     def _receive(self, other: int, link: Link) -> None:
+        """Only what the link itself brings may close it: errors of the protocol are ours."""
         place = partial(self._place, other)
-        while (frame := link.receive(place)) is not None:
+        while True:
+            try:
+                frame = link.receive(place)
+            except (ChannelClosed, ProtocolError) as error:
+                self._drop(other, str(error))
+                return
+            if frame is None:
+                break
             if isinstance(frame, Block):
                 self._arrived(other, frame)
             elif isinstance(frame, Peers):
@@ -257,9 +270,19 @@ class Neighbours:
                 self._hear(frame)  # type: ignore[arg-type]
             else:
                 self._handle(node.FromNode(other, frame))  # type: ignore[arg-type]
+                self._pass_over(frame)
             if self._mesh.links.get(other) is not link:
                 return
         self._end_round()
+
+    def _pass_over(self, frame: object) -> None:
+        """Nobody waits for the blocks of an update that this node did not begin."""
+        assert self._parts is not None
+        match frame:
+            case Order(term, events.Update() as update) if term == self._term():
+                number = round_number(term, update.round)
+                if not self._parts.following.observes(number):
+                    self._parts.rounds.pass_over(number)
 
     def _place(self, other: int, block: Block) -> Memory:
         """Where the payload of a block belongs.
@@ -267,8 +290,9 @@ class Neighbours:
         Only what the lead is about to order is worth waiting for: of another lead nothing is, and
         the next one's question may lie behind such a block.
         """
-        memory = self._find_place(other, block)
-        return None if memory is WAIT and term_of(block.round) != self._term() else memory
+        memory, term = self._find_place(other, block), self._term()
+        is_stale = term is None or block.round < round_number(term, 0)
+        return None if memory is WAIT and is_stale else memory
 
     def _find_place(self, other: int, block: Block) -> Memory:
         assert self._parts is not None

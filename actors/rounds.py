@@ -50,11 +50,6 @@ def owners(layout: Layout, nodes: Sequence[int]) -> npt.NDArray[np.integer]:
     return np.take(np.array(nodes), at % len(nodes))
 
 
-def term_of(number: int) -> int:
-    """The term whose lead ordered the round of that `round_number`."""
-    return number >> _ROUND_BITS
-
-
 @dataclass(slots=True, eq=False)
 class _Running:
     """The round that is under way."""

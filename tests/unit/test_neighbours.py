@@ -27,7 +27,7 @@ from elastic.core.protocol import events, node
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Admit, Membership, Message, Peers, Stop
-from elastic.core.protocol.orders import NodeMessage, Progress
+from elastic.core.protocol.orders import NodeMessage, Order, Progress
 from elastic.core.runs import RunFolder
 from elastic.core.update import Plan
 
@@ -54,6 +54,7 @@ class FakeRounds:
     begun: list[int] = field(default_factory=list)
     num_given_up: int = 0
     num_arrived: int = 0
+    passed_over: int = 0
     is_closed: bool = False
 
     def place(self, node: int, block: Block) -> Memory:
@@ -69,7 +70,8 @@ class FakeRounds:
     def begin(self, number: int, plan: Plan, **_: Any) -> None:
         self.begun.append(number)
 
-    def pass_over(self, number: int) -> None: ...
+    def pass_over(self, number: int) -> None:
+        self.passed_over = max(self.passed_over, number)
 
     def give_up(self) -> None:
         self.num_given_up += 1
@@ -268,6 +270,17 @@ def test_a_block_of_a_lead_that_is_gone_holds_up_no_link(world: World) -> None:
     world.term = None
     world.until(lambda: world.handled)
     assert world.rounds.num_arrived == 0
+
+
+@pytest.mark.parametrize(("term", "expected"), [(5, round_number(5, 9)), (4, 0)])
+def test_nobody_waits_for_the_blocks_of_an_update_that_was_ordered(
+    term: int, expected: int, world: World
+) -> None:
+    """One that joins may ignore the order, while the owners send it the totals."""
+    meet(world)
+    world.link(0).send(Order(term, UPDATE))
+    world.until(lambda: world.handled)
+    assert world.rounds.passed_over == expected
 
 
 def test_an_update_is_told_of_once_its_round_is_complete(world: World) -> None:
