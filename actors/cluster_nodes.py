@@ -83,11 +83,13 @@ class ClusterNodes:
         return self._ray_ids[node]
 
     def claim(self, name: str, value: bytes) -> bytes | None:
-        """Write `value` under a name that nothing was written under; else return what was."""
+        """Write `value` under a name that nothing was written under; else return what was.
+
+        Also if that is equal: of two that write the same, only one may act on it.
+        """
         if not _internal_kv_put(self._key(name), value, overwrite=False, namespace=_SPACE):
             return None
-        other = self._get(name)
-        return None if other == value else other
+        return self._get(name)
 
     def forget(self) -> None:
         """The job has ended: remove what is written down of it."""
@@ -97,6 +99,8 @@ class ClusterNodes:
         node = len(self._ray_ids)
         while (other := self.claim(f"node/{node}", ray_id.encode())) is not None:
             self._ray_ids[node] = other.decode()
+            if self._ray_ids[node] == ray_id:
+                return node
             node += 1
         self._ray_ids[node] = ray_id
         return node
