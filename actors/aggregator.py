@@ -15,6 +15,7 @@ import select
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -325,26 +326,26 @@ class AggregatorShell:
             else:
                 self._receive(None, message)
 
-        neighbours = Neighbours(
+        def parts(wake: Callable[[], None]) -> Parts:
+            me, layout = self._setup.node, self._spec.layout
+            updater, versions = self._updater, self._versions
+            return Parts(
+                Rounds(updater, versions, layout, me, wake),
+                Following(updater, layout, me, wake),
+                Sender(me, self._sizes, updater, versions, wake),
+                Receiver(self._sizes, versions),
+            )
+
+        return Neighbours(
             self._setup,
             self._store.path,
             self._selector,
             handle=self._handle,
             term=lambda: self._protocol.term,
             hear=hear,
+            parts=parts,
             inherited=self._inherited,
         )
-        me, wake, layout = self._setup.node, neighbours.wake, self._spec.layout
-        updater, versions = self._updater, self._versions
-        neighbours.use(
-            Parts(
-                Rounds(updater, versions, layout, me, wake),
-                Following(updater, layout, me, wake),
-                Sender(me, self._sizes, updater, versions, wake),
-                Receiver(self._sizes, versions),
-            )
-        )
-        return neighbours
 
     @property
     def _hears_coordinator(self) -> bool:

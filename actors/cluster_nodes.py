@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import ray
 from ray.experimental.internal_kv import (
@@ -19,14 +18,6 @@ from ray.experimental.internal_kv import (
 
 _SPACE = b"elastic"
 _LOOK_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Host:
-    """One of Ray's nodes that can take a job's processes."""
-
-    ray_id: str
-    address: str
 
 
 class ClusterNodes:
@@ -60,7 +51,7 @@ class ClusterNodes:
         if not self.is_due:
             return
         self._looked_s = time.monotonic()
-        hosts = {one.ray_id: one for one in _hosts()}
+        hosts = _hosts()
         numbers = {
             ray_id: node
             for node, ray_id in self._ray_ids.items()
@@ -113,10 +104,10 @@ class ClusterNodes:
         return f"{self._job}/{name}".encode()
 
 
-def _hosts() -> list[_Host]:
+def _hosts() -> set[str]:
     """Ray's living nodes that have processors to give; a head often has none."""
-    return [
-        _Host(node["NodeID"], node["NodeManagerAddress"])
+    return {
+        node["NodeID"]
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"] and node["Resources"].get("CPU", 0) > 0
-    ]
+    }

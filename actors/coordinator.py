@@ -438,16 +438,8 @@ class CoordinatorShell:
             self._processes.start(role, number, node)
 
     def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
-        self._setup.run.append_event(
-            {
-                "time_s": time.time(),
-                "kind": kind,
-                "step": self._step,
-                "generation": self._protocol.membership.generation,
-                "worker": worker,
-                "reason": reason,
-            }
-        )
+        generation = self._protocol.membership.generation
+        self._setup.run.tell(kind, reason, step=self._step, generation=generation, worker=worker)
 
     def _finish(self, report: Report) -> None:
         """The result is written: end every process, free the memory."""

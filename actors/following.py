@@ -15,7 +15,7 @@ import torch
 
 from actors.exchanging import Arrays, Round
 from actors.links import Memory
-from actors.rounds import COUNTERS, owners, round_number
+from actors.rounds import COUNTERS, GivenUp, owners, round_number
 from elastic.core.errors import ProtocolError
 from elastic.core.layout import Layout
 from elastic.core.protocol import events
@@ -162,15 +162,11 @@ class Following:
 
         def beat(_: int) -> None:
             if kept.dropped.is_set():
-                raise _Dropped
+                raise GivenUp
 
         try:
             if kept.update.skip:
                 return self._updater.run(kept.plan, beat)
             return self._updater.finish(kept.plan, kept.totals_N, kept.counters, beat)
-        except _Dropped:
+        except GivenUp:
             return 0.0
-
-
-class _Dropped(Exception):
-    """Leaves the work of a round that counts no more."""

@@ -25,7 +25,7 @@ PING_S = 0.25
 """A link that sends nothing for so long sends a ping: silence is no quiet."""
 
 MAX_QUEUED_BYTES = 64 << 20
-"""Messages that a peer may leave unread before it counts as gone. Blocks take no memory."""
+"""Messages that a peer may leave unread before it counts as gone. Blocks lie where they are."""
 
 _TURN_BYTES = 1 << 20  # handed to the kernel before the loop looks at anything else
 _MAX_BUFFERS = 64  # of one sendmsg

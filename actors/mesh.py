@@ -53,7 +53,7 @@ class Mesh:
     def __init__(self, me: int, listener: Listener, clock: Clock = time.monotonic) -> None:
         self._me, self._listener, self._clock = me, listener, clock
         self._addresses: dict[int, Address] = {}
-        self._calling: dict[int, Address] = {}
+        self._calling: set[int] = set()
         self._retry_s: dict[int, float] = {}
         self._turned_s = clock()
         self.links: dict[int, Link] = {}
@@ -75,12 +75,12 @@ class Mesh:
         self._call(now_s)
         for made in self._listener.turn():
             if isinstance(made, Unreachable):
-                self._calling.pop(made.node, None)
+                self._calling.discard(made.node)
                 self._retry_s[made.node] = now_s + _RETRY_S
                 if made.refused and made.node not in self.links:
                     changes.append(Down(made.node, made.reason, for_good=True))
                 continue
-            self._calling.pop(made.node, None)
+            self._calling.discard(made.node)
             if made.node in self.links:
                 changes.append(self.close(made.node, "it calls again"))
             self.links[made.node] = made
@@ -127,7 +127,7 @@ class Mesh:
             if node >= self._me or node in self.links or node in self._calling:
                 continue
             if now_s >= self._retry_s.get(node, 0.0):
-                self._calling[node] = address
+                self._calling.add(node)
                 self._listener.call(node, address)
 
 

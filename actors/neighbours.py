@@ -55,6 +55,7 @@ class Neighbours:
         handle: takes what happens, for the protocol.
         term: of whoever leads, as far as this node knows.
         hear: takes what the coordinator says; None: it is gone.
+        parts: makes what goes over links as blocks; given `wake`.
         inherited: the socket on which a predecessor listened, see `inherit`.
     """
 
@@ -67,6 +68,7 @@ class Neighbours:
         handle: Callable[[node.NodeEvent], None],
         term: Callable[[], int | None],
         hear: Callable[[Message | None], None],
+        parts: Callable[[Callable[[], None]], Parts],
         inherited: socket.socket | None = None,
     ) -> None:
         self._me, self._folder, self._selector = setup.node, folder, selector
@@ -80,15 +82,11 @@ class Neighbours:
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         selector.register(self._woken, selectors.EVENT_READ, self._drain)
         self._broken: dict[int, str] = {}
-        self._parts: Parts | None = None
+        self._parts = parts(self.wake)
         self._update: events.Update | None = None
         with contextlib.suppress(FileNotFoundError):
             known = json.loads((folder / "peers").read_text())
             self._mesh.tell({one: (host, port) for one, host, port in known})
-
-    def use(self, parts: Parts) -> None:
-        """Have what goes over links as blocks done by these."""
-        self._parts = parts
 
     @property
     def hears_coordinator(self) -> bool:
@@ -105,25 +103,21 @@ class Neighbours:
 
     def close(self) -> None:
         """Close every link, and wait until no thread of a round writes any more."""
-        if self._parts is not None:
-            self._parts.rounds.close()
-            self._parts.following.close()
-            self._parts.sender.close()
+        self._parts.rounds.close()
+        self._parts.following.close()
+        self._parts.sender.close()
         self._mesh.end()
         self._heirs.close()
         os.close(self._woken)
 
     # ---------------------------------------------------------------- saying
 
-    def send(self, to: int, message: NodeMessage) -> None:
-        """Say it to another node, if there is a link to it."""
-        self._send(to, message)
-
     def tell(self, message: Message) -> None:
         """Say it to the coordinator, if it is there."""
-        self._send(COORDINATOR, message)
+        self.send(COORDINATOR, message)
 
-    def _send(self, to: int, message: Message | NodeMessage) -> None:
+    def send(self, to: int, message: Message | NodeMessage) -> None:
+        """Say it to another node, if there is a link to it."""
         link = self._mesh.links.get(to)
         if link is None or to in self._broken:
             return
@@ -142,7 +136,6 @@ class Neighbours:
 
         A node that joins only keeps the totals.
         """
-        assert self._parts is not None
         number = round_number(term, update.round)
         if self._me in update.observers:
             self._parts.following.keep(term, update, plan)
@@ -160,7 +153,6 @@ class Neighbours:
 
     def give_up(self, number: int) -> None:
         """Stop the round of that number, if it is under way, or drop its totals."""
-        assert self._parts is not None
         self._parts.following.drop(number)
         self._parts.rounds.pass_over(self._parts.following.newest_dropped)
         if self._update is not None and self._update.round == number:
@@ -169,7 +161,6 @@ class Neighbours:
 
     def copy(self, copy: events.Copy, *, term: int) -> None:
         """Send this node's share of a version; or take it, and say `Copied` once it is complete."""
-        assert self._parts is not None
         number = round_number(term, copy.number)
         if copy.node != self._me:
             self._parts.sender.begin(number, copy, self._mesh.links.get(copy.node))
@@ -184,12 +175,10 @@ class Neighbours:
 
     def apply(self, number: int) -> None:
         """Apply the totals that were kept of that round; `Updated` comes then."""
-        assert self._parts is not None
         self._parts.following.apply(number)
 
     def settle(self) -> None:
         """Give up any round, and wait until nothing of one is written any more."""
-        assert self._parts is not None
         self._update = None
         self._parts.rounds.settle()
 
@@ -211,7 +200,6 @@ class Neighbours:
         self._end_round()
 
     def _end_round(self) -> None:
-        assert self._parts is not None
         self._parts.sender.turn(self._mesh.links)
         norm, update = self._parts.rounds.turn(), self._update
         if norm is not None and update is not None:
@@ -277,7 +265,6 @@ class Neighbours:
 
     def _pass_over(self, frame: object) -> None:
         """Nobody waits for the blocks of an update that this node did not begin."""
-        assert self._parts is not None
         match frame:
             case Order(term, events.Update() as update) if term == self._term():
                 number = round_number(term, update.round)
@@ -295,7 +282,6 @@ class Neighbours:
         return None if memory is WAIT and is_stale else memory
 
     def _find_place(self, other: int, block: Block) -> Memory:
-        assert self._parts is not None
         if block.stage is Stage.STATE:
             return self._parts.receiver.place(other, block)
         if self._parts.following.observes(block.round):
@@ -304,7 +290,6 @@ class Neighbours:
 
     def _arrived(self, other: int, block: Block) -> None:
         """A block is in its place."""
-        assert self._parts is not None
         if block.stage is Stage.STATE:
             copied = self._parts.receiver.arrived(other, block)
             if copied is not None:

@@ -30,16 +30,7 @@ class EventLog:
 
     def __call__(self, kind: str, reason: str, worker: int | None = None) -> None:
         step, generation = self._where()
-        self._run.append_event(
-            {
-                "time_s": time.time(),
-                "kind": kind,
-                "step": step,
-                "generation": generation,
-                "worker": worker,
-                "reason": reason,
-            }
-        )
+        self._run.tell(kind, reason, step=step, generation=generation, worker=worker)
 
 
 class Recorder:

@@ -4,7 +4,8 @@
      (threads)            (the loop)                                     (threads)
 
 The loop that owns the links owns this, too; threads tell it by `wake` that there is something to
-take. Nothing of a round that was given up is written once the next one begins.
+take. There is one thread: what it still writes of a round that was given up is overwritten by the
+next one.
 """
 
 from __future__ import annotations
@@ -235,23 +236,23 @@ class Rounds:
     def _add_up(self, running: _Running, order: Sequence[int]) -> None:
         def ready(chunk: int) -> None:
             if running.given_up.is_set():
-                raise _GivenUp
+                raise GivenUp
             self._ready.append((running, chunk))
             self._wake()
 
         try:
             self._updater.add_up(running.plan, self._sums_N, order, ready)
-        except _GivenUp:
+        except GivenUp:
             return
 
     def _finish(self, running: _Running) -> float:
         def beat(_: int) -> None:
             if running.given_up.is_set():
-                raise _GivenUp
+                raise GivenUp
 
         try:
             return self._updater.finish(running.plan, self._totals_N, running.counters, beat)
-        except _GivenUp:
+        except GivenUp:
             return 0.0
 
 
@@ -259,5 +260,5 @@ def _nothing() -> None:
     """Done once all that the thread was given before is."""
 
 
-class _GivenUp(Exception):
+class GivenUp(Exception):
     """Leaves the work of a round that nobody waits for."""

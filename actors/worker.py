@@ -96,16 +96,7 @@ class WorkerShell:
 
     def _note(self, fault: Fault, step: int) -> None:
         """Tell the event log that a fault happens here."""
-        self._setup.run.append_event(
-            {
-                "time_s": time.time(),
-                "kind": "fault",
-                "step": step,
-                "generation": 0,
-                "worker": self._worker,
-                "reason": str(fault),
-            }
-        )
+        self._setup.run.tell("fault", str(fault), step=step, worker=self._worker)
 
     # ------------------------------------------------------------------ socket
 

@@ -93,7 +93,7 @@ def run_job(
             except ProcessError as error:
                 if number == max_failures or signals.asked:
                     raise
-                run.append_event(_event("job_failed", f"begins again: {error}"))
+                run.tell("job_failed", f"begins again: {error}")
                 resume = True
                 setup = _make_setup(job, run, task, faults, resume=resume)
         result = _read_result(run, faults)
@@ -159,7 +159,7 @@ def _launch_and_watch(
         _watch(coordinator, follower, signals, _written(run, on_status))
         failure = ray.get(coordinator.failure.remote())
     except KeyboardInterrupt:
-        run.append_event(_event("job_interrupted", "interrupted twice: ended at once"))
+        run.tell("job_interrupted", "interrupted twice: ended at once")
         raise
     finally:
         signals.tidy_up()
@@ -325,23 +325,12 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
         },
     )
     for problem in setup.damaged:
-        run.append_event(_event("checkpoint_damaged", problem))
+        run.tell("checkpoint_damaged", problem)
     kind = "job_started" if resumed is None else "job_resumed"
-    run.append_event(_event(kind, f"{job.steps} steps" if resumed is None else f"from {resumed}"))
+    run.tell(kind, f"{job.steps} steps" if resumed is None else f"from {resumed}")
     if resumed is None and setup.initial is not None:
         reason = f"from {setup.initial.file}, sha256 {setup.initial.sha256}"
-        run.append_event(_event("initialized", reason))
-
-
-def _event(kind: str, reason: str) -> dict[str, Any]:
-    return {
-        "time_s": time.time(),
-        "kind": kind,
-        "step": 0,
-        "generation": 0,
-        "worker": None,
-        "reason": reason,
-    }
+        run.tell("initialized", reason)
 
 
 def _written(

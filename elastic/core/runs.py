@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -109,6 +110,27 @@ class RunFolder:
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add one line to events.jsonl."""
         self._append(self.events_jsonl, event)
+
+    def tell(
+        self,
+        kind: str,
+        reason: str,
+        *,
+        step: int = 0,
+        generation: int = 0,
+        worker: int | None = None,
+    ) -> None:
+        """Add an event that happens now."""
+        self.append_event(
+            {
+                "time_s": time.time(),
+                "kind": kind,
+                "step": step,
+                "generation": generation,
+                "worker": worker,
+                "reason": reason,
+            }
+        )
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one committed step to metrics.jsonl."""

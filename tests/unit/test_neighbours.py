@@ -119,6 +119,9 @@ class World:
 
     def begin(self, inherited: socket.socket | None = None) -> Neighbours:
         """The node's process starts, or its successor's does."""
+        following = cast(Following, FakeFollowing())
+        sender = cast(Sender, FakeSender())
+        parts = Parts(cast(Rounds, self.rounds), following, sender, cast(Receiver, None))
         made = Neighbours(
             self.setup,
             self.folder,
@@ -126,11 +129,9 @@ class World:
             handle=self.handled.append,
             term=lambda: self.term,
             hear=self.heard.append,
+            parts=lambda _: parts,
             inherited=inherited,
         )
-        following = cast(Following, FakeFollowing())
-        sender = cast(Sender, FakeSender())
-        made.use(Parts(cast(Rounds, self.rounds), following, sender, cast(Receiver, None)))
         self.neighbours.append(made)
         return made
 
@@ -238,13 +239,8 @@ def test_who_cannot_be_told_is_lost_in_the_next_turn(world: World) -> None:
     assert world.handled == [node.Lost(0)]
 
 
-@pytest.mark.parametrize(
-    ("then", "num_arrived"), [(None, 0), (memoryview(bytearray(4)), 1)], ids=["dropped", "placed"]
-)
-def test_a_link_goes_on_when_its_block_waits_no_more(
-    then: Memory, num_arrived: int, world: World
-) -> None:
-    """This node has been told of the round, or of a later one."""
+def wait_for_a_place(world: World) -> None:
+    """A block has no place yet, and a message lies behind it."""
     meet(world)
     world.rounds.memory = WAIT
     world.link(0).send_block(BLOCK, memoryview(b"1234"))
@@ -252,6 +248,16 @@ def test_a_link_goes_on_when_its_block_waits_no_more(
     world.until(lambda: world.neighbours[-1]._mesh.links[0].waits)
     world.link(0).send(Progress(1, {}))
     assert world.handled == []
+
+
+@pytest.mark.parametrize(
+    ("then", "num_arrived"), [(None, 0), (memoryview(bytearray(4)), 1)], ids=["dropped", "placed"]
+)
+def test_a_link_goes_on_when_its_block_waits_no_more(
+    then: Memory, num_arrived: int, world: World
+) -> None:
+    """This node has been told of the round, or of a later one."""
+    wait_for_a_place(world)
     world.rounds.memory = then
     world.neighbours[-1].begin(UPDATE, cast(Plan, None), term=4, counters=None)
     world.until(lambda: world.handled)
@@ -260,13 +266,7 @@ def test_a_link_goes_on_when_its_block_waits_no_more(
 
 def test_a_block_of_a_lead_that_is_gone_holds_up_no_link(world: World) -> None:
     """The next lead's question may lie behind it."""
-    meet(world)
-    world.rounds.memory = WAIT
-    world.link(0).send_block(BLOCK, memoryview(b"1234"))
-    world.link(0).flush()
-    world.until(lambda: world.neighbours[-1]._mesh.links[0].waits)
-    world.link(0).send(Progress(1, {}))
-    assert world.handled == []
+    wait_for_a_place(world)
     world.term = None
     world.until(lambda: world.handled)
     assert world.rounds.num_arrived == 0
