@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from actors.contacts import Contacts, ManyContacts, OneContact
 from actors.mesh import Address
+from actors.monitor import Monitor
 from actors.preemption import NodeWatch
 from actors.setup import JobSetup
 from elastic.core.errors import (
@@ -42,6 +43,7 @@ from elastic.core.protocol.coordinator import (
 from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Stop
 from elastic.core.runs import Lines
 from elastic.core.status import PhaseName, Status
+from monitoring.tally import Now
 from policies.preemption import Leave, LeaveInTime, Notice, PreemptionView, Stay, TooLate
 
 log = logging.getLogger(__name__)
@@ -143,6 +145,7 @@ class CoordinatorShell:
         self._phase: PhaseName = "starting"
         self._metrics = _Tail(setup.run.metrics_jsonl, 64)
         self._events = _Tail(setup.run.events_jsonl, _NUM_EVENTS)
+        self._monitor = Monitor(setup, self._now, self._event)
         self._thread = threading.Thread(target=self._loop, name="coordinator", daemon=True)
 
     def _is_first(self) -> bool:
@@ -168,6 +171,7 @@ class CoordinatorShell:
         if self._processes.known("aggregator"):
             self._event("coordinator_restarted", f"pid {os.getpid()} takes up where it died")
         self._watch.start()
+        self._monitor.start()
         self._thread.start()
 
     # ------------------------------------------------------- for other threads
@@ -326,6 +330,19 @@ class CoordinatorShell:
                 reason = f"{notice.reason}: its workers finish what they hold"
                 self._event("node_leaving", f"node {node}: {refusal or reason}")
 
+    def _now(self) -> Now:
+        """For the monitor, on its thread. Every node that takes part holds every chunk."""
+        status = self.status()
+        with self._lock:
+            node_of = dict(self._processes.homes("worker"))
+        nodes = self._setup.job.nodes
+        return Now(
+            status=status,
+            node_of=node_of,
+            replicas=status.num_nodes,
+            replicas_wanted=nodes.min,
+        )
+
     def _step_s(self) -> float | None:
         """The median of the last steps."""
         steps_s = [one["step_s"] for one in self._metrics.lines]
@@ -472,6 +489,7 @@ class CoordinatorShell:
 
     def _clean_up(self) -> None:
         self._watch.stop()
+        self._monitor.stop()
         self._contacts.close()
         self._store.remove()  # first: nobody may connect to a standby, nobody may stand by
         self._processes.clear()

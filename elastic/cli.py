@@ -460,8 +460,8 @@ def stragglers(
 
 def _print_diagnosis(found: Diagnosis) -> None:
     """Where the time went, and why."""
-    from elastic.report.account import PARTS
     from elastic.report.diagnosis import MOST_TOLD
+    from monitoring.account import PARTS
 
     console, account = Console(), found.account
     console.print(Text(f"{account.wall_s:.1f} s, goodput {account.goodput:.1%}", style="bold"))

@@ -165,6 +165,7 @@ def _launch_and_watch(
         signals.tidy_up()
         run.ray_json.unlink(missing_ok=True)
         run.status_json.unlink(missing_ok=True)
+        run.prometheus_json.unlink(missing_ok=True)
         end_coordinator(name, coordinator)
         end_orphans(name)  # there are none unless an error brought us here
         setup.open_store().remove()

@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from monitoring.account import PARTS
 from policies.verdicts import Kind
 
 PREFIX = "elastic_"
 NUM_SLOWEST = 32
-"""So many workers, and so many links, have series of their own: the slowest ones."""
+"""So many workers have series of their own: the slowest ones."""
 
-PARTS = (
-    *("productive", "recomputed", "waiting", "coordination", "recovery"),
-    *("checkpoint", "evaluation", "start-up", "other"),
+SECONDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+    *(2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 300.0, 600.0),
 )
-"""Of the goodput account, `elastic.report.account`."""
+"""Upper bounds of the buckets of each histogram; what is longer is in the last one."""
 
 KINDS = tuple(kind.value for kind in Kind)
 
@@ -28,10 +29,8 @@ LABELS: Mapping[str, int] = {
     "part": len(PARTS),
     "kind": len(KINDS),
     "state": 3,
-    "direction": 2,
     "outcome": 3,
     "worker": NUM_SLOWEST,
-    "link": NUM_SLOWEST,
     "node": 64,
     "expert": 64,
     "version": 1,
@@ -55,15 +54,13 @@ class Metric:
     @property
     def num_series(self) -> int:
         """At most."""
-        num = NUM_BUCKETS + 3 if self.kind == "histogram" else 1
+        num = len(SECONDS) + 3 if self.kind == "histogram" else 1
         for label in self.labels:
             num *= LABELS[label]
         return num
 
 
-NUM_BUCKETS = 16
-
-TABLE = (
+OF_A_JOB = (
     Metric("info", "info", "Version of elastic that runs the job", ("version",)),
     Metric("steps_total", "counter", "Committed steps"),
     Metric("samples_total", "counter", "Samples in committed steps"),
@@ -79,33 +76,31 @@ TABLE = (
     Metric("loss", "gauge", "Loss of the newest committed step"),
     Metric("grad_norm", "gauge", "Norm of the gradient of the newest committed step"),
     Metric("overflows_total", "counter", "Attempts redone because a sum left int32"),
-    Metric(
-        "nonfinite_total", "counter", "Micro-batches with NaN or Inf, that two workers agreed on"
-    ),
+    Metric("nonfinite_total", "counter", "Results with NaN or Inf; each is computed once more"),
     Metric("skipped_steps_total", "counter", "Steps skipped for NaN or Inf"),
     Metric("duplicates_total", "counter", "Duplicate leases"),
-    Metric("verdicts", "gauge", "Verdicts of the fault detector that hold", ("kind",)),
+    Metric("verdicts_open", "gauge", "Verdicts of the fault detector that hold", ("kind",)),
     Metric("verdicts_total", "counter", "Verdicts that began", ("kind",)),
-    Metric("audits_total", "counter", "Audits: agreed, lied, undecided", ("outcome",)),
     Metric(
         "pace_ratio", "gauge", "Pace of the slowest workers over their role's median", ("worker",)
-    ),
-    Metric("link_ratio", "gauge", "Time per byte of the slowest links over the median", ("link",)),
-    Metric("link_bytes_total", "counter", "Bytes between nodes", ("node", "direction")),
-    Metric(
-        "link_wait_seconds_total",
-        "counter",
-        "Time in which links did not go on",
-        ("node", "direction"),
     ),
     Metric("replicas", "gauge", "Copies of the chunk that has fewest"),
     Metric("replicas_wanted", "gauge", "Copies that every chunk should have"),
     Metric("checkpoint_timestamp_seconds", "gauge", "When the newest checkpoint was written"),
-    Metric("checkpoint_seconds", "histogram", "Time to write a checkpoint"),
+    Metric(
+        "checkpoint_seconds", "histogram", "From the commit of a step to its checkpoint in storage"
+    ),
+)
+"""What the exporter of a job tells."""
+
+OF_SERVING = (
     Metric("expert_up", "gauge", "1 if the expert answers", ("expert",)),
     Metric("requests_total", "counter", "Requests served: answered, refused, failed", ("outcome",)),
     Metric("request_seconds", "histogram", "Time to answer a request"),
 )
+"""What serving tells."""
+
+TABLE = OF_A_JOB + OF_SERVING
 
 
 def num_series() -> int:

@@ -45,6 +45,7 @@ FREE_AT_RESUME = frozenset(
         "evaluate",
         "checkpoint",
         "preemption",
+        "monitoring",
     }
 )
 
@@ -182,6 +183,17 @@ class Preemption(_Section):
     one that the machine's firmware names, if any. none: no service is asked."""
 
 
+class Monitoring(_Section):
+    """How Prometheus hears of the job: docs/monitoring.md."""
+
+    port: int | None = Field(default=0, ge=0, le=65535)
+    """Where the metrics of the job can be read, on the host of its driver. 0: any free port, which
+    prometheus.json in the run folder names; null: nowhere."""
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """The address to listen at; 0.0.0.0: all of that host. Whoever reaches it may read: nobody is
+    asked for a password."""
+
+
 class JobConfig(_Section):
     """A job: one model being trained."""
 
@@ -243,6 +255,8 @@ class JobConfig(_Section):
     """When checkpoints are written."""
     preemption: Preemption = Preemption()
     """How the job hears that its machine will be taken away."""
+    monitoring: Monitoring = Monitoring()
+    """How Prometheus hears of the job."""
     chunk_elements: int = Field(default=262_144, ge=1024, le=2**24, multiple_of=16)
     """Parameters in one chunk, the unit of summing, updating and checksums."""
 
@@ -314,6 +328,7 @@ __all__ = [
     "Ema",
     "Evaluate",
     "JobConfig",
+    "Monitoring",
     "Nodes",
     "Nonfinite",
     "Preemption",

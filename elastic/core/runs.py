@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "status.json"
 
     @property
+    def prometheus_json(self) -> Path:
+        """Where Prometheus finds the running job; absent once it has ended."""
+        return self.path / "prometheus.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Holds step-00000050/ and so on."""
         return self.path / "checkpoints"

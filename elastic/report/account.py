@@ -15,24 +15,11 @@ import numpy.typing as npt
 from elastic.report.marks import AGGREGATOR, COORDINATOR, JOB, KILL, LOST, NAN, STOP, Mark
 from elastic.report.story import Story, Work
 from elastic.report.trace import COMMUNICATE, COMPUTE, OPERATIONS, Trace
+from monitoring.account import PARTS, Done, Life, Usual, cause_of, share_out
 
 Floats = npt.NDArray[np.float64]
 
-PARTS: Mapping[str, str] = {
-    "productive": "computing what counted, adding it up, updating",
-    "recomputed": "computing what did not count: duplicates, redone and lost steps",
-    "waiting": "done with the step, while others computed",
-    "coordination": "between micro-batches: asking, leases, grants",
-    "recovery": "after a fault, until work went on",
-    "checkpoint": "steps that waited for a checkpoint",
-    "evaluation": "measuring the model",
-    "start-up": "until the first micro-batch, and after each resuming",
-    "other": "nothing above",
-}
-
 _FAULTS = (KILL, STOP, LOST, AGGREGATOR, COORDINATOR, NAN)
-_USUAL = 1.5
-"""A gap up to that many times the median one belongs to the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +43,14 @@ def account_of(story: Story) -> Account:
     seconds = dict.fromkeys(PARTS, 0.0)
     ends_s, evaluations = story.time_s, _evaluations(story)
     work_of = _by_step(story.work, story.step)
-    first_s, last_s = _usual_gaps(story, work_of)
+    usual = _usual_gaps(story, work_of)
+    lives = [Life(*one) for one in story.lives]
     resumed_s = [mark.time_s for mark in story.events if mark.kind == "job_resumed"]
     begin_s = 0.0
     every = int((story.job.get("checkpoint") or {}).get("every") or 0)
     events = _Events(story.events)
     for row, end_s in enumerate(ends_s.tolist()):
-        step, work = int(story.step[row]), work_of[row]
+        work = work_of[row]
         while resumed_s and resumed_s[0] < end_s:
             # What was done between the newest kept step and the end was lost, and done again.
             resume_s = resumed_s.pop(0)
@@ -79,18 +67,24 @@ def account_of(story: Story) -> Account:
             if inside_s and from_s >= begin_s - 1e-6:
                 seconds["evaluation"] += to_s - begin_s if to_s <= end_s else inside_s
                 begin_s = min(to_s, end_s)
-        span = _Span(begin_s, end_s)
-        cause = _cause(events, span, step, int(story.attempt[row]), every)
-        _share_out(seconds, span, work, story.lives, (first_s, last_s), cause)
+        inside = events.between(begin_s, end_s)
+        share_out(
+            seconds,
+            (begin_s, end_s),
+            _done(work),
+            lives=lives,
+            usual=usual,
+            cause=cause_of(
+                step=int(story.step[row]),
+                attempt=int(story.attempt[row]),
+                every=every,
+                is_trouble=any(map(is_trouble, inside)),
+                is_of_job=any(mark.category == JOB for mark in inside),
+            ),
+        )
         begin_s = end_s
     seconds["checkpoint"] += max(0.0, story.end_s - begin_s)  # the last one, before the end
     return Account(seconds, story.end_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    begin_s: float
-    end_s: float
 
 
 class _Events:
@@ -115,7 +109,7 @@ def _by_step(work: Work, step: npt.NDArray[np.int64]) -> list[Work]:
     ]
 
 
-def _usual_gaps(story: Story, work_of: Sequence[Work]) -> tuple[float, float]:
+def _usual_gaps(story: Story, work_of: Sequence[Work]) -> Usual:
     """Medians: from the last commit to the first micro-batch, from the last one to the commit."""
     first_s, last_s = [], []
     for row in range(1, len(work_of)):
@@ -123,10 +117,15 @@ def _usual_gaps(story: Story, work_of: Sequence[Work]) -> tuple[float, float]:
         if len(work.step):
             first_s.append(max(0.0, float(work.start_s.min() - story.time_s[row - 1])))
             last_s.append(max(0.0, float(story.time_s[row] - work.end_s.max())))
-    return (
+    return Usual(
         float(np.median(first_s)) if first_s else 0.0,
         float(np.median(last_s)) if last_s else 0.0,
     )
+
+
+def _done(work: Work) -> list[Done]:
+    columns = (work.worker, work.start_s, work.end_s, work.granted)
+    return [Done(*row) for row in zip(*(one.tolist() for one in columns), strict=True)]
 
 
 def _until_work(begin_s: float, work: Work, end_s: float) -> float:
@@ -146,75 +145,9 @@ def _evaluations(story: Story) -> list[tuple[float, float]]:
     return sorted(spans)
 
 
-def _cause(events: _Events, span: _Span, step: int, attempt: int, every: int) -> str:
-    """What an unusual pause of a step is put down to."""
-    if attempt > 0:
-        return "recomputed"
-    inside = events.between(span.begin_s, span.end_s)
-    if any(is_trouble(mark) for mark in inside):
-        return "recovery"
-    if every and step and step % every == 0:
-        return "checkpoint"
-    if any(mark.category == JOB for mark in inside):
-        return "start-up"
-    return "other"
-
-
 def is_trouble(mark: Mark) -> bool:
     """Whether the event is a fault, or what came of one."""
     return mark.is_fault or mark.category in _FAULTS
-
-
-def _share_out(
-    seconds: dict[str, float],
-    span: _Span,
-    work: Work,
-    lives: Sequence[tuple[int, float, float]],
-    usual_s: tuple[float, float],
-    cause: str,
-) -> None:
-    """One step: the pause before, what each worker did, the update."""
-    if not len(work.step):
-        seconds[cause] += span.end_s - span.begin_s
-        return
-    first_s = float(np.clip(work.start_s.min(), span.begin_s, span.end_s))
-    last_s = float(np.clip(work.end_s.max(), first_s, span.end_s))
-    for gap_s, limit_s, part in (
-        (first_s - span.begin_s, _USUAL * usual_s[0], "coordination"),
-        (span.end_s - last_s, _USUAL * usual_s[1], "productive"),
-    ):
-        seconds[part] += min(gap_s, limit_s)
-        seconds[cause] += max(0.0, gap_s - limit_s)
-    members = {
-        worker: (max(first_s, since_s), min(last_s, until_s))
-        for worker, since_s, until_s in lives
-        if since_s < last_s and until_s > first_s
-    }
-    alive_s = sum(until_s - since_s for since_s, until_s in members.values())
-    if alive_s <= 0:
-        seconds["productive"] += last_s - first_s
-        return
-    scale = (last_s - first_s) / alive_s
-    for worker, (since_s, until_s) in members.items():
-        for part, part_s in _of_worker(work, worker, since_s, until_s).items():
-            seconds[part] += scale * part_s
-
-
-def _of_worker(work: Work, worker: int, since_s: float, until_s: float) -> dict[str, float]:
-    """What a worker did between two times; the parts add up."""
-    own = work.worker == worker
-    if not own.any():  # it held nothing, or hung with it
-        return {"recovery": until_s - since_s}
-    parts = dict.fromkeys(("productive", "recomputed", "coordination", "waiting"), 0.0)
-    at_s = since_s
-    rows = zip(work.start_s[own], work.end_s[own], work.granted[own], strict=True)
-    for start_s, end_s, granted in sorted(rows):
-        start_s, end_s = np.clip([start_s, end_s], at_s, until_s).tolist()
-        parts["coordination"] += start_s - at_s
-        parts["productive" if granted else "recomputed"] += end_s - start_s
-        at_s = end_s
-    parts["waiting"] += until_s - at_s
-    return parts
 
 
 def account_of_trace(trace: Trace) -> Account:

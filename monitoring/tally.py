@@ -1,0 +1,163 @@
+"""What the lines of a run folder add up to, as numbers: steps, times, faults, verdicts, paces.
+
+Knows nothing of who asks, and reads nothing itself: `take` is given the lines. So what is exported,
+what `elastic top` shows, and what a coordinator that was restarted goes on with, is the same.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.core.status import Status
+from monitoring.account import Ledger, done_of
+from monitoring.metrics import SECONDS
+
+VERDICT, VERDICT_ENDED = "verdict", "verdict_ended"
+"""Kinds of the events that tell of a verdict; the field `verdict` holds its kind and culprit."""
+
+_NUM_STEPS = 64
+_OF_CHECKPOINT = re.compile(r"(?:the last one, )?step (\d+): ")
+_GONE = ("worker_left", "worker_lost", "worker_given_up")
+_NEWEST = 0.1
+"""Weight of the newest step in a worker's pace."""
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """How a job stands, as its coordinator knows it: of each worker the node, and how many copies
+    there are, and should be, of the chunk that has fewest."""
+
+    status: Status
+    node_of: Mapping[int, int]
+    replicas: int
+    replicas_wanted: int
+
+
+class Histogram:
+    """Durations in the buckets of SECONDS, and one more for what is longer."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum_s = 0.0
+
+    def add(self, took_s: float) -> None:
+        self.counts[bisect_left(SECONDS, took_s)] += 1
+        self.sum_s += took_s
+
+
+class Tally:
+    """Of one run, from its first line on.
+
+    Args:
+        job: as in job.json.
+    """
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.ledger = Ledger(int((job.get("checkpoint") or {}).get("every") or 0))
+        self.num_steps = self.num_samples = self.num_duplicates = 0
+        self.num_overflows = self.num_nonfinite = self.num_skipped = 0
+        self.step_s = Histogram()
+        self.checkpoint_s = Histogram()
+        self.newest_checkpoint_s: float | None = None
+        self.newest: Line | None = None
+        self.departures: list[Line] = []
+        self.members: set[int] = set()
+        self.verdicts: dict[tuple[str, str], Line] = {}
+        self.num_verdicts: Counter[str] = Counter()
+        self.done: dict[int, int] = {}
+        """Micro-batches of each worker that counted, in the last step."""
+        self._pace_s: dict[int, float] = {}
+        self._committed_s: deque[tuple[int, float]] = deque(maxlen=_NUM_STEPS)
+
+    def take(
+        self, *, steps: Iterable[Line], events: Iterable[Line], evaluations: Iterable[Line]
+    ) -> None:
+        """Add lines that were written since the last call, in the order of their time."""
+        lines = [(float(one["time_s"]), 2, one) for one in steps]
+        lines += [(float(one["time_s"]), 0, one) for one in events]
+        lines += [(float(one["time_s"]), 1, one) for one in evaluations]
+        for _, what, line in sorted(lines, key=lambda one: one[:2]):
+            (self._event, self.ledger.add_evaluation, self._step)[what](line)
+
+    @property
+    def paces(self) -> dict[int, float]:
+        """How long each worker takes for a micro-batch, over the median of all."""
+        known = {one: pace_s for one, pace_s in self._pace_s.items() if one in self.members}
+        usual_s = statistics.median(known.values()) if known else 0.0
+        return {one: pace_s / usual_s for one, pace_s in known.items()} if usual_s else {}
+
+    def slowest(self, num: int) -> list[tuple[int, float]]:
+        """So many workers and their paces, the slowest first."""
+        return sorted(self.paces.items(), key=lambda one: (-one[1], one[0]))[:num]
+
+    def _step(self, line: Line) -> None:
+        self.ledger.add_step(line)
+        self.newest = line
+        self.num_steps += 1
+        self.num_samples += int(line["samples"])
+        self.num_duplicates += int(line["num_duplicates"])
+        self.step_s.add(float(line["step_s"]))
+        self._committed_s.append((int(line["step"]) + 1, float(line["time_s"])))
+        took_s: dict[int, list[float]] = {}
+        for one in done_of(line):
+            if one.granted:
+                took_s.setdefault(one.worker, []).append(one.end_s - one.start_s)
+        self.done = {worker: len(own) for worker, own in took_s.items()}
+        for worker, own in took_s.items():
+            now_s = statistics.median(own)
+            before_s = self._pace_s.get(worker, now_s)
+            self._pace_s[worker] = before_s + _NEWEST * (now_s - before_s)
+            self.members.add(worker)
+
+    def _event(self, event: Line) -> None:
+        self.ledger.add_event(event)
+        kind, worker = str(event["kind"]), event.get("worker")
+        if kind == "overflow":
+            self.num_overflows += 1
+        elif kind == "nonfinite":
+            self.num_nonfinite += 1
+        elif kind == "step_skipped":
+            self.num_skipped += 1
+        elif kind == "checkpoint_written":
+            self._checkpoint(event)
+        elif kind in (VERDICT, VERDICT_ENDED):
+            self._verdict(event)
+        elif kind in ("job_started", "job_resumed"):
+            self._begin()
+        elif kind == "worker_joined" and worker is not None:
+            self.members.add(int(worker))
+        elif kind in _GONE:
+            self.members.discard(-1 if worker is None else int(worker))
+            self._pace_s.pop(-1 if worker is None else int(worker), None)
+            if kind == "worker_lost":
+                self.departures.append(event)
+
+    def _begin(self) -> None:
+        """Workers' numbers begin at 0 again."""
+        self.members.clear()
+        self.verdicts.clear()
+        self._pace_s.clear()
+
+    def _checkpoint(self, event: Line) -> None:
+        self.newest_checkpoint_s = float(event["time_s"])
+        match = _OF_CHECKPOINT.match(str(event["reason"]))
+        committed_s = dict(self._committed_s).get(int(match[1])) if match else None
+        if committed_s is not None:
+            self.checkpoint_s.add(max(0.0, self.newest_checkpoint_s - committed_s))
+
+    def _verdict(self, event: Line) -> None:
+        name = (str(event["verdict"]["kind"]), str(event["verdict"]["culprit"]))
+        if event["kind"] == VERDICT_ENDED:
+            self.verdicts.pop(name, None)
+            return
+        if name not in self.verdicts:
+            self.num_verdicts[name[0]] += 1
+        self.verdicts[name] = event
