@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from elastic.cli_monitoring import dashboards_app
 from elastic.core.errors import ConfigError, ElasticError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ simulate_app = typer.Typer(
     no_args_is_help=True, help="Run the real protocol, or straggler policies, in virtual time."
 )
 app.add_typer(simulate_app, name="simulate")
+app.add_typer(dashboards_app, name="dashboards")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

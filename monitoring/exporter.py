@@ -2,7 +2,7 @@
 
 One exporter per job, in the process of its coordinator. A scrape reads what is in memory; it asks
 no process and costs the step nothing. Labels are those of the table; `job` and `run` come from the
-discovery file that lies in the run folder.
+discovery file that lies beside the run folder.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class Monitoring(_Section):
 
     port: int | None = Field(default=0, ge=0, le=65535)
     """Where the metrics of the job can be read, on the host of its driver. 0: any free port, which
-    prometheus.json in the run folder names; null: nowhere."""
+    RUN.prometheus.json beside the run folder names; null: nowhere."""
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen at; 0.0.0.0: all of that host. Whoever reaches it may read: nobody is
     asked for a password."""

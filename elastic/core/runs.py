@@ -85,8 +85,9 @@ class RunFolder:
 
     @property
     def prometheus_json(self) -> Path:
-        """Where Prometheus finds the running job; absent once it has ended."""
-        return self.path / "prometheus.json"
+        """Where Prometheus finds the running job: beside the folder, since a pattern of its
+        discovery may match files of one folder only. Absent once the job has ended."""
+        return self.path.with_name(f"{self.path.name}.prometheus.json")
 
     @property
     def checkpoints(self) -> Path:

@@ -14,7 +14,7 @@ import yaml
 
 import monitoring
 from monitoring.account import PARTS
-from monitoring.metrics import KINDS, LABELS, TABLE, num_series
+from monitoring.metrics import KINDS, LABELS, OF_A_JOB, TABLE, num_series
 
 RULES = Path(monitoring.__file__).parent / "rules" / "elastic.rules.yml"
 GROUPS = yaml.safe_load(RULES.read_text())["groups"]
@@ -246,3 +246,14 @@ def test_a_healthy_run_fires_no_alert_at_all(tmp_path: Path) -> None:
 def promtool(*words: str) -> subprocess.CompletedProcess[str]:
     assert PROMTOOL is not None
     return subprocess.run([PROMTOOL, *words], capture_output=True, text=True, timeout=50)
+
+
+def test_the_document_lists_every_metric_of_a_job() -> None:
+    """It is what this prints, so that nobody has to type it."""
+    rows = [
+        f"| `{one.full_name}` | {one.kind} | {', '.join(one.labels)} | {one.meaning} |"
+        for one in OF_A_JOB
+    ]
+    document = (RULES.parents[2] / "docs" / "monitoring.md").read_text()
+    _, _, table = document.partition("| metric | type | labels | meaning |\n|---|---|---|---|\n")
+    assert table.split("\n\n")[0].splitlines() == rows, "\n".join(rows)

@@ -1,0 +1,197 @@
+"""A real job, scraped by a real Prometheus: each metric arrives, and the rules read them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import monitoring
+from elastic.core.runs import RunFolder
+from elastic.core.status import Status
+from elastic.handle import connect
+from elastic.result import Result
+from monitoring.account import PARTS
+from monitoring.dashboards.catalogue import all_dashboards
+from monitoring.metrics import KINDS, OF_A_JOB
+from tests.integration.support import kinds, make_job, run_job, wait_until, write_faults
+from tests.prometheus import PROMETHEUS, Prometheus, prometheus
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus"),
+]
+
+FOLDER = Path(monitoring.__file__).parent
+MANY_STEPS = 100_000
+NUM_SCRAPES = 12
+MAY_BE_EMPTY = ("Verdict",)
+"""Of what is drawn only where something has happened: there was no verdict."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A job that has ended, and the Prometheus that scraped it until `time_s`."""
+
+    server: Prometheus
+    begin_s: float
+    time_s: float
+    metadata: dict[str, list[dict[str, str]]]
+    target: dict[str, Any]
+    result: Result
+    status: Status
+
+    def value(self, expression: str) -> float:
+        return self.server.value(expression, self.time_s)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Scraped as `monitoring/prometheus.yml` says, only more often: a job that loses a worker."""
+    folder = tmp_path_factory.mktemp("monitored")
+    shutil.copytree(FOLDER / "rules", folder / "rules")
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "500ms"}
+    (discovery,) = config["scrape_configs"][0]["file_sd_configs"]
+    discovery |= {"files": [str(folder / "runs" / "*.prometheus.json")], "refresh_interval": "1s"}
+    job = make_job(
+        "monitored",
+        workers=3,
+        steps=MANY_STEPS,
+        checkpoint={"every": 20, "keep_last": 2},
+        task_args={"width": 512},
+    )
+    faults = write_faults(
+        folder / "faults.yaml",
+        [
+            {"do": "kill", "at": {"step": 6, "point": "after_grant"}, "target": "worker-1"},
+            {"do": "nan_gradient", "at": {"step": 8}, "target": "worker-0"},
+        ],
+    )
+    run_dir = folder / "runs" / "monitored"
+    ended: list[Result] = []
+    running = threading.Thread(
+        target=lambda: ended.append(run_job(job, run_dir=run_dir, faults=faults)), daemon=True
+    )
+    with prometheus(config, folder) as server:
+        running.start()
+        begun_s = time.time()
+        counted = f'count_over_time(elastic_steps_total{{run="monitored"}}[1m]) >= {NUM_SCRAPES}'
+        wait_until(lambda: server.query(counted), "Prometheus has scraped the job")
+        wait_until(lambda: server.query("elastic_checkpoint_seconds_count > 1"), "checkpoints")
+        wait_until(lambda: server.query("job:elastic_goodput:ratio_rate5m > 0"), "rules")
+        handle = connect(str(run_dir))
+        (target,) = server.ask("targets")["activeTargets"]
+        watched_until_s, metadata = time.time(), server.ask("metadata")
+        status = handle.status()
+        handle.stop()
+        running.join(60)
+        yield Watched(server, begun_s, watched_until_s, metadata, target, ended[0], status)
+
+
+def test_prometheus_finds_the_job_by_itself(watched: Watched) -> None:
+    assert watched.target["health"] == "up", watched.target["lastError"]
+    assert watched.target["labels"]["job"].startswith("monitored-")
+    assert watched.target["labels"]["run"] == "monitored"
+    assert watched.target["lastScrapeDuration"] < 0.2
+    run = RunFolder(watched.result.path or "")
+    assert not run.prometheus_json.exists()
+
+
+@pytest.mark.parametrize("metric", OF_A_JOB, ids=lambda one: one.name)
+def test_each_metric_has_arrived_with_its_type(metric: Any, watched: Watched) -> None:
+    suffix = "_count" if metric.kind == "histogram" else ""
+    samples = watched.server.query(metric.full_name + suffix, watched.time_s)
+    assert samples
+    for sample in samples:
+        assert set(sample["metric"]) == {"__name__", "job", "run", "instance", *metric.labels}
+    family = metric.full_name.removesuffix("_total").removesuffix("_info")  # as OpenMetrics says
+    (told,) = watched.metadata[family]
+    assert (told["type"], told["help"]) == (metric.kind, metric.meaning)
+
+
+def test_the_values_are_those_of_the_records(watched: Watched) -> None:
+    run = RunFolder(watched.result.path or "")
+    metrics = run.read_metrics()
+    scraped = watched.value("elastic_steps_total")
+    line = metrics[int(scraped) - 1]
+    assert watched.value("elastic_loss") == pytest.approx(line["loss"])
+    assert watched.value("elastic_grad_norm") == pytest.approx(line["grad_norm"])
+    assert watched.value("elastic_samples_total") == scraped * line["samples"]
+    assert watched.value("elastic_step_seconds_count") == scraped
+    took_s = sum(one["step_s"] for one in metrics[: int(scraped)])
+    assert watched.value("elastic_step_seconds_sum") == pytest.approx(took_s, rel=1e-3)
+    assert watched.value("elastic_training") == 1
+    assert watched.value('elastic_workers{state="wanted"}') == 3
+    assert watched.value('elastic_workers{state="computing"}') in (2, 3)
+    assert watched.value("elastic_generation") == watched.status.generation
+    assert watched.value("elastic_nodes") == watched.value("elastic_replicas") == 1
+    assert watched.value('elastic_departures_total{node="0"}') == 1
+    assert watched.value("elastic_nonfinite_total") == kinds(watched.result).count("nonfinite") == 1
+    assert watched.value("elastic_skipped_steps_total") == 0
+    assert watched.time_s - 60 < watched.value("elastic_checkpoint_timestamp_seconds")
+    assert watched.value("count(elastic_pace_ratio)") in (2, 3)
+    assert watched.value("count(elastic_verdicts_open)") == len(KINDS)
+
+
+def test_the_goodput_account_adds_up_to_the_wall_time(watched: Watched) -> None:
+    run = RunFolder(watched.result.path or "")
+    scraped = int(watched.value("elastic_steps_total"))
+    begun_s = run.read_events()[0]["time_s"]
+    wall_s = run.read_metrics()[scraped - 1]["time_s"] - begun_s
+    parts = {
+        one["metric"]["part"]: float(one["value"][1])
+        for one in watched.server.query("elastic_seconds_total", watched.time_s)
+    }
+    assert set(parts) == set(PARTS)
+    assert sum(parts.values()) == pytest.approx(wall_s, rel=0.01)
+    assert parts["other"] < 0.02 * wall_s
+    assert parts["start-up"] > 0 < parts["productive"]
+
+
+def test_recording_rules_have_results_and_no_rule_fails(watched: Watched) -> None:
+    groups = watched.server.ask("rules")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
+    assert {rule["health"] for rule in rules} == {"ok"}
+    of_training = [
+        rule["name"]
+        for rule in rules
+        if rule["type"] == "recording" and "request" not in rule["name"]
+    ]
+    for name in of_training:
+        assert watched.server.query(name, watched.time_s), name
+    assert 0 < watched.value("job:elastic_goodput:ratio_rate5m") <= 1
+    firing = [rule["name"] for rule in rules if rule["type"] == "alerting" and rule["alerts"]]
+    assert set(firing) <= {"ElasticNotFinite"}  # which is right: a gradient was NaN
+
+
+@pytest.mark.parametrize("uid", [one["uid"] for one in all_dashboards()])
+def test_every_query_of_every_panel_returns_data(uid: str, watched: Watched) -> None:
+    (dashboard,) = (one for one in all_dashboards() if one["uid"] == uid)
+    chosen = {"$job": watched.target["labels"]["job"], "$run": ".*", "$__rate_interval": "1m"}
+    asked = [
+        (panel["title"], target) for panel in dashboard["panels"] for target in panel["targets"]
+    ]
+    asked += [(note["name"], note) for note in dashboard["annotations"]["list"]]
+    empty = []
+    for title, target in asked:
+        expression = target["expr"]
+        for name, value in chosen.items():
+            expression = expression.replace(name, value)
+        begin_s = watched.time_s if target.get("instant") else watched.begin_s
+        series = watched.server.series(expression, begin_s, watched.time_s)
+        values = [float(value) for one in series for _, value in one["values"]]
+        if not any(map(math.isfinite, values)) and title not in MAY_BE_EMPTY:
+            empty.append(f"{title}: {expression}")
+    assert empty == []
