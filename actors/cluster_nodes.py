@@ -1,23 +1,42 @@
 """The hosts of a job: which of Ray's nodes has which number, and which generations exist.
 
 Both are written down in Ray's GCS, where a coordinator that is restarted elsewhere finds them; a
-name there is taken once and for all (put if absent). Without the GCS nothing changes.
+name there is taken once and for all (put if absent). Without the GCS nothing changes: whatever
+asks it here raises ClusterError while it does not answer, or waits until it does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import ray
+from ray.exceptions import GetTimeoutError, RaySystemError, RpcError
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_get,
     _internal_kv_put,
 )
 
+from elastic.core.errors import ClusterError
+
 _SPACE = b"elastic"
 _LOOK_S = 0.5
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """One error for all that Ray raises where its GCS does not answer.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    try:
+        yield
+    except (RpcError, RaySystemError, GetTimeoutError, ConnectionError) as error:
+        text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        raise ClusterError(f"Ray's GCS does not answer: {text}") from error
 
 
 class ClusterNodes:
@@ -50,7 +69,6 @@ class ClusterNodes:
         """
         if not self.is_due:
             return
-        self._looked_s = time.monotonic()
         hosts = _hosts()
         numbers = {
             ray_id: node
@@ -63,6 +81,7 @@ class ClusterNodes:
             if len(numbers) < self._max_nodes:
                 numbers[ray_id] = self._give_number(ray_id)
         self._present = tuple(sorted(numbers.values()))
+        self._looked_s = time.monotonic()
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -78,13 +97,14 @@ class ClusterNodes:
 
         Also if that is equal: of two that write the same, only one may act on it.
         """
-        if not _internal_kv_put(self._key(name), value, overwrite=False, namespace=_SPACE):
-            return None
-        return self._get(name)
+        with asking():
+            is_taken = _internal_kv_put(self._key(name), value, overwrite=False, namespace=_SPACE)
+        return self._get(name) if is_taken else None
 
     def forget(self) -> None:
         """The job has ended: remove what is written down of it."""
-        _internal_kv_del(self._key(""), del_by_prefix=True, namespace=_SPACE)
+        with asking():
+            _internal_kv_del(self._key(""), del_by_prefix=True, namespace=_SPACE)
 
     def _give_number(self, ray_id: str) -> int:
         node = len(self._ray_ids)
@@ -97,7 +117,8 @@ class ClusterNodes:
         return node
 
     def _get(self, name: str) -> bytes | None:
-        found: bytes | None = _internal_kv_get(self._key(name), namespace=_SPACE)
+        with asking():
+            found: bytes | None = _internal_kv_get(self._key(name), namespace=_SPACE)
         return found
 
     def _key(self, name: str) -> bytes:
@@ -106,8 +127,8 @@ class ClusterNodes:
 
 def _hosts() -> set[str]:
     """Ray's living nodes that have processors to give; a head often has none."""
+    with asking():
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return {
-        node["NodeID"]
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+        node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0
     }

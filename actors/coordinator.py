@@ -15,21 +15,25 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from actors.contacts import Contacts, ManyContacts, OneContact
 from actors.mesh import Address
 from actors.monitor import Monitor
+from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
 from actors.setup import JobSetup
 from elastic.core.errors import (
+    ClusterError,
     ElasticError,
     FatalError,
     PreemptedError,
     ProcessError,
 )
 from elastic.core.protocol.coordinator import (
+    Action,
     Coordinator,
     KillWorker,
     Life,
@@ -63,7 +67,10 @@ class Ended:
 
 
 class Processes(Protocol):
-    """Where workers and aggregators live. Roles are 'worker' and 'aggregator'."""
+    """Where workers and aggregators live. Roles are 'worker' and 'aggregator'.
+
+    What asks Ray's GCS raises ClusterError where that does not answer.
+    """
 
     def look(self, former: Sequence[int]) -> None:
         """Find out which processes have ended since, and which nodes there are.
@@ -131,7 +138,9 @@ class CoordinatorShell:
         limits = Limits(
             job.workers.min, job.workers.max, job.workers.spare, job.standby, job.nodes.min
         )
-        self._protocol = Coordinator(limits, job.workers.start, self._is_first())
+        self._protocol = Coordinator(limits, job.workers.start, insist(self._is_first))
+        self._undone: deque[Action] = deque()
+        self._outage = Outage()
         self._contacts = self._make_contacts()
         self._newest = 0
         self._report: Report | None = None
@@ -186,9 +195,7 @@ class CoordinatorShell:
             metrics = list(self._metrics.lines)
             median_s = self._step_s()
             connected = set(report.connected) if report is not None else set()
-            aggregators = sum(
-                ended is None for ended in self._processes.known("aggregator").values()
-            )
+            ends = list(self._processes.known("aggregator").values())  # at one stroke
             return Status(
                 phase=self._phase,
                 num_steps=self._setup.job.steps,
@@ -203,7 +210,7 @@ class CoordinatorShell:
                 target_workers=self._protocol.target,
                 num_nodes=len(self._protocol.membership.nodes),
                 generation=self._protocol.membership.generation,
-                aggregator="acting + standby" if aggregators > 1 else "acting, no standby",
+                aggregator="acting + standby" if ends.count(None) > 1 else "acting, no standby",
                 events=tuple(self._events.lines),
             )
 
@@ -237,21 +244,41 @@ class CoordinatorShell:
         """Observe, decide, act once."""
         self._listen()
         self._heed()
-        self._processes.look(self._protocol.membership.former)
-        self._let_go()
-        lives = self._observe()
+        if self._outage.may_ask(time.monotonic()):
+            try:
+                self._govern()
+                self._outage.ends()
+            except ClusterError as error:
+                if self._outage.goes_on(time.monotonic()):
+                    self._event("gcs_away", f"{error}: steps go on, changes of membership wait")
         if self._phase == "failed":
             return
-        with self._lock:
-            actions = self._protocol.decide(self._view(lives))
-        for action in actions:
-            if not self._act(action):
-                break
         report = self._report
         if report is not None and report.finished:
             self._finish(report)
         elif report is not None and self._phase == "starting" and report.step > 0:
             self._phase = "training"
+
+    def _govern(self) -> None:
+        """Have the membership follow the world.
+
+        Raises:
+            ClusterError: what is not done yet is done later, before anything else is decided: a
+                generation that is not known to exist has no successor.
+        """
+        if not self._undone:
+            self._processes.look(self._protocol.membership.former)
+            self._let_go()
+            lives = self._observe()
+            if self._phase == "failed":
+                return
+            with self._lock:
+                self._undone.extend(self._protocol.decide(self._view(lives)))
+        while self._undone:
+            if not self._act(self._undone[0]):
+                self._undone.clear()
+                return
+            self._undone.popleft()
 
     def _view(self, lives: Mapping[int, Life]) -> View:
         former = self._protocol.membership.former
@@ -409,29 +436,29 @@ class CoordinatorShell:
         ended = self._processes.known("aggregator")
         dead = {number: end for number, end in ended.items() if end is not None}
         for number in sorted(set(dead) - self._buried):
+            self._processes.kill("aggregator", number)
             self._buried.add(number)
             if homes[number] not in former:  # else it went with its host
                 self._event("aggregator_lost", dead[number].text.partition("\n")[0])
-            self._processes.kill("aggregator", number)
         members = self._protocol.membership.nodes
         dead = {number: end for number, end in dead.items() if homes[number] in members}
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]
             self._abandon(ProcessError(f"{len(dead)} aggregators died; the last: {last.text}"))
 
-    def _act(self, action: Any) -> bool:
+    def _act(self, action: Action) -> bool:
         """False if nothing that follows may be done."""
         match action:
             case SetMembership(membership):
                 return self._set_membership(membership)
             case StartWorker(worker, node):
+                self._processes.start("worker", worker, node)
                 self._event("worker_started", "its process is starting", worker)
-                self._start("worker", worker, node)
             case KillWorker(worker):
                 self._processes.kill("worker", worker)
             case StartAggregator(node):
                 number = max(self._processes.known("aggregator"), default=-1) + 1
-                self._start("aggregator", number, node)
+                self._processes.start("aggregator", number, node)
             case Note(kind, reason, worker):
                 self._event(kind, reason, worker)
         return True
@@ -449,10 +476,6 @@ class CoordinatorShell:
             if report is None or report.membership.generation < membership.generation:
                 self._contacts.send(node, Admit(membership))
         return True
-
-    def _start(self, role: str, number: int, node: int) -> None:
-        with self._lock:  # status looks through the processes
-            self._processes.start(role, number, node)
 
     def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
         generation = self._protocol.membership.generation
@@ -493,10 +516,13 @@ class CoordinatorShell:
         self._contacts.close()
         self._store.remove()  # first: nobody may connect to a standby, nobody may stand by
         self._processes.clear()
-        for role in ("worker", "aggregator"):
-            for number in self._processes.known(role):
-                self._processes.kill(role, number)
-        self._processes.forget()  # last: until then a restarted coordinator finds what is left
+        try:
+            for role in ("worker", "aggregator"):
+                for number in self._processes.known(role):
+                    insist(partial(self._processes.kill, role, number))
+            insist(self._processes.forget)  # last: till then a restarted one finds what is left
+        except ClusterError as error:
+            log.warning("%s: processes of the job may be left", error)
         self._store.close()
         self._store.remove()
 

@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster_nodes import ClusterNodes
+from actors.cluster_nodes import ClusterNodes, asking
 from actors.coordinator import CoordinatorShell, Ended
 from actors.mesh import Address, find_address
+from actors.outages import insist
 from actors.preemption import Drains, NodeWatch, cloud_sources, drain_notice
 from actors.setup import (
     NAMESPACE,
@@ -117,12 +119,10 @@ class RayProcesses:
         self._asked: dict[int, Any] = {}
         self._addresses: dict[int, Address] = {}
         self._ending: dict[str, Notice] = {}
-        prefix = f"{setup.job.name}/{setup.run_id}/"
-        for named in ray.util.list_named_actors(all_namespaces=True):
-            if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
-                role, number, node = parse_actor_name(named["name"])
-                with contextlib.suppress(ValueError):  # it ended meanwhile
-                    self._adopt(role, number, node, ray.get_actor(named["name"], NAMESPACE))
+        for name in _named(f"{setup.job.name}/{setup.run_id}/"):
+            role, number, node = parse_actor_name(name)
+            with contextlib.suppress(ValueError), asking():  # it ended meanwhile
+                self._adopt(role, number, node, ray.get_actor(name, NAMESPACE))
 
     def look(self, former: Sequence[int]) -> None:
         """Ask Ray once which processes have ended since, and which nodes there are."""
@@ -203,23 +203,26 @@ class RayProcesses:
         ray_id = self._here if self._nodes is None else self._nodes.ray_id(node)
         setup = replace(self._setup, node=node)
         remote: Any = ray.remote
-        actor = (
-            remote(concurrency_groups={"short": 1})(Host)
-            .options(
-                name=setup.actor_name(role, number),
-                namespace=NAMESPACE,
-                lifetime="detached",
-                num_cpus=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
-                max_concurrency=_MAX_JOINS,
-                runtime_env=_runtime_env(compute_environment(threads)),
+        with asking():
+            actor = (
+                remote(concurrency_groups={"short": 1})(Host)
+                .options(
+                    name=setup.actor_name(role, number),
+                    namespace=NAMESPACE,
+                    get_if_exists=True,  # asked again where the GCS did it, and could not say so
+                    lifetime="detached",
+                    num_cpus=0,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
+                    max_concurrency=_MAX_JOINS,
+                    runtime_env=_runtime_env(compute_environment(threads)),
+                )
+                .remote(setup, role, number)
             )
-            .remote(setup, role, number)
-        )
         self._adopt(role, number, node, actor)
 
     def kill(self, role: str, number: int) -> None:
-        ray.kill(self._actors[role][number], no_restart=True)
+        with asking():
+            ray.kill(self._actors[role][number], no_restart=True)
 
     def clear(self) -> None:
         """Free the memory of the job on all nodes, as far as they can be reached."""
@@ -254,8 +257,17 @@ class RayProcesses:
 
 def drains() -> Mapping[str, int]:
     """Ray nodes that are drained, and deadlines in milliseconds since the epoch, 0: none."""
-    draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
+    with asking():
+        draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
     return draining
+
+
+def _named(prefix: str) -> list[str]:
+    """The actors of jobs whose names begin like that."""
+    with asking():
+        named = ray.util.list_named_actors(all_namespaces=True)
+    names: list[str] = [one["name"] for one in named if one["namespace"] == NAMESPACE]
+    return [name for name in names if name.startswith(prefix)]
 
 
 def here(setup: JobSetup) -> JobSetup:
@@ -304,7 +316,8 @@ class CoordinatorActor:
         node = ray.get_runtime_context().get_node_id()
         cloud = cloud_sources(setup.job.preemption.source)
         watch = NodeWatch({"Ray": Drains(node, drains), **cloud})
-        self._shell = CoordinatorShell(setup, RayProcesses(setup), watch)
+        processes = insist(partial(RayProcesses, setup))
+        self._shell = CoordinatorShell(setup, processes, watch)
         self._shell.start()
 
     def status(self) -> Status:
@@ -346,10 +359,9 @@ def end_coordinator(name: str, coordinator: Any) -> None:
 
 def end_orphans(name: str) -> None:
     """End the workers and aggregators of a job whose coordinator died with its driver."""
-    for named in ray.util.list_named_actors(all_namespaces=True):
-        if named["namespace"] == NAMESPACE and named["name"].startswith(f"{name}/"):
-            with contextlib.suppress(ValueError):  # it ended meanwhile
-                ray.kill(ray.get_actor(named["name"], NAMESPACE), no_restart=True)
+    for actor in insist(partial(_named, f"{name}/")):
+        with contextlib.suppress(ValueError):  # it ended meanwhile
+            ray.kill(ray.get_actor(actor, NAMESPACE), no_restart=True)
 
 
 def find_coordinator(name: str) -> Any | None:

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from elastic.core.errors import ClusterError
 from policies.preemption import Notice
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Source(Protocol):
     every_s: float
 
     def ask(self) -> Notice | None:
-        """What is announced now; may wait for news. Raises OSError where nobody answers."""
+        """What is announced now; may wait for news. Raises OSError or ClusterError where nobody
+        answers."""
         ...
 
 
@@ -170,7 +172,7 @@ class NodeWatch:
         while not self._ended.wait(wait_s):
             try:
                 notice = source.ask()
-            except OSError as error:
+            except (OSError, ClusterError) as error:
                 log.warning("no notices from %s: %s", name, error)
                 self._problems[name] = str(error)
                 wait_s = max(_RETRY_S, source.every_s)

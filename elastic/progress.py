@@ -30,6 +30,7 @@ _BAD = (
     "aggregator_lost",
     "aggregator_hung",
     "no_workers",
+    "gcs_away",
     "preempted",
     "preemption_possible",
     "preemption_unwatched",

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ SOON_NOTICED = {
 }
 """Ray then says within 3 s that a host is gone, not after a minute."""
 
+_GCS = "gcs_server"
+_AS_STARTED = ("cmdline", "environ")
 _OBJECT_STORE_BYTES = 100 * 2**20  # tensors never go through Ray
 _START_DEADLINE_S = 120
 _ANSWER_DEADLINE_S = 10
@@ -205,6 +208,33 @@ class Testbed:
             f"--dashboard-host={host.address}",
             f"--system-config={json.dumps(settings.system_config)}",
         ]
+
+    def kill_gcs(self) -> None:
+        """SIGKILL Ray's control service on the head; Ray waits a minute for its return.
+
+        Raises:
+            HostError: there is none.
+        """
+        pids = [one.pid for one in self.host("h1").processes() if one.name == _GCS]
+        if not pids:
+            raise HostError(f"there is no {_GCS} on h1")
+        words, variables = (Path(f"/proc/{pids[0]}/{name}").read_bytes() for name in _AS_STARTED)
+        (self.folder / _GCS).write_bytes(words + b"\0" + variables)
+        os.kill(pids[0], signal.SIGKILL)
+
+    def start_gcs(self) -> None:
+        """Start it as it was. It knows what it knew if RAY_gcs_storage was `rocksdb` at `up`."""
+        words, _, variables = (self.folder / _GCS).read_bytes().partition(b"\0\0")
+        pairs = (one.split(b"=", 1) for one in variables.rstrip(b"\0").split(b"\0"))
+        with (self.folder / f"{_GCS}.log").open("w") as log:
+            subprocess.run(
+                self.host("h1").command("setsid", "--fork", *map(os.fsdecode, words.split(b"\0"))),
+                env={os.fsdecode(name): os.fsdecode(value) for name, value in pairs},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=True,
+            )
 
     def alive(self) -> set[str]:
         """Names of the hosts that Ray takes to be alive.

@@ -3,6 +3,7 @@
 ElasticError
 ├── RetryableError          the job goes on, or the same call may succeed later
 │   ├── ChannelClosed       the peer's socket reached end-of-file
+│   ├── ClusterError        Ray's control service (GCS) does not answer
 │   └── StorageError        a disk or bucket refuses to be read or written
 └── FatalError              the job stops; a checkpoint is written first where there is a state
     ├── ConfigError         the job file, the task, the data or the machine cannot do what is asked
@@ -28,6 +29,10 @@ class RetryableError(ElasticError):
 
 class ChannelClosed(RetryableError):
     """The peer of a socket is gone."""
+
+
+class ClusterError(RetryableError):
+    """Ray's control service (GCS) does not answer; what was asked may be done all the same."""
 
 
 class StorageError(RetryableError):

@@ -65,6 +65,7 @@ _OF_KIND = {
     "aggregator_hung": AGGREGATOR,
     "aggregator_took_over": AGGREGATOR,
     "coordinator_restarted": COORDINATOR,
+    "gcs_away": COORDINATOR,
     "no_workers": LOST,
     "nonfinite": NAN,
     "step_skipped": NAN,

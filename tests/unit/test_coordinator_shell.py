@@ -7,19 +7,22 @@ import select
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from actors import coordinator
 from actors.channel import Channel, accept, listen
 from actors.coordinator import CoordinatorShell, Ended
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Address, Mesh
+from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
-from elastic.core.errors import PreemptedError
+from elastic.core.errors import ClusterError, PreemptedError
 from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Admit, Membership, Report, Stop
 from elastic.core.runs import RunFolder
@@ -186,6 +189,18 @@ class ManyProcesses(NoProcesses):
     places: dict[int, Address]
     claimed: dict[int, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    raises: set[str] = field(default_factory=set)
+    """What Ray's GCS does not answer now."""
+    is_deaf: bool = False
+    """It does what it is asked, and raises all the same."""
+
+    def _ask(self, what: str) -> None:
+        if what in self.raises:
+            self.asked.append(f"{what} raises")
+            raise ClusterError("Ray's GCS does not answer: RpcError: failed to connect")
+
+    def look(self, former: Sequence[int]) -> None:
+        self._ask("look")
 
     def known(self, role: str) -> Mapping[int, Ended | None]:
         return dict.fromkeys(self.places) if role == "aggregator" else {}
@@ -200,12 +215,23 @@ class ManyProcesses(NoProcesses):
         return self.places
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:
+        if not self.is_deaf:
+            self._ask("claim")
         self.asked.append(f"claim {generation}")
+        is_taken = generation in self.claimed
         other = self.claimed.setdefault(generation, membership)
-        return None if other == membership else other
+        self._ask("claim")
+        return other if is_taken else None
 
     def start(self, role: str, number: int, node: int) -> None:
+        self._ask("start")
         self.asked.append(f"start {role} {number} on {node}")
+
+    def kill(self, role: str, number: int) -> None:
+        self._ask("kill")
+
+    def forget(self) -> None:
+        self._ask("forget")
 
 
 @dataclass
@@ -288,3 +314,75 @@ def test_who_loses_a_generation_adopts_the_other_one_and_does_nothing_more(many:
     for told in many.admitted.values():
         assert (told[0].generation, told[0].former, told[0].next_worker) == (5, (7,), 41)
     assert many.started == ["start worker 40 on 0"]
+
+
+# --- Ray's GCS is away -----------------------------------------------------------------------
+
+
+def away(many: Many) -> list[str]:
+    events = many.shell._setup.run.read_events()
+    return [one["reason"] for one in events if one["kind"] == "gcs_away"]
+
+
+@pytest.mark.parametrize("what", ["look", "claim", "start"])
+def test_changes_wait_while_the_gcs_raises_and_are_made_once_it_answers(
+    what: str, many: Many
+) -> None:
+    many.say(Report(5, KNOWN, connected=()))
+    many.processes.raises.add(what)
+    many.until(lambda: many.processes.asked.count(f"{what} raises") == 3)
+    assert many.started == []
+    (told,) = away(many)
+    assert "RpcError: failed to connect: steps go on, changes of membership wait" in told
+    many.processes.raises.clear()
+    many.until(lambda: many.started)
+    assert many.started == ["start worker 2 on 0"]
+    assert list(many.processes.claimed) == [0, 4]
+    many.until(lambda: all(many.admitted.values()))
+    assert many.shell.status().phase == "training"
+    assert len(away(many)) == 1
+
+
+def test_what_the_nodes_say_is_heard_while_the_gcs_raises(many: Many) -> None:
+    many.say(Report(5, KNOWN, connected=()))
+    many.processes.raises.add("look")
+    many.until(lambda: away(many))
+    many.say(Report(9, KNOWN, connected=()))
+    many.until(lambda: many.shell._step == 9)
+    assert len(away(many)) == 1
+
+
+def test_each_outage_is_told(many: Many) -> None:
+    for number in (1, 2):
+        many.processes.raises.add("look")
+        many.until(lambda number=number: len(away(many)) == number)
+        many.processes.raises.clear()
+        many.until(lambda: many.shell._outage == Outage())
+
+
+def test_a_generation_that_exists_though_the_gcs_raised_is_taken_up(many: Many) -> None:
+    """The coordinator cannot know whose it is: it adopts it, and goes on from it."""
+    many.say(Report(5, KNOWN, connected=()))
+    many.processes.raises.add("claim")
+    many.processes.is_deaf = True
+    many.until(lambda: away(many))
+    made = Membership.from_bytes(many.processes.claimed[4])
+    many.processes.raises.clear()
+    many.until(lambda: many.started)
+    later = Membership.from_bytes(many.processes.claimed[5])
+    assert (made.next_worker, later.next_worker) == (3, 4)
+    assert many.started == ["start worker 3 on 0"]
+
+
+def test_a_job_ends_also_without_the_gcs(many: Many, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray was to forget is kept for a while, and then left."""
+    many.say(Report(5, KNOWN, connected=()))
+    monkeypatch.setattr(coordinator, "insist", partial(insist, patience_s=0.2))
+    many.processes.raises |= {"look", "kill", "forget"}
+    many.meshes[0].links[COORDINATOR].send(Report(9, KNOWN, connected=(), finished=True))
+    begun_s = time.monotonic()
+    while many.shell.status().phase != "done":
+        assert time.monotonic() - begun_s < DEADLINE_S
+        many.shell._turn()
+    assert many.shell.failure() is None
+    many.processes.raises.clear()
