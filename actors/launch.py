@@ -40,7 +40,8 @@ from policies.preemption import Notice
 
 _NAME_FREE_S = 5.0
 _CLEAR_S = 2.0
-_MAX_JOINS = 16  # each coordinator of the job, those that died included, waits for the end
+_JOIN_S = 5.0
+_MAX_JOINS = 16  # a coordinator that dies leaves one, for _JOIN_S at most
 _ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
 
 
@@ -93,9 +94,14 @@ class Host:
         """Free the memory of the job on this node."""
         self._setup.open_store().remove()
 
-    def join(self) -> str:
-        """Wait for the end; return its reason or raise its error."""
-        self._thread.join()
+    def join(self, wait_s: float = _JOIN_S) -> str | None:
+        """Wait for the end; return its reason or raise its error. None: not yet, ask again.
+
+        Whoever asked may be gone, and Ray takes back no call that has begun.
+        """
+        self._thread.join(wait_s)
+        if self._thread.is_alive():
+            return None
         if self._error is not None:
             raise self._error
         return self._result
@@ -140,7 +146,9 @@ class RayProcesses:
         done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
         for join in done:
             role, number = waiting[join]
-            self._ended[role][number] = _how_it_ended(join)
+            self._ended[role][number] = ended = _how_it_ended(join)
+            if ended is None:
+                self._joins[role][number] = self._actors[role][number].join.remote()
 
     def _look_around(self, nodes: ClusterNodes) -> None:
         """Ask one aggregator of each node again and again; none waits for the answer."""
@@ -295,9 +303,11 @@ def _this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _how_it_ended(join: Any) -> Ended:
+def _how_it_ended(join: Any) -> Ended | None:
+    """None: it has not."""
     try:
-        return Ended(ray.get(join))
+        reason = ray.get(join)
+        return None if reason is None else Ended(reason)
     except RayTaskError as error:
         cause = error.cause
         text = str(cause) if isinstance(cause, ElasticError) else f"{type(cause).__name__}: {cause}"
