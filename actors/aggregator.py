@@ -26,12 +26,13 @@ from actors.following import Following
 from actors.injector import AggregatorInjector
 from actors.neighbours import Neighbours, Parts, inherit
 from actors.preparing import prepare_store
-from actors.recording import EventLog, Recorder, by_name
+from actors.recording import EventLog, Recorder, Scribe, by_name
 from actors.rounds import Rounds
 from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.compute import deterministic, make_sizes, model_tensors
 from elastic.core.errors import ChannelClosed, ConfigError
 from elastic.core.faults import Fault
+from elastic.core.journal import Journal
 from elastic.core.mapped import Control, MappedFile, Record, Slot, Version, open_manifest
 from elastic.core.model import ModelSpec
 from elastic.core.optim import without_compiler
@@ -89,7 +90,14 @@ class AggregatorShell:
             if hasattr(self, "_updater"):
                 self._updater.close()
                 self._background.shutdown()
+            self._close_journal()
             self._store.close()
+
+    def _close_journal(self) -> None:
+        """Write down what was told; what comes later is written at once."""
+        journal, self._event.journal = self._event.journal, None
+        if journal is not None:
+            journal.close()
 
     def _live(self) -> str:
         if not self._run.job_json.exists():
@@ -143,7 +151,6 @@ class AggregatorShell:
             ema_decay=job.ema.decay if job.ema else None,
             num_threads=len(os.sched_getaffinity(0)),
         )
-        self._recorder = Recorder(self._setup, self._spec, self._task, self._event)
         self._injector = AggregatorInjector(self._setup.faults, self._store.path)
 
     def _stand_by(self) -> bool:
@@ -174,6 +181,9 @@ class AggregatorShell:
     def _act(self) -> str:
         set_nice(NICE_STEP)
         self._control.active_pid[0] = os.getpid()
+        path, scribe = self._store.path / "journal", Scribe(self._run)
+        self._journal = self._event.journal = Journal(path, scribe, beat=self._beat)
+        self._recorder = Recorder(self._setup, self._spec, self._task, self._event, self._journal)
         recovered = self._recover()
         self._slots: dict[int, Slot] = {}
         self._manifests: dict[int, Record] = {}
@@ -310,12 +320,14 @@ class AggregatorShell:
             weights=lambda snapshot, averaged: model_tensors(
                 self._spec, snapshot, self._constants, averaged=averaged
             ),
-            trained=lambda state: {
-                "loss": state.loss,
-                **by_name(self._spec.metrics, state.metrics),
-            },
+            trained=self._trained,
             event=self._event,
         )
+
+    def _trained(self, state: State) -> dict[str, float | None]:
+        """Loss and metrics of its last step. Its evaluation, read next, is written down."""
+        self._journal.drain()
+        return {"loss": state.loss, **by_name(self._spec.metrics, state.metrics)}
 
     # --------------------------------------------------------------- channels
 
@@ -474,6 +486,7 @@ class AggregatorShell:
             case events.Finish(failure):
                 assert self._checkpoints is not None, "only the lead ends the job"
                 self._checkpoints.stop()
+                self._recorder.flush()
                 self._finishing = self._background.submit(self._finish, self._checkpoints, failure)
             case node.Leave(reason):
                 self._left = reason

@@ -10,7 +10,7 @@ import torch
 
 from actors.rounds import MAX_COUNTERS_BYTES
 from actors.setup import JobSetup
-from elastic.core import checkpoint
+from elastic.core import checkpoint, journal
 from elastic.core.compute import make_sizes
 from elastic.core.errors import CheckpointError, ConfigError
 from elastic.core.fingerprint import differences, fingerprint
@@ -47,7 +47,8 @@ def prepare_store(
         initialize(targets, setup.initial, job.init_skip)
     sizes = make_sizes(spec, job)
     check_memory(spec.layout, job.workers.start)
-    check_space(sizes.total_bytes(max_workers=job.workers.max + job.workers.spare))
+    slots = job.workers.max + job.workers.spare
+    check_space(sizes.total_bytes(max_workers=slots) + journal.SIZE_BYTES)
     versions = tuple(
         Version(store.path, index, sizes, writable=True, optimizer=True) for index in range(2)
     )

@@ -1,4 +1,10 @@
-"""What a run leaves behind to read: events, metrics, evaluations, the result. Decides nothing."""
+"""What a run leaves behind to read: events, metrics, evaluations, the result. Decides nothing.
+
+Made on the aggregator's loop, which never waits for the run folder's disk; a journal in the memory
+of the node keeps it until its thread has written it down. So the death of the aggregator loses
+nothing: its successor on the node writes what is left, before its own. Only a host that dies while
+the disk stalls takes lines with it; the successor says which.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +16,17 @@ from typing import Any
 
 from actors.setup import JobSetup
 from elastic.core.fingerprint import fingerprint, parameters_sha256
+from elastic.core.journal import Journal
 from elastic.core.mapped import Version
 from elastic.core.model import ModelSpec
 from elastic.core.protocol import events
 from elastic.core.protocol.messages import Membership, State
-from elastic.core.runs import RunFolder
+from elastic.core.runs import RunFolder, make_event
 from elastic.core.task import Task
 
 
 class EventLog:
-    """Appends to the run's events; from any thread.
+    """Tells the run's events; from any thread. Through the journal, while one is open.
 
     Args:
         where: the step and the generation at hand.
@@ -27,17 +34,63 @@ class EventLog:
 
     def __init__(self, run: RunFolder, where: Callable[[], tuple[int, int]]) -> None:
         self._run, self._where = run, where
+        self.journal: Journal | None = None
 
     def __call__(self, kind: str, reason: str, worker: int | None = None) -> None:
         step, generation = self._where()
-        self._run.tell(kind, reason, step=step, generation=generation, worker=worker)
+        event = make_event(kind, reason, step=step, generation=generation, worker=worker)
+        if self.journal is None:
+            self._run.append_event(event)
+        else:
+            self.journal.put({"kind": "event", "line": event})
+
+
+class Scribe:
+    """Writes the records of a journal into the run folder, on the journal's thread."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._away_s = 0.0  # what a change of the lead adds to its first step
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        line = record["line"]
+        match record["kind"]:
+            case "event":
+                self._run.append_event(line)
+            case "evaluation":
+                self._run.append_evaluation(line)
+            case "committed":
+                self._committed(line)
+            case "take_over":
+                self._take_over(line, record["time_s"])
+
+    def _committed(self, line: dict[str, Any]) -> None:
+        line["step_s"] += self._away_s
+        self._away_s = 0.0
+        self._run.append_metrics(line)
+
+    def _take_over(self, line: dict[str, Any] | None, time_s: float) -> None:
+        """Add the step that a predecessor had no time to write."""
+        newest = self._run.newest_metrics()
+        if newest is not None:
+            self._away_s = max(0.0, time_s - newest["time_s"])
+        if line is None or (newest is not None and newest["step"] >= line["step"]):
+            return
+        self._committed(line)
+        if newest is not None and newest["step"] < line["step"] - 1:
+            missing = f"steps {newest['step'] + 1} to {line['step'] - 1}"
+            reason = f"{missing}: whoever led before has committed, and not written them down"
+            self._run.tell("metrics_missing", reason, step=line["step"] + 1)
 
 
 class Recorder:
-    """Writes down what the lead commits."""
+    """Puts into the journal what the lead commits."""
 
-    def __init__(self, setup: JobSetup, spec: ModelSpec, task: Task, event: EventLog) -> None:
+    def __init__(
+        self, setup: JobSetup, spec: ModelSpec, task: Task, event: EventLog, journal: Journal
+    ) -> None:
         self._setup, self._spec, self._event = setup, spec, event
+        self._journal = journal
         self._schedule = getattr(task, "schedule", None)
         self._later: list[events.Note | events.Committed] = []
         self._commit_s = time.monotonic()
@@ -49,65 +102,62 @@ class Recorder:
 
     def take_over(self, state: State) -> None:
         """Go on where a predecessor's metrics end; add the step that it had no time to write."""
-        newest = self._setup.run.newest_metrics()
         self._commit_s = time.monotonic()
-        if newest is not None:
-            self._commit_s -= time.time() - newest["time_s"]
-        step = state.step - 1
-        if step >= 0 and (newest is None or newest["step"] < step):
+        line, step = None, state.step - 1
+        if step >= 0:
             skipped = step in state.skipped
             loss = math.nan if skipped or state.loss is None else state.loss
             metrics = () if skipped else state.metrics
-            self._later.append(
-                events.Committed(step, 0, loss, math.nan, skipped, 0, 0, (), metrics)
-            )
+            made = events.Committed(step, 0, loss, math.nan, skipped, 0, 0, (), metrics)
+            line = self._line(made)
+        self._journal.put({"kind": "take_over", "line": line, "time_s": time.time()})
 
     def later(self, action: events.Note | events.Committed) -> None:
-        """Write it down in `flush`: nobody waits for it."""
+        """Tell it in `flush`: nobody waits for it."""
         self._later.append(action)
 
     def flush(self) -> None:
+        """Raises OSError where the run folder cannot be written to."""
         for action in self._later:
             if isinstance(action, events.Note):
                 self._event(action.kind, action.reason, action.worker)
             else:
-                self._committed(action)
+                self._journal.put({"kind": "committed", "line": self._line(action)})
         self._later.clear()
+        self._journal.check()
 
-    def _committed(self, action: events.Committed) -> None:
+    def _line(self, action: events.Committed) -> dict[str, Any]:
+        """Of metrics.jsonl; its `step_s` ends now."""
         now_s, batch = time.monotonic(), self._setup.job.batch
+        step_s, self._commit_s = now_s - self._commit_s, now_s
         groups = self._spec.optimizer.groups
-        self._setup.run.append_metrics(
-            {
-                "step": action.step,
-                "time_s": time.time(),
-                "step_s": now_s - self._commit_s,
-                "loss": _finite(action.loss),
-                "metrics": by_name(self._spec.metrics, action.metrics),
-                "grad_norm": _finite(action.grad_norm),
-                "lr": groups[0].options["lr"] * self.factor(action.step),
-                "samples": batch.micro_batches * batch.micro_batch_size,
-                "num_workers": action.num_workers,
-                "num_duplicates": action.num_duplicates,
-                "attempt": action.attempt,
-                "update_s": self.update_s,
-                "work": _unix_times(action.work),
-            }
-        )
-        self._commit_s = now_s
+        return {
+            "step": action.step,
+            "time_s": time.time(),
+            "step_s": step_s,
+            "loss": _finite(action.loss),
+            "metrics": by_name(self._spec.metrics, action.metrics),
+            "grad_norm": _finite(action.grad_norm),
+            "lr": groups[0].options["lr"] * self.factor(action.step),
+            "samples": batch.micro_batches * batch.micro_batch_size,
+            "num_workers": action.num_workers,
+            "num_duplicates": action.num_duplicates,
+            "attempt": action.attempt,
+            "update_s": self.update_s,
+            "work": _unix_times(action.work),
+        }
 
     def evaluated(self, action: events.Evaluated) -> None:
         """At once: a successor may come to it again, but never after the next step."""
         metrics = by_name(self._spec.evaluated_metrics, action.metrics)
-        self._setup.run.append_evaluation(
-            {
-                "step": action.step,
-                "time_s": time.time(),
-                "loss": _finite(action.loss),
-                "metrics": metrics,
-                "work": _unix_times(action.work),
-            }
-        )
+        line = {
+            "step": action.step,
+            "time_s": time.time(),
+            "loss": _finite(action.loss),
+            "metrics": metrics,
+            "work": _unix_times(action.work),
+        }
+        self._journal.put({"kind": "evaluation", "line": line})
         shown = {"loss": _finite(action.loss), **metrics}
         text = ", ".join(
             f"{name} {'not finite' if value is None else format(value, '.4g')}"
@@ -125,12 +175,15 @@ class Recorder:
         unwritten: str,
         faults_fired: Sequence[int],
     ) -> None:
-        """Write the result. Doing it twice does no harm.
+        """Write the result, behind all that was told. Doing it twice does no harm.
+
+        Waits for the disk.
 
         Args:
             unwritten: why the last checkpoint could not be written, if it could not.
         """
         job, run = self._setup.job, self._setup.run
+        self._journal.drain()
         metrics = run.read_metrics()
         started = min((one["time_s"] for one in run.read_events()), default=time.time())
         steps_s = [one["step_s"] for one in metrics[1:]]
@@ -164,6 +217,7 @@ class Recorder:
             },
         )
         self._event(kind, failure or f"step {state.step} of {job.steps}")
+        self._journal.drain()
 
     def _last_evaluation(self) -> dict[str, Any] | None:
         """The newest one, without who computed it."""

@@ -127,16 +127,7 @@ class RunFolder:
         worker: int | None = None,
     ) -> None:
         """Add an event that happens now."""
-        self.append_event(
-            {
-                "time_s": time.time(),
-                "kind": kind,
-                "step": step,
-                "generation": generation,
-                "worker": worker,
-                "reason": reason,
-            }
-        )
+        self.append_event(make_event(kind, reason, step=step, generation=generation, worker=worker))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one committed step to metrics.jsonl."""
@@ -242,6 +233,20 @@ class RunFolder:
         if path in self._descriptors:
             os.close(self._descriptors.pop(path))
         return False
+
+
+def make_event(
+    kind: str, reason: str, *, step: int, generation: int, worker: int | None
+) -> dict[str, Any]:
+    """A line of events.jsonl: it happens now."""
+    return {
+        "time_s": time.time(),
+        "kind": kind,
+        "step": step,
+        "generation": generation,
+        "worker": worker,
+        "reason": reason,
+    }
 
 
 class Lines:

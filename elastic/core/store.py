@@ -5,6 +5,7 @@
         active                  the acting aggregator holds an exclusive lock on it
         socket                  where the acting aggregator listens
         spec                    how to read the rest, written last by `prepare`
+        journal                 records that are not in the run folder yet
         ...                     the state itself: see `elastic.core.mapped`
 
 Light to import: no torch.
