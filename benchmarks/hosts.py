@@ -101,9 +101,9 @@ class HostRun:
 class HostJob:
     """One job on a testbed, driven from its head."""
 
-    def __init__(self, bed: Testbed, job: JobConfig) -> None:
+    def __init__(self, bed: Testbed, job: JobConfig, runs: Path = RUNS) -> None:
         self._bed, self._job = bed, job
-        path = new_run_dir(job.name, RUNS)
+        path = new_run_dir(job.name, runs)
         self.run = RunFolder(path.resolve())
         file = self.run.path / "job.yaml"
         file.write_text(yaml.safe_dump(job.model_dump(mode="json")))
