@@ -1,0 +1,68 @@
+"""However many hosts a job has, and however many it loses at once: the same bits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from benchmarks.hosts import HostJob, HostRun, heal
+from scripts.hosts import Host, why_impossible
+from scripts.testbed import Testbed
+from tests.integration.support import make_job
+
+REASON = why_impossible()
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.skipif(bool(REASON), reason=REASON),
+    pytest.mark.timeout(600),
+]
+NUM_STEPS = 240
+NUM_HOSTS = 5
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    with Testbed(f"five{os.getpid()}") as made:
+        made.up(NUM_HOSTS)
+        yield made
+
+
+def job_on(bed: Testbed, num_nodes: int, *, workers: int) -> HostJob:
+    nodes = {"min": num_nodes, "max": num_nodes}
+    name = f"on-{num_nodes}"
+    job = make_job(name, workers=workers, steps=NUM_STEPS, nodes=nodes, checkpoint={"every": 0})
+    return HostJob(bed, job)
+
+
+def bits(run: HostRun) -> tuple[str, str]:
+    assert run.result["outcome"] == "finished"
+    assert run.lost_steps() == []
+    return run.result["params_sha256"], run.result["samples_sha256"]
+
+
+@pytest.fixture(scope="module")
+def alone(bed: Testbed) -> tuple[str, str]:
+    return bits(job_on(bed, 1, workers=1).end())
+
+
+@pytest.mark.parametrize(("num_nodes", "workers"), [(1, 3), (2, 2), (3, 4), (5, 5)])
+def test_one_two_three_and_five_hosts_end_alike(
+    num_nodes: int, workers: int, bed: Testbed, alone: tuple[str, str]
+) -> None:
+    assert bits(job_on(bed, num_nodes, workers=workers).end()) == alone
+
+
+def test_two_of_five_hosts_may_die_at_once(bed: Testbed, alone: tuple[str, str]) -> None:
+    job = job_on(bed, NUM_HOSTS, workers=NUM_HOSTS)
+    job.settle(1)
+    job.go_on(10)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(Host.kill, bed.hosts[-2:]))
+    run = job.end()
+    assert bits(run) == alone
+    assert len([one for one in run.events if one["kind"] == "node_lost"]) == 2
+    heal(bed)
