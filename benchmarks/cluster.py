@@ -1,11 +1,15 @@
 """What many nodes cost, and what losing some of them costs.
 
-    python -m benchmarks.cluster [--only exchange,step,faults,chaos] [--size small|10m] [--quick]
+    python -m benchmarks.cluster [--only exchange,step,faults,join,frozen,chaos]
+                                 [--size small|10m] [--quick] [--runs 20] [--seed 0]
 
     exchange    totals of 40 MB of int32 over the links of two nodes / gloo all-reduce of float32
     step        step time with 3 nodes / with 1 node and the same 6 workers, jobs in turn
     faults      a host killed, cut off, frozen for 20 s; the coordinator killed: the gaps
+    join        a third host comes: the longest step around it, and when it is of use
+    frozen      a host frozen for 120 s, which comes back as another
     chaos       runs of 200 steps on 3 nodes with random happenings: do all end with the same bits?
+                Stops at the first that does not; --seed S --runs 1 repeats the run printed as S
 
 The first in two processes over loopback, one thread each, in turn; the others, as root, on a
 testbed of three hosts that share this machine's cores.
@@ -17,7 +21,6 @@ import argparse
 import functools
 import multiprocessing
 import os
-import random
 import secrets
 import selectors
 import sys
@@ -35,27 +38,30 @@ import torch.distributed as dist
 from actors.exchanging import Arrays, Round
 from actors.links import Link
 from actors.listener import Listener, Unreachable
-from benchmarks import jobs
-from benchmarks.hosts import HEAD, Do, Happening, HostJob, HostRun
-from benchmarks.jobs import hand_over, make_job, say, timed
+from benchmarks import changes, chaos_of_hosts, jobs
+from benchmarks.hosts import (
+    HEAD,
+    NUM_HOSTS,
+    NUM_WORKERS,
+    Happening,
+    HostJob,
+    HostRun,
+    host_job,
+    silent_limit_s,
+)
+from benchmarks.jobs import hand_over, timed
 from benchmarks.record import Figure, figure, ratio
-from elastic.core.config import JobConfig
 from elastic.core.layout import make_layout
 from elastic.core.protocol.exchange import BLOCK_BYTES, Arrived, Exchange, SumReady
 from elastic.core.protocol.frames import Block
 from elastic.core.protocol.handshake import SECRET_BYTES, Credentials
 from scripts.testbed import Testbed
 
-PARTS = ("exchange", "step", "faults", "chaos")
+PARTS = ("exchange", "step", "faults", "join", "frozen", "chaos")
 STEP_LIMITS = {"10m": 1.3}
 GAP_LIMIT_S = 0.1
 """A killed host, beyond the median step and the recomputing of its micro-batches."""
-SILENT_LIMIT_S = 2.0
-"""A host that is cut off or frozen, beyond the median: that, or 5 median steps if they are more."""
-NUM_HOSTS = 3
-NUM_WORKERS = 6
 FROZEN_S = 20.0
-CHAOS_STEPS = 200
 LIMIT = 1.0
 BYTES_LIMIT = 1.001
 """Headers included."""
@@ -214,19 +220,6 @@ def figures(seen: Sequence[Seen]) -> list[Figure]:
     ]
 
 
-def _job(name: str, size: str, nodes: int, *overrides: str) -> JobConfig:
-    return make_job(
-        name,
-        f"task_args.size={size}",
-        f"nodes.min={nodes}",
-        f"nodes.max={nodes}",
-        f"workers.start={NUM_WORKERS}",
-        f"workers.max={NUM_WORKERS}",
-        "batch.micro_batches=12",
-        *overrides,
-    )
-
-
 def measure_step(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     """One node and three in turn."""
     rounds, steps = (1, 6) if quick else (3, 20 if size == "10m" else 100)
@@ -235,7 +228,7 @@ def measure_step(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
         for nodes in (1, NUM_HOSTS):
             overrides = (f"steps={jobs.ENDLESS}", "workers.spare=0", "standby=false")
             with timed(f"step {size}, round {number + 1} of {rounds}, {nodes} nodes"):
-                job = HostJob(bed, _job(f"step-{nodes}", size, nodes, *overrides))
+                job = HostJob(bed, host_job(f"step-{nodes}", size, nodes, *overrides))
                 job.settle()
                 job.go_on(steps)
                 steps_s[nodes] += job.stop().steps_s
@@ -267,7 +260,7 @@ def measure_faults(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     for number in range(rounds):
         for name, what in FAULTS.items():
             with timed(f"{name}, round {number + 1} of {rounds}"):
-                job = HostJob(bed, _job("faults", size, NUM_HOSTS, f"steps={jobs.ENDLESS}"))
+                job = HostJob(bed, host_job("faults", size, NUM_HOSTS, f"steps={jobs.ENDLESS}"))
                 job.settle()
                 job.happen(what)
                 job.go_on(what.after + 30)
@@ -275,7 +268,7 @@ def measure_faults(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     figures: list[Figure] = []
     for name, seen in runs.items():
         beyond_s = [run.gap_s() - run.median_s for run in seen]
-        silent_s = max(SILENT_LIMIT_S, 5 * max(run.median_s for run in seen))
+        silent_s = silent_limit_s(seen)
         limit = {"host cut off": silent_s, "host frozen for 20 s": silent_s}.get(name)
         figures.append(
             figure(f"{name}: gap beyond the median, {size}", beyond_s, unit="s", limit=limit)
@@ -302,47 +295,12 @@ def measure_faults(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
     return figures
 
 
-def _happenings(dice: random.Random) -> list[Happening]:
-    """One to three, each to a host that may still be away."""
-    afters = sorted(dice.sample(range(1, 60), dice.randint(1, 3)))
-    return [_happening(dice, after) for after in afters]
-
-
-def _happening(dice: random.Random, after: int) -> Happening:
-    do: Do = dice.choice(("kill", "cut", "freeze", "kill_aggregator", "kill_coordinator"))
-    if do == "kill_coordinator":
-        return Happening(after, do, HEAD)
-    for_s = None if do == "kill_aggregator" else dice.choice((0.2, 0.8, 3.0, 10.0))
-    return Happening(after, do, dice.choice(("h2", "h3")), for_s)
-
-
-def measure_chaos(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
-    """Random happenings; each run must end with the bits of a run that nothing happened to."""
-    num_runs, seed = (2, 0) if quick else (20, 0)
-    say(f"chaos: seed {seed}")
-    dice = random.Random(seed)
-    steps = f"steps={CHAOS_STEPS}"
-    expected = HostJob(bed, _job("chaos-calm", size, 1, steps)).end().result["params_sha256"]
-    others = 0
-    for number in range(num_runs):
-        with timed(f"chaos, run {number + 1} of {num_runs}"):
-            job = HostJob(bed, _job("chaos", size, NUM_HOSTS, steps))
-            job.settle(1)
-            for what in _happenings(dice):
-                say(f"  {what}")
-                job.happen(what)
-            others += job.end().result["params_sha256"] != expected
-    return [
-        figure(
-            f"runs of {num_runs} that end with other bits, {size}",
-            [float(others)],
-            unit="runs",
-            limit=0.0,
-        )
-    ]
-
-
-ON_HOSTS = {"step": measure_step, "faults": measure_faults, "chaos": measure_chaos}
+ON_HOSTS = {
+    "step": measure_step,
+    "faults": measure_faults,
+    "join": changes.measure_join,
+    "frozen": changes.measure_frozen,
+}
 
 
 def _exchange(options: argparse.Namespace) -> None:
@@ -362,19 +320,26 @@ def main() -> int:
     """Run the parts asked for; one record each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     jobs.add_options(parser, PARTS)
+    parser.add_argument("--runs", type=int, default=None, help="of chaos; default: 20, quick 2")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run of chaos")
     options = parser.parse_args()
     parts = jobs.chosen(parser, options, set(PARTS))
     if "exchange" in parts:
         _exchange(options)
-    on_hosts = [part for part in PARTS if part in parts and part in ON_HOSTS]
+    on_hosts = [part for part in PARTS if part in parts and part != "exchange"]
     if not on_hosts:
         return 0
     size = options.size or "small"
-    with Testbed(f"bench{os.getpid()}") as bed:
+    with chaos_of_hosts.lasting_gcs(), Testbed(f"bench{os.getpid()}") as bed:
         bed.up(NUM_HOSTS)
         for part in on_hosts:
-            made = ON_HOSTS[part](bed, size, quick=options.quick)
             config = {"size": size, "hosts": NUM_HOSTS, "workers": NUM_WORKERS}
+            if part == "chaos":
+                runs = options.runs or (2 if options.quick else chaos_of_hosts.NUM_RUNS)
+                config |= {"runs": runs, "seed": options.seed}
+                made = chaos_of_hosts.measure(bed, size, num_runs=runs, seed=options.seed)
+            else:
+                made = ON_HOSTS[part](bed, size, quick=options.quick)
             hand_over(f"cluster-{part}-{size}", options, config, made)
     return 0
 

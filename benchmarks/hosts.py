@@ -17,23 +17,53 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from benchmarks.jobs import RUNS
+from benchmarks.jobs import RUNS, make_job
+from benchmarks.processes import mapped_files
 from elastic.core.config import JobConfig
 from elastic.core.runs import Lines, RunFolder, new_run_dir
 from scripts.hosts import Host
 from scripts.testbed import Testbed, has_raylet
 
+NUM_HOSTS = 3
+NUM_WORKERS = 6
+SILENT_LIMIT_S = 2.0
+"""A host that is cut off or frozen, beyond the median: that, or 5 median steps if they are more."""
+
 HEAD = "h1"
 """Where the driver and the coordinator run; it lives as long as the job."""
 
-Do = Literal["kill", "cut", "freeze", "kill_coordinator", "kill_aggregator"]
+Do = Literal[
+    "kill",
+    "cut",
+    "freeze",
+    "slow",
+    "drain",
+    "kill_coordinator",
+    "kill_aggregator",
+    "kill_worker",
+    "kill_gcs",
+]
+"""kill_gcs needs a testbed that was made with RAY_gcs_storage=rocksdb. A drained host comes back
+as a killed one does."""
+
+_SLOW = "50mbit"
+_DRAIN = """
+import sys
+from ray._raylet import GcsClient
+
+gcs = GcsClient(sys.argv[1])
+for node in gcs.get_all_node_info(timeout=10).values():
+    if node.state == 0 and node.node_manager_address == sys.argv[2]:
+        accepted, why = gcs.drain_node(node.node_id.hex(), 2, "chaos", 0)
+        assert accepted, why
+"""
 
 _POLL_S = 0.02
 _SETTLE_S = 240.0
@@ -46,7 +76,8 @@ _CLI = ("python", "-c", "from elastic.cli import main; main()")
 class Happening:
     """Something happens to a host once so many steps are committed after the job has settled.
 
-    With `for_s` a host that was cut off, frozen or killed is back after that time.
+    With `for_s` a host that was cut off, frozen, slowed, drained or killed is back after that time;
+    Ray's GCS comes back after it in any case.
     """
 
     after: int
@@ -98,6 +129,25 @@ class HostRun:
         return sorted(set(range(int(self.result["steps"]))) - seen)
 
 
+def silent_limit_s(runs: Sequence[HostRun]) -> float:
+    """How long a gap may be, beyond the median, where a host falls silent (issue 4)."""
+    return max(SILENT_LIMIT_S, 5 * max(run.median_s for run in runs))
+
+
+def host_job(name: str, size: str, nodes: int, *overrides: str) -> JobConfig:
+    """The job that is measured on hosts; all its workers begin it, unless `overrides` differ."""
+    return make_job(
+        name,
+        f"task_args.size={size}",
+        f"nodes.min={nodes}",
+        f"nodes.max={nodes}",
+        f"workers.start={NUM_WORKERS}",
+        f"workers.max={NUM_WORKERS}",
+        "batch.micro_batches=12",
+        *overrides,
+    )
+
+
 class HostJob:
     """One job on a testbed, driven from its head."""
 
@@ -116,8 +166,34 @@ class HostJob:
                 stderr=log,
             )
         self._lines, self._rows = Lines(self.run.metrics_jsonl), list[dict[str, Any]]()
+        self._events, self._told = Lines(self.run.events_jsonl), list[dict[str, Any]]()
         self._settled: int | None = None
         self._at_s: list[float] = []
+
+    def await_event(self, kind: str, since_s: float) -> float:
+        """Wait until it is told; when it was, in unix time."""
+
+        def told_s() -> list[float]:
+            self._told += self._events.read()
+            return [
+                float(one["time_s"])
+                for one in self._told
+                if one["kind"] == kind and one["time_s"] > since_s
+            ]
+
+        self._await(lambda _: bool(told_s()))
+        return told_s()[0]
+
+    def await_worker(self, since_s: float) -> float:
+        """Wait until a worker contributes that had not before; when it began to, in unix time."""
+
+        def begun_s() -> list[float]:
+            known = contributions(row for row in self._rows if row["time_s"] <= since_s)
+            new = contributions(row for row in self._rows if row["time_s"] > since_s)
+            return sorted(new[one] for one in new if one not in known)
+
+        self._await(lambda _: bool(begun_s()))
+        return begun_s()[0]
 
     def settle(self, num_workers: int | None = None) -> None:
         """Wait until so many workers compute; all of them if none are named."""
@@ -154,10 +230,18 @@ class HostJob:
                 host.cut()
             case "freeze":
                 host.freeze()
+            case "slow":
+                host.slow(_SLOW)
+            case "drain":
+                self._drain(host)
             case "kill_coordinator":
                 _kill(host, "CoordinatorActor")
             case "kill_aggregator":
                 self._kill_aggregator(host)
+            case "kill_worker":
+                self._kill_worker(host)
+            case "kill_gcs":
+                self._bed.kill_gcs()
         if what.for_s is not None:
             time.sleep(what.for_s)
             self._bring_back(what.do, host)
@@ -168,12 +252,37 @@ class HostJob:
                 host.join()
             case "freeze":
                 host.thaw()
-            case "kill":
+            case "slow":
+                host.fast()
+            case "kill" | "drain":
+                host.kill()
                 self._bed.start(host)
+            case "kill_gcs":
+                self._bed.start_gcs()
+
+    def _drain(self, host: Host) -> None:
+        """Ray's notice that the host will be taken away."""
+        words = ("python", "-W", "ignore", "-c", _DRAIN, self._bed.address, host.address)
+        done = self._bed.run(HEAD, *words)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+
+    def _stores(self, host: Host) -> list[Path]:
+        """Of the job in the memory of a host, as this machine sees them."""
+        return list(host.root.glob(f"dev/shm/elastic-*/{self._job.name}.*"))
+
+    def _kill_worker(self, host: Host) -> None:
+        """One of the job on a host, if it has any."""
+        for store in self._stores(host):
+            own = Path("/") / store.relative_to(host.root)
+            workers = [one.pid for one in host.processes() if _computes(one.pid, own)]
+            if workers:
+                os.kill(min(workers), signal.SIGKILL)
 
     def _kill_aggregator(self, host: Host) -> None:
         """The acting one of the job on a host, found as its standby finds it."""
-        for control in host.root.glob(f"dev/shm/elastic-*/{self._job.name}.*/control"):
+        for store in self._stores(host):
+            control = store / "control"
             own_pid = int.from_bytes(control.read_bytes()[_PID_AT : _PID_AT + 8], "little")
             for process in host.processes():
                 if process.own_pid == own_pid:
@@ -207,6 +316,18 @@ class HostJob:
         )
 
 
+def start_again(bed: Testbed, host: Host) -> tuple[float, float]:
+    """Start Ray on a host once its last raylet has ended: when it began to, and when it was up."""
+    deadline_s = time.monotonic() + _HEAL_S
+    while host.is_up and has_raylet(host):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"{host.name}: its raylet lives on")
+        time.sleep(_POLL_S)
+    begin_s = time.time()
+    bed.start(host)
+    return begin_s, time.time()
+
+
 def heal(bed: Testbed) -> None:
     """Join, thaw and start hosts until Ray takes all of them to be alive."""
     wanted = {host.name for host in bed.hosts}
@@ -224,6 +345,22 @@ def heal(bed: Testbed) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"only {sorted(bed.alive())} of {sorted(wanted)} are alive")
         time.sleep(0.2)
+
+
+def contributions(rows: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """When each worker began its first micro-batch that counted."""
+    begun: dict[int, float] = {}
+    for row in rows:
+        for worker, _, start_s, _, outcome in row["work"]:
+            if outcome == "granted":
+                begun[worker] = min(start_s, begun.get(worker, start_s))
+    return begun
+
+
+def _computes(pid: int, store: Path) -> bool:
+    """Whether it is a worker: these only read the parameters."""
+    files = mapped_files(pid, store)
+    return any(name.startswith("parameters-") and not files[name] for name in files)
 
 
 def _kill(host: Host, actor: str) -> None:

@@ -18,11 +18,14 @@ import torch
 import yaml
 
 from benchmarks import (
+    changes,
     chaos,
+    chaos_of_hosts,
     checkpoint,
     cluster,
     data,
     ddp,
+    hosts,
     processes,
     record,
     recovery,
@@ -392,6 +395,64 @@ def test_an_exchange_takes_as_long_as_its_slowest_node() -> None:
     assert against.ok
     assert sent.value == pytest.approx(1.0001)
     assert sent.ok
+
+
+def a_host_run(steps_s: list[float], *, at_s: list[float], **more: Any) -> hosts.HostRun:
+    """Step after step, from the unix time 0 on."""
+    times_s = np.cumsum(steps_s)
+    rows: list[dict[str, Any]] = [
+        {"step": step, "step_s": one, "time_s": float(time_s), "work": []}
+        for step, (one, time_s) in enumerate(zip(steps_s, times_s, strict=True))
+    ]
+    result = {"steps": len(rows), "outcome": "finished", "params_sha256": "p"}
+    return hosts.HostRun(rows, [], {**result, "samples_sha256": "s", **more}, 0, at_s)
+
+
+def test_a_join_is_as_bad_as_its_longest_step() -> None:
+    run = a_host_run([1.0] * 10 + [9.0] + [1.0, 1.4, 1.2] + [5.0], at_s=[])
+    assert changes.longest_over_median(run, 10.0, 19.5, 23.0) == pytest.approx(1.4)
+
+
+def test_state_is_counted_where_steps_say_so() -> None:
+    run = a_host_run([1.0] * 3, at_s=[])
+    assert changes.moved_bytes(run) == []
+    run.metrics[1]["moved_bytes"] = 700
+    assert changes.moved_bytes(run) == [700.0]
+
+
+def test_the_first_contribution_of_each_worker() -> None:
+    rows = [
+        {"work": [[0, 1, 5.0, 6.0, "granted"], [1, 2, 4.0, 6.0, "late"]]},
+        {"work": [[1, 0, 7.0, 8.0, "granted"], [0, 1, 6.5, 8.0, "granted"]]},
+    ]
+    assert hosts.contributions(rows) == {0: 5.0, 1: 7.0}
+
+
+def test_schedules_of_hosts_are_those_of_their_seeds_and_know_every_kind() -> None:
+    all_of_them = [chaos_of_hosts.schedule(seed) for seed in range(200)]
+    assert all_of_them == [chaos_of_hosts.schedule(seed) for seed in range(200)]
+    assert {what.do for one in all_of_them for what in one} == set(chaos_of_hosts.KINDS)
+    for one in all_of_them:
+        assert 1 <= len(one) <= chaos_of_hosts.MAX_HAPPENINGS
+        assert [what.after for what in one] == sorted({what.after for what in one})
+        for what in one:
+            assert (what.host == hosts.HEAD) == (what.do in chaos_of_hosts.AT_HEAD)
+            assert (what.for_s is None) == (what.do in chaos_of_hosts.ENDS_A_PROCESS)
+
+
+@pytest.mark.parametrize("other", [{"params_sha256": "q"}, {"steps": 4}, {"outcome": "failed"}])
+def test_a_run_of_hosts_differs_in_bits_or_in_how_it_ended(other: dict[str, Any]) -> None:
+    calm = chaos_of_hosts.bits(a_host_run([1.0] * 3, at_s=[]))
+    assert chaos_of_hosts.bits(a_host_run([2.0] * 3, at_s=[1.0])) == calm
+    assert chaos_of_hosts.bits(a_host_run([1.0] * 3, at_s=[], **other)) != calm
+
+
+def test_the_gcs_lasts_only_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_gcs_storage"
+    monkeypatch.delenv(name, raising=False)
+    with chaos_of_hosts.lasting_gcs():
+        assert os.environ[name] == "rocksdb"
+    assert name not in os.environ
 
 
 # --- stragglers ----------------------------------------------------------------------------------
