@@ -26,7 +26,7 @@ from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
 from elastic.core.protocol.handshake import SECRET_BYTES
-from elastic.core.runs import RunFolder, is_copy
+from elastic.core.runs import RunFolder, identity, is_copy
 from elastic.core.status import Status, write_status
 from elastic.core.storage import open_storage
 from elastic.core.store import Store, remove_leftovers
@@ -321,7 +321,7 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
             "auth_mode": auth_mode(),
             "namespace": NAMESPACE,
             "coordinator": setup.coordinator_name,
-            "pid": os.getpid(),
+            **identity(os.getpid()),
             "store": str(setup.open_store().path),
         },
     )

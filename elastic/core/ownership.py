@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from elastic.core.errors import ConfigError, StorageError
+from elastic.core.runs import identity
 from elastic.core.storage import Storage
 
 OWNER_FILE = "owner.json"
@@ -35,13 +34,14 @@ class Owner:
     @classmethod
     def here(cls, run_id: str, run: str) -> Owner:
         """This process."""
-        return cls(run_id, run, socket.gethostname(), os.getpid(), _started(os.getpid()))
+        return cls(run_id, run, **identity(os.getpid()))
 
     def is_dead(self) -> bool:
         """Whether it is over for sure: a process of another machine cannot be seen."""
-        if self.host != socket.gethostname():
+        found = identity(self.pid)
+        if self.host != found["host"]:
             return False
-        if _started(self.pid) != self.started:
+        if self.started != found["started"]:
             return True
         return self.pid == os.getpid() and self.run_id not in _running
 
@@ -108,12 +108,3 @@ def _read(storage: Storage) -> Owner | None:
         return Owner(**json.loads(data))
     except (ValueError, TypeError):
         return None
-
-
-def _started(pid: int) -> int:
-    """When a process began, in ticks since boot; 0 if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[19])

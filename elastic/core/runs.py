@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
 from collections import deque
@@ -189,10 +190,11 @@ class RunFolder:
     def is_running(self) -> bool:
         """Whether the process that runs the job lives, as far as this machine can tell."""
         try:
-            pid = int(self.read_json(self.ray_json)["pid"])
+            record = self.read_json(self.ray_json)
+            found = identity(int(record["pid"]))
+            return found["started"] != 0 and found == {name: record[name] for name in found}
         except (ConfigError, KeyError, TypeError, ValueError):
             return False
-        return _is_alive(pid)
 
     def close(self) -> None:
         """Close the files. A later append opens them again."""
@@ -377,11 +379,11 @@ def _ends_torn(path: Path) -> bool:
         return file.read(1) != b"\n"
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def identity(pid: int) -> dict[str, Any]:
+    """A process of this machine, not to be mistaken for a later one of that number, nor for one of
+    another machine or container. `started`: when, in ticks since boot; 0 if it is gone."""
+    started = 0
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        started = int(stat.rpartition(")")[2].split()[19])
+    return {"host": socket.gethostname(), "pid": pid, "started": started}

@@ -21,7 +21,7 @@ from elastic.cli import main
 from elastic.core.checkpoint import write_checkpoint
 from elastic.core.config import load_job
 from elastic.core.errors import ConfigError
-from elastic.core.runs import RunFolder, find_run, new_run_dir
+from elastic.core.runs import RunFolder, find_run, identity, new_run_dir
 from elastic.core.status import Status, write_status
 from elastic.core.storage import LocalStorage
 from elastic.progress import LiveProgress, PlainProgress
@@ -242,7 +242,7 @@ def test_resume_takes_the_job_from_the_run(
     ((_, config, more),) = trainer.calls
     assert (config.steps, config.workers.start) == (9, 2)
     assert more == {"run_dir": folder.path, "faults": (), "resume": True}
-    folder.write_json(folder.ray_json, {"pid": os.getpid()})
+    folder.write_json(folder.ray_json, identity(os.getpid()))
     assert run("resume", "tiny") == 1
     assert "still running" in capsys.readouterr().err
 
@@ -288,7 +288,7 @@ def test_a_running_job_here_is_not_even_asked(
     folder = RunFolder("runs/tiny")
     folder.create()
     folder.write_json(folder.job_json, {})
-    folder.write_json(folder.ray_json, {"pid": os.getpid()})
+    folder.write_json(folder.ray_json, identity(os.getpid()))
     write_status(folder, a_status(7))
     assert run("status", "tiny") == 0
     assert "training, step 7 of 20" in capsys.readouterr().out
@@ -401,7 +401,7 @@ def test_runs_are_found_by_name_or_path(tmp_path: Path) -> None:
         folder.write_json(folder.job_json, {"name": "tiny"})
         os.utime(folder.job_json, (1000 - age, 1000 - age))
         if pid is not None:
-            folder.write_json(folder.ray_json, {"pid": pid})
+            folder.write_json(folder.ray_json, identity(pid))
         return folder
 
     ended = make("tiny-20250101-000000", None, age=1)

@@ -17,7 +17,14 @@ from ray._private import ray_constants
 
 from elastic.core import runs
 from elastic.core.errors import ConfigError
-from elastic.core.runs import RunFolder, find_run, is_copy, new_run_dir, runs_folder
+from elastic.core.runs import (
+    RunFolder,
+    find_run,
+    identity,
+    is_copy,
+    new_run_dir,
+    runs_folder,
+)
 
 DEAD_PID = 2**22 + 5  # larger than any pid of Linux
 
@@ -35,7 +42,7 @@ def make_run(base: Path, name: str, *, pid: int | None = None, age_s: float = 0)
     folder.create()
     folder.write_json(folder.job_json, {"name": name})
     if pid is not None:
-        folder.write_json(folder.ray_json, {"pid": pid})
+        folder.write_json(folder.ray_json, identity(pid))
     then_s = folder.job_json.stat().st_mtime - age_s
     os.utime(folder.job_json, (then_s, then_s))
     return folder
@@ -178,7 +185,22 @@ def test_a_run_runs_while_its_process_lives(
     assert not run.is_running()
 
 
-@pytest.mark.parametrize("content", [None, {}, {"pid": "x"}, {"pid": None}, {"pid": DEAD_PID}])
+HERE = identity(os.getpid())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        {},
+        {**HERE, "pid": "x"},
+        {**HERE, "pid": None},
+        identity(DEAD_PID),
+        {**HERE, "host": f"not-{HERE['host']}"},
+        {**HERE, "started": HERE["started"] + 1},
+    ],
+    ids=["none", "empty", "text", "null", "dead", "another machine's", "a later process"],
+)
 def test_a_run_does_not_run(content: dict[str, Any] | None, run: RunFolder) -> None:
     if content is not None:
         run.write_json(run.ray_json, content)
