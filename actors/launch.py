@@ -370,8 +370,12 @@ def end_coordinator(name: str, coordinator: Any) -> None:
 def end_orphans(name: str) -> None:
     """End the workers and aggregators of a job whose coordinator died with its driver."""
     for actor in insist(partial(_named, f"{name}/")):
-        with contextlib.suppress(ValueError):  # it ended meanwhile
-            ray.kill(ray.get_actor(actor, NAMESPACE), no_restart=True)
+        insist(partial(_end, actor))
+
+
+def _end(name: str) -> None:
+    with contextlib.suppress(ValueError), asking():  # it ended meanwhile
+        ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
 
 
 def find_coordinator(name: str) -> Any | None:
