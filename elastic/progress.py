@@ -31,6 +31,7 @@ _BAD = (
     "aggregator_hung",
     "no_workers",
     "gcs_away",
+    "metrics_missing",
     "preempted",
     "preemption_possible",
     "preemption_unwatched",

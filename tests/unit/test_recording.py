@@ -108,6 +108,13 @@ def test_an_event_says_where_the_run_was(world: World) -> None:
     }
 
 
+def test_who_has_no_journal_writes_an_event_at_once(world: World) -> None:
+    """Such as a standby, which ends an aggregator that hangs."""
+    EventLog(world.run, lambda: (7, 3))("aggregator_hung", "killed")
+    (event,) = world.run.read_events()
+    assert (event["kind"], event["step"], event["generation"]) == ("aggregator_hung", 7, 3)
+
+
 def test_each_step_is_one_line_and_a_number_that_is_none_is_null(world: World) -> None:
     recorder = world.begin()
     recorder.later(committed(0))
