@@ -19,6 +19,7 @@ from scripts.testbed import Testbed
 
 NUM_RUNS = 20
 NUM_STEPS = 200
+QUICK_STEPS = 80
 MAX_HAPPENINGS = 3
 LAST = 60
 """Steps after the start of the job until which something begins: it still finds it running."""
@@ -65,10 +66,13 @@ def lasting_gcs() -> Iterator[None]:
                 del os.environ[name]
 
 
-def measure(bed: Testbed, size: str, *, num_runs: int, seed: int) -> list[Figure]:
+def measure(
+    bed: Testbed, size: str, *, num_runs: int, seed: int, num_steps: int = NUM_STEPS
+) -> list[Figure]:
     """Stops at the first run that ends with other bits, and says which."""
-    steps = f"steps={NUM_STEPS}"
-    expected = bits(HostJob(bed, host_job("chaos-calm", size, 1, steps)).end())
+    steps = f"steps={num_steps}"
+    with timed("chaos, the calm run"):
+        expected = bits(HostJob(bed, host_job("chaos-calm", size, 1, steps)).end())
     others, num_done = 0, 0
     for number in range(seed, seed + num_runs):
         with timed(f"chaos, seed {number}, run {num_done + 1} of {num_runs}"):

@@ -316,6 +316,15 @@ def _exchange(options: argparse.Namespace) -> None:
     hand_over("cluster-exchange", options, config, figures(seen))
 
 
+def _chaos(bed: Testbed, size: str, options: argparse.Namespace) -> list[Figure]:
+    num_runs, num_steps = chaos_of_hosts.NUM_RUNS, chaos_of_hosts.NUM_STEPS
+    if options.quick:
+        num_runs, num_steps = 2, chaos_of_hosts.QUICK_STEPS
+    return chaos_of_hosts.measure(
+        bed, size, num_runs=options.runs or num_runs, seed=options.seed, num_steps=num_steps
+    )
+
+
 def main() -> int:
     """Run the parts asked for; one record each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -335,9 +344,8 @@ def main() -> int:
         for part in on_hosts:
             config = {"size": size, "hosts": NUM_HOSTS, "workers": NUM_WORKERS}
             if part == "chaos":
-                runs = options.runs or (2 if options.quick else chaos_of_hosts.NUM_RUNS)
-                config |= {"runs": runs, "seed": options.seed}
-                made = chaos_of_hosts.measure(bed, size, num_runs=runs, seed=options.seed)
+                made = _chaos(bed, size, options)
+                config |= {"seed": options.seed}
             else:
                 made = ON_HOSTS[part](bed, size, quick=options.quick)
             hand_over(f"cluster-{part}-{size}", options, config, made)
