@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster_nodes import ClusterNodes, asking
@@ -312,6 +318,8 @@ def _how_it_ended(join: Any) -> Ended | None:
         cause = error.cause
         text = str(cause) if isinstance(cause, ElasticError) else f"{type(cause).__name__}: {cause}"
         return Ended(text or type(cause).__name__, cause, str(error))
+    except ActorUnavailableError:  # the call got lost; of a death the next one tells
+        return None
     except RayActorError as error:
         return Ended(f"its process died\n{error}")
     except ActorUnschedulableError as error:  # such as on a node that is drained

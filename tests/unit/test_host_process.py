@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
+from actors import launch
 from actors.launch import Host
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
@@ -49,6 +51,26 @@ def test_who_waits_learns_what_it_raised(host: Worker) -> None:
     host.may_end.set()
     with pytest.raises(TaskError, match="loss: refused"):
         host.join(DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ActorUnavailableError("a call got lost", None), None),
+        (ActorDiedError(), "its process died"),
+        (RayTaskError("join", "trace", TaskError("loss: refused")), "loss: refused"),
+    ],
+    ids=["unavailable", "died", "raised"],
+)
+def test_only_a_death_is_one(
+    error: RayError, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(launch.ray, "get", get)
+    ended = launch._how_it_ended(None)
+    assert (None if ended is None else ended.text.partition("\n")[0]) == text
 
 
 def test_coordinators_that_died_do_not_hold_it_up(host: Worker) -> None:
