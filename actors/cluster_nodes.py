@@ -20,6 +20,7 @@ from ray.experimental.internal_kv import (
 )
 
 from elastic.core.errors import ClusterError
+from policies.growing import HostView, Readmission, Refuse, Take, Wait
 
 _SPACE = b"elastic"
 _LOOK_S = 0.5
@@ -39,18 +40,39 @@ def asking() -> Iterator[None]:
         raise ClusterError(f"Ray's GCS does not answer: {text}") from error
 
 
+class Losses:
+    """When hosts were lost, by address: a raylet that is started anew is another of Ray's nodes."""
+
+    def __init__(self) -> None:
+        self._at_s: dict[str, list[float]] = {}
+        self._policy = Readmission()
+
+    def add(self, address: str, now_s: float) -> None:
+        self._at_s.setdefault(address, []).append(now_s)
+
+    def decide(self, address: str, now_s: float) -> Take | Wait | Refuse:
+        """Whether the host is taken, if it is there."""
+        return self._policy.decide(HostView(now_s, self._at_s.get(address, ())))
+
+
 class ClusterNodes:
     """The nodes of one job, by number. Numbers are never used again.
+
+    `held`: addresses of hosts that get no number for now, and why. `living`: the Ray nodes of all.
 
     Args:
         job: names the run among all of the cluster.
         first: the Ray node that is preferred as node 0.
     """
 
-    def __init__(self, job: str, first: str, max_nodes: int) -> None:
-        self._job, self._first, self._max_nodes = job, first, max_nodes
+    def __init__(self, job: str, first: str) -> None:
+        self._job, self._first = job, first
         self._ray_ids: dict[int, str] = {}
         self._present: tuple[int, ...] = ()
+        self._addresses: dict[str, str] = {}
+        self._losses = Losses()
+        self.held: dict[str, str] = {}
+        self.living: frozenset[str] = frozenset()
         self._looked_s = float("-inf")
         while (known := self._get(f"node/{len(self._ray_ids)}")) is not None:
             self._ray_ids[len(self._ray_ids)] = known.decode()
@@ -60,8 +82,8 @@ class ClusterNodes:
         """Whether it is time to look again."""
         return time.monotonic() - self._looked_s >= _LOOK_S
 
-    def look(self, former: Sequence[int], ending: Collection[str]) -> None:
-        """See which hosts there are; give a number to those that have none.
+    def look(self, num_wanted: int, former: Sequence[int], ending: Collection[str]) -> None:
+        """See which hosts there are; give a number to those that have none, up to so many.
 
         Args:
             former: nodes that are no members any more; their hosts may come back as others.
@@ -69,19 +91,35 @@ class ClusterNodes:
         """
         if not self.is_due:
             return
-        hosts = _hosts()
+        hosts, now_s = _hosts(), time.monotonic()
+        self._addresses |= hosts
+        self.living = frozenset(hosts)
         numbers = {
             ray_id: node
             for node, ray_id in self._ray_ids.items()
             if node not in former and ray_id in hosts
         }
+        held = {}
         for ray_id in sorted(hosts, key=lambda one: (one != self._first, one)):
-            if ray_id in numbers or ray_id in ending:
+            if ray_id in numbers or ray_id in ending or len(numbers) >= num_wanted:
                 continue
-            if len(numbers) < self._max_nodes:
-                numbers[ray_id] = self._give_number(ray_id)
-        self._present = tuple(sorted(numbers.values()))
-        self._looked_s = time.monotonic()
+            match self._losses.decide(hosts[ray_id], now_s):
+                case Take():
+                    numbers[ray_id] = self._give_number(ray_id)
+                case Wait(reason=reason) | Refuse(reason):
+                    held[hosts[ray_id]] = reason
+        self._present, self.held = tuple(sorted(numbers.values())), held
+        self._looked_s = now_s
+
+    def lost(self, node: int) -> None:
+        """A node went without being asked to."""
+        address = self._addresses.get(self._ray_ids[node])
+        if address is not None:
+            self._losses.add(address, time.monotonic())
+
+    def forgive(self) -> None:
+        """Forget how often hosts were lost."""
+        self._losses = Losses()
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -125,10 +163,12 @@ class ClusterNodes:
         return f"{self._job}/{name}".encode()
 
 
-def _hosts() -> set[str]:
-    """Ray's living nodes that have processors to give; a head often has none."""
+def _hosts() -> dict[str, str]:
+    """Addresses of Ray's living nodes that have processors to give; a head often has none."""
     with asking():
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return {
-        node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in nodes
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
     }

@@ -13,17 +13,17 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from actors.contacts import Contacts, ManyContacts, OneContact
-from actors.mesh import Address
+from actors.growth import HostGrowth
 from actors.monitor import Monitor
 from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
+from actors.processes import Processes
 from actors.setup import JobSetup
 from elastic.core.errors import (
     ClusterError,
@@ -48,77 +48,13 @@ from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Sto
 from elastic.core.runs import Lines
 from elastic.core.status import PhaseName, Status
 from monitoring.tally import Now
-from policies.preemption import Leave, LeaveInTime, Notice, PreemptionView, Stay, TooLate
+from policies.preemption import Leave, LeaveInTime, PreemptionView, Stay, TooLate
 
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.05
 _NUM_EVENTS = 50
 _MAX_AGGREGATOR_DEATHS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A process is over. `error` is what its own code raised; `text` says it in words."""
-
-    text: str
-    error: BaseException | None = None
-    traceback: str = ""
-
-
-class Processes(Protocol):
-    """Where workers and aggregators live. Roles are 'worker' and 'aggregator'.
-
-    What asks Ray's GCS raises ClusterError where that does not answer.
-    """
-
-    def look(self, former: Sequence[int]) -> None:
-        """Find out which processes have ended since, and which nodes there are.
-
-        Not free: once per turn is enough. A host may come back after one of its numbers is
-        `former`, as another node.
-        """
-        ...
-
-    def known(self, role: str) -> Mapping[int, Ended | None]:
-        """Every process started so far, by number, and how it had ended at the last look."""
-        ...
-
-    def homes(self, role: str) -> Mapping[int, int]:
-        """The node of each of them."""
-        ...
-
-    def nodes(self) -> Sequence[int]:
-        """The nodes that the job may use now."""
-        ...
-
-    def addresses(self) -> Mapping[int, Address]:
-        """Where the aggregators of nodes listen, as far as they have said so."""
-        ...
-
-    def ending(self) -> Mapping[int, Notice]:
-        """The nodes on other hosts that will be taken away."""
-        ...
-
-    def claim(self, generation: int, membership: bytes) -> bytes | None:
-        """Make a generation exist; or return the one of that number that exists already."""
-        ...
-
-    def start(self, role: str, number: int, node: int) -> None: ...
-
-    def kill(self, role: str, number: int) -> None: ...
-
-    def avoid(self, node: int, reason: str) -> None:
-        """Use the host of a node no more."""
-        ...
-
-    def clear(self) -> None:
-        """Free the memory of the job on all nodes, as far as they can be reached."""
-        ...
-
-    def forget(self) -> None:
-        """The job has ended: nothing of it is to be found any more."""
-        ...
 
 
 class CoordinatorShell:
@@ -136,11 +72,18 @@ class CoordinatorShell:
         self._store = setup.open_store()
         self._lock = threading.Lock()
         limits = Limits(
-            job.workers.min, job.workers.max, job.workers.spare, job.standby, job.nodes.min
+            min_workers=job.workers.min,
+            max_workers=job.workers.max,
+            spare=job.workers.spare,
+            standby=job.standby,
+            min_nodes=job.nodes.min,
+            max_nodes=job.nodes.max,
+            first_step=setup.first_step,
         )
         self._protocol = Coordinator(limits, job.workers.start, insist(self._is_first))
         self._undone: deque[Action] = deque()
         self._outage = Outage()
+        self._growth = HostGrowth(processes, job.nodes.min)
         self._contacts = self._make_contacts()
         self._newest = 0
         self._report: Report | None = None
@@ -209,6 +152,7 @@ class CoordinatorShell:
                 num_spare=len(connected - members),
                 target_workers=self._protocol.target,
                 num_nodes=len(self._protocol.membership.nodes),
+                target_nodes=self._protocol.target_nodes,
                 generation=self._protocol.membership.generation,
                 aggregator="acting + standby" if ends.count(None) > 1 else "acting, no standby",
                 events=tuple(self._events.lines),
@@ -218,12 +162,17 @@ class CoordinatorShell:
         """Why the job failed before it had a result, or who took its machine away."""
         return self._failure or self._preempted
 
-    def scale(self, num_workers: int) -> str:
-        """Want that many workers. Returns the reason of a refusal, or nothing."""
+    def scale(self, num_workers: int | None, num_nodes: int | None = None) -> str:
+        """Want that many workers, on that many nodes. Returns the reason of a refusal, or nothing.
+
+        None: as many as before.
+        """
         with self._lock:
-            refusal = self._protocol.scale(num_workers)
+            refusal = self._protocol.scale(num_workers, num_nodes)
         if not refusal:
-            self._event("scaled", f"{num_workers} workers wanted")
+            self._growth.forgive()
+            workers, nodes = self._protocol.target, self._protocol.target_nodes
+            self._event("scaled", f"{workers} workers on {nodes} nodes wanted")
         return refusal
 
     def stop(self, reason: str) -> None:
@@ -267,8 +216,10 @@ class CoordinatorShell:
                 generation that is not known to exist has no successor.
         """
         if not self._undone:
-            self._processes.look(self._protocol.membership.former)
+            self._processes.look(self._protocol.target_nodes, self._protocol.membership.former)
             self._let_go()
+            if self._setup.has_nodes:
+                self._grow()
             lives = self._observe()
             if self._phase == "failed":
                 return
@@ -370,6 +321,14 @@ class CoordinatorShell:
             replicas_wanted=nodes.min,
         )
 
+    def _grow(self) -> None:
+        """Have the cluster start what is missing; nothing any more once the job is to end."""
+        if self._stop:
+            self._processes.ask(0)
+            return
+        for kind, reason in self._growth.turn(self._protocol):
+            self._event(kind, reason)
+
     def _step_s(self) -> float | None:
         """The median of the last steps."""
         steps_s = [one["step_s"] for one in self._metrics.lines]
@@ -427,6 +386,7 @@ class CoordinatorShell:
         self._let_gone.add(node)
         self._event("node_refused", f"node {node} cannot join: {reason}".partition("\n")[0])
         self._processes.avoid(node, reason)
+        self._growth.refused()
         with self._lock:
             self._protocol.leave(node)
 
@@ -440,11 +400,21 @@ class CoordinatorShell:
             self._buried.add(number)
             if homes[number] not in former:  # else it went with its host
                 self._event("aggregator_lost", dead[number].text.partition("\n")[0])
+                self._begin_anew(homes[number])
         members = self._protocol.membership.nodes
         dead = {number: end for number, end in dead.items() if homes[number] in members}
         if len(dead) > _MAX_AGGREGATOR_DEATHS:
             last = dead[max(dead)]
             self._abandon(ProcessError(f"{len(dead)} aggregators died; the last: {last.text}"))
+
+    def _begin_anew(self, node: int) -> None:
+        """A node that only joins has lost its aggregator: its host may come again as another one,
+        not as often as it likes."""
+        if node in self._let_gone or node in self._protocol.membership.nodes:
+            return
+        self._growth.lost(node)
+        with self._lock:
+            self._protocol.leave(node)
 
     def _act(self, action: Action) -> bool:
         """False if nothing that follows may be done."""
@@ -459,8 +429,10 @@ class CoordinatorShell:
             case StartAggregator(node):
                 number = max(self._processes.known("aggregator"), default=-1) + 1
                 self._processes.start("aggregator", number, node)
-            case Note(kind, reason, worker):
+            case Note(kind, reason, worker, node):
                 self._event(kind, reason, worker)
+                if kind == "node_lost" and node is not None:
+                    self._growth.lost(node)
         return True
 
     def _set_membership(self, membership: Membership) -> bool:

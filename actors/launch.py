@@ -26,10 +26,12 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster_nodes import ClusterNodes, asking
-from actors.coordinator import CoordinatorShell, Ended
+from actors.coordinator import CoordinatorShell
+from actors.host_requests import HostRequests
 from actors.mesh import Address, find_address
 from actors.outages import insist
 from actors.preemption import Drains, NodeWatch, cloud_sources, drain_notice
+from actors.processes import Ended
 from actors.setup import (
     NAMESPACE,
     NICE_STEP,
@@ -48,6 +50,7 @@ _NAME_FREE_S = 5.0
 _CLEAR_S = 2.0
 _JOIN_S = 5.0
 _MAX_JOINS = 16  # a coordinator that dies leaves one, for _JOIN_S at most
+_WITHDRAW_S = 2.0
 _ORPHAN_S = 60.0  # a coordinator ends this process long before, if there still is one
 
 
@@ -123,11 +126,12 @@ class RayProcesses:
         self._ended: dict[str, dict[int, Ended | None]] = {"worker": {}, "aggregator": {}}
         self._homes: dict[str, dict[int, int]] = {"worker": {}, "aggregator": {}}
         self._here = ray.get_runtime_context().get_node_id()
-        self._nodes = (
-            ClusterNodes(f"{setup.job.name}/{setup.run_id}", self._here, setup.job.nodes.max)
-            if setup.has_nodes
-            else None
-        )
+        self._nodes: ClusterNodes | None = None
+        self._requests: HostRequests | None = None
+        if setup.has_nodes:
+            self._nodes = ClusterNodes(f"{setup.job.name}/{setup.run_id}", self._here)
+            bundle = {"CPU": 1.0} | ({"GPU": 1.0} if setup.job.device == "cuda" else {})
+            self._requests = HostRequests(f"{setup.job.name}/{setup.run_id}/hosts", bundle)
         self._asked: dict[int, Any] = {}
         self._addresses: dict[int, Address] = {}
         self._ending: dict[str, Notice] = {}
@@ -136,11 +140,11 @@ class RayProcesses:
             with contextlib.suppress(ValueError), asking():  # it ended meanwhile
                 self._adopt(role, number, node, ray.get_actor(name, NAMESPACE))
 
-    def look(self, former: Sequence[int]) -> None:
+    def look(self, num_nodes: int, former: Sequence[int]) -> None:
         """Ask Ray once which processes have ended since, and which nodes there are."""
         if self._nodes is not None:
             self._look_around(self._nodes)
-            self._nodes.look(former, self._ending)
+            self._nodes.look(num_nodes, former, self._ending)
         waiting = {
             join: (role, number)
             for role, joins in self._joins.items()
@@ -254,8 +258,29 @@ class RayProcesses:
 
     def forget(self) -> None:
         """The job has ended: nothing of it is to be found any more."""
+        if self._requests is not None:
+            self._requests.close(_WITHDRAW_S)
         if self._nodes is not None:
             self._nodes.forget()
+
+    def lost(self, node: int) -> None:
+        """A node went without being asked to: its host may have to wait before it is used again."""
+        if self._nodes is not None:
+            self._nodes.lost(node)
+
+    def held(self) -> Mapping[str, str]:
+        """Hosts that are not used for now, by address, and why."""
+        return {} if self._nodes is None else self._nodes.held
+
+    def forgive(self) -> None:
+        """Forget how often hosts were lost."""
+        if self._nodes is not None:
+            self._nodes.forgive()
+
+    def ask(self, num_hosts: int) -> None:
+        """Have the cluster start so many hosts more than there are, if it can; 0: none."""
+        if self._nodes is not None and self._requests is not None:
+            self._requests.ask(num_hosts, self._nodes.living)
 
     def avoid(self, node: int, reason: str) -> None:
         """Use the host of a node no more."""
@@ -344,8 +369,8 @@ class CoordinatorActor:
     def failure(self) -> BaseException | None:
         return self._shell.failure()
 
-    def scale(self, num_workers: int) -> str:
-        return self._shell.scale(num_workers)
+    def scale(self, num_workers: int | None, num_nodes: int | None) -> str:
+        return self._shell.scale(num_workers, num_nodes)
 
     def stop(self, reason: str) -> None:
         self._shell.stop(reason)

@@ -49,6 +49,8 @@ class JobSetup:
     task: bytes | None = None
     faults: tuple[Fault, ...] = ()
     resume_from: str | None = None
+    first_step: int = 0
+    """That of the checkpoint."""
     damaged: tuple[str, ...] = ()
     """What is wrong with newer checkpoints than `resume_from`."""
     initial: Initial | None = None

@@ -204,24 +204,38 @@ def status(name: _Running) -> None:
 def scale(
     name: _Running,
     workers: Annotated[
-        int, typer.Option("--workers", "-w", min=1, metavar="N", help="Workers wanted.")
-    ],
+        int | None, typer.Option("--workers", "-w", min=1, metavar="N", help="Workers wanted.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", "-n", min=1, metavar="N", help="Hosts wanted.")
+    ] = None,
 ) -> None:
-    """Change the number of workers of a running job, between workers.min and workers.max.
+    """Change the number of workers of a running job, between workers.min and workers.max, or of
+    the hosts that it runs on, between nodes.min and nodes.max.
 
-    New workers join as soon as they have started; those that leave finish what they hold. The
-    result of the job does not change.
+    New workers join as soon as they have started; those that leave finish what they hold. Ray's
+    autoscaler, if the cluster has one, is asked for hosts that are missing; those that leave do so
+    as planned. The result of the job does not change.
 
     **Example**
 
         elastic scale stdlib-lm --workers 6
+
+        elastic scale stdlib-lm --workers 24 --nodes 3
     """
     from elastic.handle import connect
 
+    if workers is None and nodes is None:
+        raise typer.BadParameter("needs --workers N or --nodes N, or both")
     handle = connect(name)
-    before = handle.status().target_workers
-    handle.scale(workers)
-    Console().print(f"{name}: {before} → {workers} workers", soft_wrap=True)
+    before = handle.status()
+    handle.scale(workers, nodes)
+    changes = []
+    if workers is not None:
+        changes.append(f"{before.target_workers} → {workers} workers")
+    if nodes is not None:
+        changes.append(f"{before.target_nodes} → {nodes} nodes")
+    Console().print(f"{name}: {', '.join(changes)}", soft_wrap=True)
 
 
 @app.command()

@@ -249,6 +249,7 @@ def _from_checkpoint(setup: JobSetup) -> JobSetup:
     return replace(
         setup,
         resume_from=found.path,
+        first_step=found.step,
         damaged=tuple(found.damaged),
         initial=Initial(**initial) if initial else None,
     )

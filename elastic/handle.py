@@ -25,13 +25,13 @@ class JobHandle:
         status: Status = ray.get(self._coordinator.status.remote(), timeout=30)
         return status
 
-    def scale(self, num_workers: int) -> None:
-        """Want that many workers from now on.
+    def scale(self, num_workers: int | None = None, num_nodes: int | None = None) -> None:
+        """Want that many workers, on that many hosts, from now on; None: as many as before.
 
         Raises:
-            ConfigError: outside workers.min and workers.max.
+            ConfigError: outside workers.min and workers.max, or nodes.min and nodes.max.
         """
-        refusal = ray.get(self._coordinator.scale.remote(num_workers), timeout=30)
+        refusal = ray.get(self._coordinator.scale.remote(num_workers, num_nodes), timeout=30)
         if refusal:
             raise ConfigError(refusal)
 

@@ -147,8 +147,8 @@ def numbers_line(status: Status) -> Text:
         parts.append(("step", f"{status.step_s_median * 1000:.0f} ms"))
     spare = f" + {status.num_spare} spare" if status.num_spare else ""
     parts.append(("workers", f"{status.num_workers}/{status.target_workers}{spare}"))
-    if status.num_nodes > 1:
-        parts.append(("nodes", str(status.num_nodes)))
+    if status.target_nodes > 1:
+        parts.append(("nodes", f"{status.num_nodes}/{status.target_nodes}"))
     parts.append(("generation", str(status.generation)))
     line = Text("  ")
     for index, (label, value) in enumerate(parts):

@@ -44,6 +44,8 @@ class Status:
     target_workers: int = 0
     num_nodes: int = 1
     """Hosts that take part."""
+    target_nodes: int = 1
+    """As many are wanted, at most."""
     generation: int = 0
     aggregator: str = ""
     """In words, such as 'pid 4242 + standby'."""

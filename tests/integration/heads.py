@@ -18,6 +18,9 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import ray
 
 from tests.documents import ROOT
 from tests.integration.support import session, wait_until
@@ -84,9 +87,23 @@ class Head:
         return [_program("ray"), name, action, f"--address={self.address}", *rest]
 
 
+_HEAD_ID, _HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"  # as Ray's fake provider has them
+_AUTOSCALING = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
+    "RAY_NODE_TYPE_NAME": _HEAD_TYPE,
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+}
+
+
 @contextlib.contextmanager
-def started_head(home: Path, **variables: str) -> Iterator[Head]:
-    """A cluster until the end of the block. `variables` are added to everybody's environment."""
+def started_head(home: Path, *, num_more: int = 0, **variables: str) -> Iterator[Head]:
+    """A cluster until the end of the block. `variables` are added to everybody's environment.
+
+    Args:
+        num_more: so many hosts more can Ray's autoscaler start, as raylets on this machine.
+    """
     home.mkdir()
     temporary = Path(tempfile.mkdtemp(prefix="rayhead"))  # short: it holds Unix sockets
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
@@ -101,6 +118,11 @@ def started_head(home: Path, **variables: str) -> Iterator[Head]:
     arguments = [f"--{name}={port}" for name, port in ports.items()]
     arguments += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={temporary}"]
     arguments += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+    if num_more:
+        environment |= _AUTOSCALING
+        config = temporary / "autoscaling.json"
+        config.write_text(json.dumps(_autoscaling(ports["port"], num_more)))
+        arguments.append(f"--autoscaling-config={config}")
     log = temporary / "head.log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -123,6 +145,44 @@ def started_head(home: Path, **variables: str) -> Iterator[Head]:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _autoscaling(port: int, num_more: int) -> dict[str, Any]:
+    """What `ray up` would make of a cluster's file. Ray's wheel lacks the defaults of its fake
+    provider, so it is named as an external one."""
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    lists = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray")
+    commands: dict[str, list[str]] = {f"{one}_commands": [] for one in lists}
+    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    host = {"resources": {"CPU": 2, "object_store_memory": 100_000_000}, "node_config": {}}
+    return {
+        **commands,
+        "cluster_name": "autoscaling",
+        "max_workers": num_more,
+        "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "external",
+            "module": provider,
+            "gcs_address": f"{address}:{port}",
+            "head_node_id": _HEAD_ID,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {},
+        "head_node_type": _HEAD_TYPE,
+        "available_node_types": {
+            _HEAD_TYPE: {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+            "host": {**host, "min_workers": 0, "max_workers": num_more},
+        },
+        "worker_start_ray_commands": [],
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+    }
 
 
 def _program(name: str) -> str:

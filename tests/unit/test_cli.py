@@ -54,6 +54,7 @@ def a_status(step: int, events: Any = (), run_dir: str = "runs/tiny") -> Status:
         num_workers=3,
         num_spare=1,
         num_nodes=2,
+        target_nodes=3,
         target_workers=4,
         generation=7,
         aggregator="pid 42 + standby",
@@ -93,7 +94,7 @@ class FakeTrainer(types.ModuleType):
         """Pretend to find a running job."""
         return types.SimpleNamespace(
             status=lambda: a_status(5, EVENTS),
-            scale=lambda workers: self.calls.append(("scale", name, workers)),
+            scale=lambda *wanted: self.calls.append(("scale", name, *wanted)),
             stop=lambda: self.calls.append(("stop", name)),
         )
 
@@ -140,7 +141,7 @@ def test_train_without_a_terminal_prints_lines(
     assert out.count("tiny: step ") == 3
     assert "loss 2.5000 (from 5.0000)" in out
     assert "workers 3/4 + 1 spare" in out
-    assert "nodes 2" in out
+    assert "nodes 2/3" in out
     assert out.count("kill worker-1 at x") == 1
     assert "ab" * 32 in out
     assert "1:15 min" in out
@@ -204,6 +205,7 @@ def test_a_failure_of_the_job_gives_code_1(
         ("train",),
         ("scale", "tiny"),
         ("scale", "tiny", "--workers", "0"),
+        ("scale", "tiny", "--nodes", "0"),
         ("nonsense",),
         ("simulate", "nonsense"),
     ],
@@ -276,10 +278,13 @@ def test_a_running_job_is_asked_scaled_and_stopped(
     assert "training, step 5 of 20" in out
     assert "pid 42 + standby" in out
     assert run("scale", "tiny", "--workers", "6") == 0
-    assert "4 → 6 workers" in capsys.readouterr().out
+    assert "tiny: 4 → 6 workers\n" in capsys.readouterr().out
+    assert run("scale", "tiny", "--nodes", "2", "-w", "5") == 0
+    assert "tiny: 4 → 5 workers, 3 → 2 nodes\n" in capsys.readouterr().out
     assert run("stop", "tiny") == 0
     assert "elastic resume runs/tiny" in capsys.readouterr().out
-    assert trainer.calls == [("scale", "tiny", 6), ("stop", "tiny")]
+    scaled = [("scale", "tiny", 6, None), ("scale", "tiny", 5, 2)]
+    assert trainer.calls == [*scaled, ("stop", "tiny")]
 
 
 def test_a_running_job_here_is_not_even_asked(

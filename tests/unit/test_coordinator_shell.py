@@ -15,11 +15,12 @@ import pytest
 
 from actors import coordinator
 from actors.channel import Channel, accept, listen
-from actors.coordinator import CoordinatorShell, Ended
+from actors.coordinator import CoordinatorShell
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Address, Mesh
 from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
+from actors.processes import Ended
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
 from elastic.core.errors import ClusterError, PreemptedError
@@ -35,7 +36,7 @@ DEADLINE_S = 20.0
 class NoProcesses:
     """Takes every wish, and starts nothing."""
 
-    def look(self, former: Sequence[int]) -> None: ...
+    def look(self, num_nodes: int, former: Sequence[int]) -> None: ...
 
     def known(self, role: str) -> Mapping[int, Ended | None]:
         return {}
@@ -60,6 +61,15 @@ class NoProcesses:
     def kill(self, role: str, number: int) -> None: ...
 
     def avoid(self, node: int, reason: str) -> None: ...
+
+    def lost(self, node: int) -> None: ...
+
+    def held(self) -> Mapping[str, str]:
+        return {}
+
+    def forgive(self) -> None: ...
+
+    def ask(self, num_hosts: int) -> None: ...
 
     def clear(self) -> None: ...
 
@@ -199,7 +209,7 @@ class ManyProcesses(NoProcesses):
             self.asked.append(f"{what} raises")
             raise ClusterError("Ray's GCS does not answer: RpcError: failed to connect")
 
-    def look(self, former: Sequence[int]) -> None:
+    def look(self, num_nodes: int, former: Sequence[int]) -> None:
         self._ask("look")
 
     def known(self, role: str) -> Mapping[int, Ended | None]:

@@ -7,11 +7,14 @@ that the aggregator keeps. Steps never wait for it.
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from elastic.core.protocol.messages import Membership, Report
+from policies.growing import giver
 from policies.restarts import BackOff, GiveUp, Hold, RestartView, Start
 
 
@@ -78,6 +81,7 @@ class Note:
     kind: str
     reason: str
     worker: int | None = None
+    node: int | None = None
 
 
 Action = SetMembership | StartWorker | KillWorker | StartAggregator | Note
@@ -85,8 +89,9 @@ Action = SetMembership | StartWorker | KillWorker | StartAggregator | Note
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`workers` of the job file, the nodes that it needs, and whether an aggregator stands by.
+    """`workers` and `nodes` of the job file, and whether an aggregator stands by.
 
+    `first_step` is the one that the job begins with, another one than 0 if it was resumed.
     `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
     aggregator says nothing for `silence_s` another one is started: it waits while the first
     prepares, and ends it if it hangs.
@@ -97,6 +102,8 @@ class Limits:
     spare: int = 1
     standby: bool = True
     min_nodes: int = 1
+    max_nodes: int = sys.maxsize
+    first_step: int = 0
     restarts: BackOff = BackOff()
     start_s: float = 600.0
     silence_s: float = 10.0
@@ -104,7 +111,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Coordinator:
-    """Decides who is a member. `target` is how many members are wanted.
+    """Decides who is a member. `target` is how many members are wanted, on `target_nodes` nodes.
 
     The numbers below the first target are those of the workers that the job begins with. Only a
     `fresh` coordinator, the first one of a job, starts them: at once, so that they load while the
@@ -114,6 +121,7 @@ class Coordinator:
     limits: Limits
     target: int
     fresh: bool = False
+    target_nodes: int = field(init=False)
     _membership: Membership = field(init=False)
     _num_first: int = field(init=False)
     _deaths_s: list[float] = field(default_factory=list)
@@ -125,18 +133,27 @@ class Coordinator:
     _settled: int = 0
     _given_up: str = ""
     _empty: bool = False
-    _num_noted: int = 0
+    _num_noted: int | None = None
 
     def __post_init__(self) -> None:
         self._num_first = self.target
+        self.target_nodes = self.limits.max_nodes
         self._membership = Membership(next_worker=self._num_first)
 
-    def scale(self, target: int) -> str:
-        """Want `target` members from now on. Returns the reason of a refusal, or nothing."""
-        if not self.limits.min_workers <= target <= self.limits.max_workers:
-            low, high = self.limits.min_workers, self.limits.max_workers
+    def scale(self, target: int | None, target_nodes: int | None = None) -> str:
+        """Want `target` members on `target_nodes` nodes from now on; None: as before.
+
+        Returns the reason of a refusal, after which all is as before, or nothing.
+        """
+        limits = self.limits
+        if target is not None and not limits.min_workers <= target <= limits.max_workers:
+            low, high = limits.min_workers, limits.max_workers
             return f"{target} workers asked for; workers.min is {low}, workers.max is {high}"
-        self.target = target
+        if target_nodes is not None and not limits.min_nodes <= target_nodes <= limits.max_nodes:
+            low, high = limits.min_nodes, limits.max_nodes
+            return f"{target_nodes} nodes asked for; nodes.min is {low}, nodes.max is {high}"
+        self.target = self.target if target is None else target
+        self.target_nodes = self.target_nodes if target_nodes is None else target_nodes
         self._given_up = ""
         self._deaths_s.clear()
         self._failed_starts = 0
@@ -194,11 +211,14 @@ class Coordinator:
         actions = self._bury(view)
         if report is not None and report.finished:
             return actions
+        self._note_waiting(view, actions)
         self._settle_nodes(view, actions)
+        self._let_surplus_go(actions)
         if report is not None:
             self._settle_members(view, report, actions)
-            if self._membership.target != self.target:
-                self._change(self._membership)
+            now = self._membership
+            if (now.target, now.target_nodes) != (self.target, self.target_nodes):
+                self._change(now)
         starts = self._start_what_is_missing(view)
         generation = self._membership.generation
         behind = any(one.membership.generation < generation for one in reports)
@@ -212,6 +232,16 @@ class Coordinator:
         self._membership = membership
         self._settled = membership.generation
         self.target = membership.target or self.target
+        self.target_nodes = membership.target_nodes or self.target_nodes
+
+    def _let_surplus_go(self, actions: list[Action]) -> None:
+        """Where fewer nodes are wanted the newest leave, those that only join before others."""
+        if not self._settled:
+            return
+        for node in (*self._staying, *self._membership.joining)[self.target_nodes :]:
+            if not self.leave(node):
+                reason = f"node {node}: {self.target_nodes} wanted"
+                actions.append(Note("node_leaving", reason, node=node))
 
     def _settle_nodes(self, view: View, actions: list[Action]) -> None:
         """Which nodes take part from now on. One that is new copies the state before it does."""
@@ -233,7 +263,7 @@ class Coordinator:
             new = [one for one in view.others if one not in known]
             joined = [one for one in joining if one in view.report.ready and one in view.others]
             joining = [one for one in joining if one not in joined]
-            if view.report.step == 0:
+            if view.report.step == self.limits.first_step:  # it has this state by itself
                 joined += new
             else:
                 joining += new
@@ -243,12 +273,14 @@ class Coordinator:
             return
         gone = [one for one in now.joining if one not in view.aggregators]
         for node in (*lost, *gone):
-            actions.append(Note("node_lost", f"node {node}: the others go on without it"))
-        actions += [Note("node_left", f"node {node}: it held nothing") for node in left]
+            reason = f"node {node}: the others go on without it"
+            actions.append(Note("node_lost", reason, node=node))
+        actions += [Note("node_left", f"node {node}: it held nothing", node=node) for node in left]
         for node in joining:
             if node not in now.joining:
-                actions.append(Note("node_joining", f"node {node} copies the state"))
-        actions += [Note("node_joined", f"node {node}") for node in joined]
+                reason = f"node {node} copies the state"
+                actions.append(Note("node_joining", reason, node=node))
+        actions += [Note("node_joined", f"node {node}", node=node) for node in joined]
         ended = (*lost, *left, *gone)
         self._change(
             replace(
@@ -331,33 +363,50 @@ class Coordinator:
             if worker not in members and worker not in leaving and worker not in self._gone
             if view.home(worker) in self._staying
         ]
-        if report.step == 0 and not now.members and self._waits_for_nodes(view):
-            self._note_waiting(actions)
+        is_new = report.step == self.limits.first_step and not now.members
+        if is_new and self._waits_for_nodes(view):
             return
+        loads = self._loads(view, members)
         while len(members) < self.target and spare:
-            members.append(spare.pop(0))
+            members.append(min(spare, key=lambda one: loads[view.home(one)]))
+            spare.remove(members[-1])
+            loads[view.home(members[-1])] += 1
             actions.append(Note("worker_joined", f"{len(members)} of {self.target}", members[-1]))
         while len(members) > self.target:
-            leaving.append(members.pop())
+            leaving.append(max(members, key=lambda one: (loads[view.home(one)], one)))
+            members.remove(leaving[-1])
+            loads[view.home(leaving[-1])] -= 1
             actions.append(Note("worker_leaving", f"{self.target} wanted", leaving[-1]))
+        moves = ((one, giver(loads, view.home(one))) for one in spare)
+        move = next(((one, node) for one, node in moves if node is not None), None)
+        if move is not None:
+            leaving.append(max(one for one in members if view.home(one) == move[1]))
+            members[members.index(leaving[-1])] = move[0]
+            reason = f"worker {leaving[-1]} of node {move[1]} leaves for it: nodes share alike"
+            actions.append(Note("worker_joined", reason, move[0]))
         if not members and not self._empty and now.members:
             actions.append(Note("no_workers", "waiting for a worker; the state is kept"))
         self._empty = not members
         if (tuple(members), tuple(leaving)) != (now.members, now.leaving):
             self._change(replace(now, members=tuple(members), leaving=tuple(leaving)))
 
-    def _note_waiting(self, actions: list[Action]) -> None:
-        num, wanted = len(self._membership.nodes), self.limits.min_nodes
-        if num < wanted and num != self._num_noted:
-            self._num_noted = num
-            reason = f"{num} of {wanted} nodes (nodes.min) are there; the first step waits"
-            actions.append(Note("waiting_for_nodes", reason))
+    def _note_waiting(self, view: View, actions: list[Action]) -> None:
+        """Say it where the job cannot begin, once for each number of nodes that are there."""
+        step = self.limits.first_step if view.report is None else view.report.step
+        if self._membership.members or step > self.limits.first_step:
+            return
+        num, least = len(view.aggregators), self.limits.min_nodes
+        if num < least and num != self._num_noted:
+            reason = f"{num} of {least} nodes (nodes.min) are there; the first step waits for"
+            actions.append(Note("waiting_for_nodes", f"{reason} {least - num} more"))
+        self._num_noted = num
 
     def _waits_for_nodes(self, view: View) -> bool:
         """A job begins on all nodes that there are; whoever comes later has to copy the state."""
         now = self._membership
         known = {*now.nodes, *now.former, *now.joining}
-        return len(known) < self.limits.min_nodes or not known.issuperset(view.aggregators)
+        few = len(now.nodes) < self.limits.min_nodes
+        return few or not known.issuperset(view.aggregators)
 
     def _start_what_is_missing(self, view: View) -> list[Action]:
         actions: list[Action] = [
@@ -365,9 +414,11 @@ class Coordinator:
             for node, num in view.aggregators.items()
             if node not in self._membership.former and num < self._wanted_aggregators(view, node)
         ]
+        if self.fresh and len(view.aggregators) < self.limits.min_nodes:
+            return actions  # the first workers are spread over the nodes that the job begins on
         if self.fresh:
             self.fresh = False
-            nodes = list(view.aggregators) or [0]
+            nodes = list(view.aggregators)
             return actions + [
                 StartWorker(worker, nodes[worker % len(nodes)]) for worker in range(self._num_first)
             ]
@@ -384,9 +435,12 @@ class Coordinator:
         ]
         missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
         starting = sum(view.processes[worker] is Life.STARTING for worker in living)
-        if missing <= 0 or (starting and len(living) >= self.target):
+        if starting and len(living) >= self.target:
             return actions  # spares start one at a time, behind those that are needed
-        if self._given_up:
+        if missing == 0 and len(now.members) == self.target:
+            loads = self._loads(view, now.members)
+            missing = int(any(giver(loads, node) is not None for node in loads))
+        if self._given_up or missing <= 0:
             return actions
         deaths = RestartView(view.now_s, self._deaths_s, self._failed_starts)
         match self.limits.restarts.decide(deaths):
@@ -407,9 +461,9 @@ class Coordinator:
                 pass
         return actions
 
-    def _loads(self, view: View, living: Iterable[int]) -> dict[int, int]:
+    def _loads(self, view: View, living: Iterable[int]) -> Counter[int]:
         """How many workers live on each node that takes part, and will."""
-        loads = dict.fromkeys(self._staying, 0)
+        loads = Counter(dict.fromkeys(self._staying, 0))
         for worker in living:
             if view.home(worker) in loads:
                 loads[view.home(worker)] += 1
@@ -441,8 +495,12 @@ class Coordinator:
 
     def _change(self, membership: Membership) -> None:
         """Generations follow each other: the next one is that after the last that exists."""
-        generation = self._settled + 1
-        self._membership = replace(membership, generation=generation, target=self.target)
+        self._membership = replace(
+            membership,
+            generation=self._settled + 1,
+            target=self.target,
+            target_nodes=self.target_nodes,
+        )
 
 
 def _lost_nodes(view: View, nodes: tuple[int, ...]) -> list[int]:

@@ -143,6 +143,7 @@ class Membership:
     leaving: tuple[int, ...] = ()
     next_worker: int = 0
     target: int = 0
+    target_nodes: int = 0
     nodes: tuple[int, ...] = (0,)
     former: tuple[int, ...] = ()
     joining: tuple[int, ...] = ()

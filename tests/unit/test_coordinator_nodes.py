@@ -1,0 +1,212 @@
+"""The coordinator's rules for nodes: when a job begins, which leave, which worker moves."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pytest
+
+from elastic.core.protocol import coordinator as coord
+from elastic.core.protocol.messages import Membership, Report
+
+A = TypeVar("A", bound=coord.Action)
+
+
+class World:
+    """Obedient nodes: each takes up every membership, joins at once, and is free when it leaves."""
+
+    def __init__(
+        self, *nodes: int, step: int = 0, workers: int = 2, fresh: bool = True, **limits: Any
+    ) -> None:
+        everything = {"min_workers": 1, "max_workers": 8, "spare": 0, "first_step": step}
+        self.coordinator = coord.Coordinator(
+            coord.Limits(**{**everything, **limits}), workers, fresh
+        )
+        self.step = step
+        self.nodes = set(nodes)
+        self.homes: dict[int, int] = {}
+        self.lives: dict[int, coord.Life] = {}
+        self.told = Membership()
+        self.notes: list[coord.Note] = []
+
+    def decide(self) -> list[coord.Action]:
+        now = self.told
+        lead = now.nodes[0]
+        living = tuple(one for one, life in self.lives.items() if life is coord.Life.ALIVE)
+        report = Report(
+            self.step, now, connected=living, node=lead, ready=now.joining, free=now.departing
+        )
+        others = {
+            node: Report(self.step, now, connected=(), node=node, leads=False)
+            for node in self.nodes - {lead}
+        }
+        present = self.nodes - set(self.coordinator.membership.former)
+        view = coord.View(
+            0.0,
+            report if lead in self.nodes else None,
+            dict(self.lives),
+            dict.fromkeys(sorted(present), 2),
+            others=others,
+            homes=self.homes,
+        )
+        actions = self.coordinator.decide(view)
+        self.notes += only(coord.Note, actions)
+        for action in actions:
+            match action:
+                case coord.StartWorker(worker, node):
+                    self.homes[worker], self.lives[worker] = node, coord.Life.STARTING
+                case coord.KillWorker(worker):
+                    del self.lives[worker]
+                case coord.SetMembership(membership):
+                    self.told = membership
+        return actions
+
+    def settle(self) -> None:
+        """Turns until nothing happens; workers start, and end when they have left."""
+        for _ in range(30):
+            self.decide()
+            self.lives = {
+                one: coord.Life.DEAD if one in self.told.leaving else coord.Life.ALIVE
+                for one in self.lives
+            }
+
+    def kinds(self) -> list[str]:
+        return [one.kind for one in self.notes]
+
+    def loads(self) -> dict[int, int]:
+        """How many members each node has."""
+        homes = [self.homes[one] for one in self.told.members]
+        return {node: homes.count(node) for node in self.told.nodes}
+
+
+def only(kind: type[A], actions: list[coord.Action]) -> list[A]:
+    return [one for one in actions if isinstance(one, kind)]
+
+
+@pytest.mark.parametrize("step", [0, 70], ids=["fresh", "resumed"])
+def test_a_job_waits_with_its_first_step_for_the_nodes_that_it_needs(step: int) -> None:
+    world = World(0, step=step, workers=3, min_nodes=3, max_nodes=4)
+    world.settle()
+    assert world.told.members == ()
+    world.nodes.add(1)
+    world.settle()
+    assert world.told.members == ()
+    assert [one.reason for one in world.notes if one.kind == "waiting_for_nodes"] == [
+        "1 of 3 nodes (nodes.min) are there; the first step waits for 2 more",
+        "2 of 3 nodes (nodes.min) are there; the first step waits for 1 more",
+    ]
+    world.nodes.add(2)
+    world.settle()
+    assert world.told.nodes == (0, 1, 2)
+    assert "node_joining" not in world.kinds(), "all have the state that the job begins with"
+    assert world.loads() == {0: 1, 1: 1, 2: 1}
+
+
+def test_once_begun_a_job_goes_on_with_fewer_nodes_than_it_began_with() -> None:
+    world = World(0, 1, step=70, min_nodes=2)
+    world.settle()
+    world.step = 71
+    world.nodes.remove(1)
+    world.settle()
+    assert len(world.told.members) == 2
+    assert "waiting_for_nodes" not in world.kinds()
+
+
+def test_without_any_host_a_job_waits_for_the_first() -> None:
+    """A head without processors, and an autoscaler that is still to start a host."""
+    world = World()
+    assert only(coord.StartWorker, world.decide()) == []
+    assert world.notes[-1].reason.startswith("0 of 1 nodes")
+    world.nodes.add(0)
+    world.settle()
+    assert world.loads() == {0: 2}
+
+
+def test_fewer_nodes_the_newest_leave_as_planned() -> None:
+    world = World(0, 1, 2, workers=3, min_nodes=1, max_nodes=3)
+    world.settle()
+    world.step = 5
+    assert world.coordinator.scale(None, 1) == ""
+    world.settle()
+    assert (world.told.nodes, world.told.former) == ((0,), (1, 2))
+    assert world.loads() == {0: 3}, "as many workers as before"
+    assert [(one.kind, one.node) for one in world.notes if one.kind == "node_leaving"] == [
+        ("node_leaving", 1),
+        ("node_leaving", 2),
+    ]
+    assert "node_left" in world.kinds()
+    assert "node_lost" not in world.kinds()
+
+
+def test_a_node_that_only_joins_leaves_before_one_that_counts() -> None:
+    world = World(0, 1, max_nodes=3)
+    world.settle()
+    world.step = 5
+    world.nodes.add(2)
+    world.decide()
+    assert world.told.joining == (2,)
+    world.coordinator.scale(None, 2)
+    world.settle()
+    assert (world.told.nodes, world.told.joining, world.told.former) == ((0, 1), (), (2,))
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "refusal"),
+    [
+        (None, 4, "4 nodes asked for; nodes.min is 2, nodes.max is 3"),
+        (None, 1, "1 nodes asked for; nodes.min is 2, nodes.max is 3"),
+        (9, 3, "9 workers asked for; workers.min is 1, workers.max is 8"),
+    ],
+)
+def test_a_refused_wish_changes_nothing(workers: int | None, nodes: int, refusal: str) -> None:
+    coordinator = World(0, min_nodes=2, max_nodes=3).coordinator
+    assert coordinator.scale(workers, nodes) == refusal
+    assert (coordinator.target, coordinator.target_nodes) == (2, 3)
+
+
+def test_a_restarted_coordinator_wants_as_many_nodes_as_the_last() -> None:
+    world = World(0, 1, 2, max_nodes=3)
+    world.settle()
+    world.coordinator.scale(1, 2)
+    world.settle()
+    again = World(0, 1, 2, max_nodes=3, fresh=False)
+    again.told, again.step = world.told, 5
+    again.homes, again.lives = world.homes, world.lives
+    again.settle()
+    assert (again.coordinator.target, again.coordinator.target_nodes) == (1, 2)
+    assert again.told.nodes == world.told.nodes == (0, 1)
+
+
+def test_a_new_node_gets_its_share_of_the_workers() -> None:
+    world = World(0, workers=5, max_nodes=3)
+    world.settle()
+    world.step = 5
+    world.nodes |= {1, 2}
+    world.settle()
+    assert world.loads() == {0: 2, 1: 2, 2: 1}
+    assert len(world.lives) == 5
+    assert "worker_lost" not in world.kinds()
+    told = world.told
+    world.settle()
+    assert world.told == told, "and then it is still"
+
+
+def test_fewer_workers_leave_the_node_that_has_most() -> None:
+    world = World(0, 1, workers=4)
+    world.settle()
+    world.coordinator.scale(2)
+    world.settle()
+    assert world.loads() == {0: 1, 1: 1}
+
+
+def test_a_node_on_which_nothing_starts_takes_no_worker_away() -> None:
+    """Its workers die while starting: those that compute stay where they are."""
+    world = World(0, workers=4)
+    world.settle()
+    world.step, members = 5, world.told.members
+    world.nodes.add(1)
+    for _ in range(30):
+        world.decide()
+        world.lives |= {one: coord.Life.DEAD for one in world.lives if world.homes[one] == 1}
+    assert world.told.nodes == (0, 1)
+    assert world.told.members == members
