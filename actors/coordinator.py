@@ -97,7 +97,7 @@ class CoordinatorShell:
         self._phase: PhaseName = "starting"
         self._metrics = _Tail(setup.run.metrics_jsonl, 64)
         self._events = _Tail(setup.run.events_jsonl, _NUM_EVENTS)
-        self._monitor = Monitor(setup, self._now, self._event)
+        self._monitor = Monitor(setup, self._now, self._event, self._swap)
         self._thread = threading.Thread(target=self._loop, name="coordinator", daemon=True)
 
     def _is_first(self) -> bool:
@@ -329,6 +329,11 @@ class CoordinatorShell:
         for kind, reason in self._growth.turn(self._protocol):
             self._event(kind, reason)
 
+    def _swap(self, worker: int) -> None:
+        """For the monitor: let one worker leave, and another take its place."""
+        with self._lock:
+            self._protocol.swap(worker)
+
     def _step_s(self) -> float | None:
         """The median of the last steps."""
         steps_s = [one["step_s"] for one in self._metrics.lines]
@@ -449,7 +454,7 @@ class CoordinatorShell:
                 self._contacts.send(node, Admit(membership))
         return True
 
-    def _event(self, kind: str, reason: str, worker: int | None = None) -> None:
+    def _event(self, kind: str, reason: str, worker: int | None = None, **more: Any) -> None:
         generation = self._protocol.membership.generation
         self._setup.run.tell(kind, reason, step=self._step, generation=generation, worker=worker)
 

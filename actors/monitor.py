@@ -1,6 +1,7 @@
-"""Reads what a job records, beside it, and tells Prometheus: a thread of the coordinator.
+"""Reads what a job records, beside it: tells Prometheus, and lets the fault detector look at it.
 
-Nothing that a step waits for happens here. Where it fails, the job goes on and its events say why.
+A thread of the coordinator; nothing that a step waits for happens here. Where it fails, the job
+goes on and its events say why.
 """
 
 from __future__ import annotations
@@ -8,22 +9,33 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.setup import JobSetup
 from elastic.core.runs import Lines
-from monitoring.tally import Now, Tally
+from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
+from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell
+from policies.verdicts import Verdict, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from monitoring.detection import Detector
     from monitoring.exporter import Exporter, Values
 
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.25
 _EVERYWHERE = ("0.0.0.0", "::")
+_REPLACES = (Remedy.RESTART, Remedy.QUARANTINE)
+_BY_HAND = (Remedy.AVOID, Remedy.DRAIN, Remedy.ROUTE_AROUND)
+"""What nobody but a person does so far."""
+
+
+class Tells(Protocol):
+    """Appends to the events of the run."""
+
+    def __call__(self, kind: str, reason: str, worker: int | None = None, **more: Any) -> None: ...
 
 
 class Monitor:
@@ -32,17 +44,27 @@ class Monitor:
     Args:
         now: says how the job stands; called from the threads of this and of scrapes.
         event: appends to the events of the run.
+        swap: lets a worker leave and another take its place.
     """
 
     def __init__(
-        self, setup: JobSetup, now: Callable[[], Now], event: Callable[[str, str], None]
+        self,
+        setup: JobSetup,
+        now: Callable[[], Now],
+        event: Tells,
+        swap: Callable[[int], None],
     ) -> None:
-        self._setup, self._now, self._event = setup, now, event
-        run = setup.run
+        self._setup, self._now, self._event, self._swap = setup, now, event, swap
+        job, run = setup.job, setup.run
         self._steps = Lines(run.metrics_jsonl)
         self._events = Lines(run.events_jsonl)
         self._evaluations = Lines(run.evaluations_jsonl)
-        self._tally = Tally(setup.job.model_dump(mode="json"))
+        self._tally = Tally(job.model_dump(mode="json"))
+        self._detector: Detector | None = None
+        self._held: dict[tuple[str, str], float] = {}
+        self._advised: set[tuple[tuple[str, str], Remedy]] = set()
+        self._taken: list[Taken] = []
+        self._steering = Steering(mode=job.monitoring.steering, min_workers=job.workers.min)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
@@ -56,10 +78,11 @@ class Monitor:
 
     def _loop(self) -> None:
         try:
+            self._begin()
             exporter = self._listen()
             try:
                 while not self._ended.wait(_TURN_S):
-                    self._read()
+                    self._turn()
             finally:
                 self._setup.run.prometheus_json.unlink(missing_ok=True)
                 if exporter is not None:
@@ -67,6 +90,8 @@ class Monitor:
         except Exception as error:  # told; the job has no need of it
             log.exception("the monitor failed")
             self._event("monitoring_failed", f"{type(error).__name__}: {error}")
+
+    # -------------------------------------------------------------- Prometheus
 
     def _listen(self) -> Exporter | None:
         """Answer scrapes from now on, and write down where."""
@@ -94,15 +119,104 @@ class Monitor:
 
         now = self._now()
         with self._lock:
-            return values_of(self._read_more(), now)
+            self._read(now.node_of)
+            return values_of(self._tally, now)
 
-    def _read(self) -> None:
-        with self._lock:
-            self._read_more()
-
-    def _read_more(self) -> Tally:
+    def _read(self, node_of: Mapping[int, int], *, most_steps: int | None = None) -> None:
         """Take in what was written since. What a line tells of was written before it: so files are
-        read in the opposite order."""
-        evaluations, events = self._evaluations.read(), self._events.read()
-        self._tally.take(steps=self._steps.read(), events=events, evaluations=evaluations)
-        return self._tally
+        read in the opposite order.
+
+        Args:
+            most_steps: the detector looks at so many of the last ones only.
+        """
+        evaluations, events, steps = (
+            self._evaluations.read(),
+            self._events.read(),
+            self._steps.read(),
+        )
+        first = 0 if most_steps is None else max(0, len(steps) - most_steps)
+        passed = {id(one) for one in steps[:first]}
+        for what, line in in_order(steps=steps, events=events, evaluations=evaluations):
+            self._tally.add(what, line)
+            if self._detector is not None and id(line) not in passed:
+                self._detector.add(what, line, node_of)
+
+    # ---------------------------------------------------------------- verdicts
+
+    def _begin(self) -> None:
+        """Read what there is already: a predecessor may have died, with verdicts that held."""
+        from monitoring.detection import NUM_STEPS, Detector  # numpy: behind the job's start
+
+        if self._setup.job.monitoring.detect:
+            self._detector = Detector()
+        with self._lock:
+            self._read(self._now().node_of, most_steps=NUM_STEPS)
+            self._held = dict.fromkeys(self._tally.verdicts, time.time())
+
+    def _turn(self) -> None:
+        now = self._now()
+        with self._lock:
+            self._read(now.node_of)
+            if self._detector is None:
+                return
+            found = self._detector.verdicts(time.time(), now.status.num_nodes)
+            node_of = {one: now.node_of.get(one, 0) for one in self._tally.members}
+        self._tell(found)
+        self._steer(found, node_of, now.status.num_spare)
+
+    def _tell(self, found: list[Verdict]) -> None:
+        """Write down which verdicts begin and which end."""
+        from monitoring.detection import verdict_fields
+
+        names = {_name(one): one for one in found}
+        for name, verdict in names.items():
+            if name not in self._held:
+                self._held[name] = time.time()
+                reason = f"{name[0]}: {verdict.reason}"
+                self._event(VERDICT, reason, _worker(verdict), verdict=verdict_fields(verdict))
+        for name in set(self._held) - set(names):
+            del self._held[name]
+            kind, culprit = name
+            self._advised = {one for one in self._advised if one[0] != name}
+            fields = {"kind": kind, "culprit": culprit}
+            self._event(VERDICT_ENDED, f"{kind}: {culprit} no longer", verdict=fields)
+
+    def _steer(self, found: list[Verdict], node_of: Mapping[int, int], spares: int) -> None:
+        """Do about them what the policy says, or say what it would do: once."""
+        view = SteeringView(
+            now_s=time.time(),
+            verdicts=found,
+            since_s={one.name: self._held[_name(one)] for one in found},
+            node_of=node_of,
+            spares=spares,
+            taken=self._taken,
+        )
+        for decision in self._steering.decide(view):
+            if isinstance(decision, Tell) or decision.remedy in _BY_HAND:
+                said = (_name(decision.verdict), decision.remedy)
+                if said not in self._advised:
+                    self._advised.add(said)
+                    self._event("advice", decision.reason, _worker(decision.verdict))
+            else:
+                self._act(decision)
+
+    def _act(self, act: Act) -> None:
+        """Workers are replaced. The rest is done anyway: shares adapt, work is duplicated."""
+        verdict = act.verdict
+        num = len(act.workers) if act.remedy in _REPLACES else 0
+        self._taken.append(
+            Taken(time.time(), act.remedy, verdict.culprit, verdict.kind, num_workers=num)
+        )
+        self._event("steered", act.reason, _worker(verdict))
+        if act.remedy in _REPLACES:
+            for worker in act.workers:
+                self._swap(worker)
+
+
+def _name(verdict: Verdict) -> tuple[str, str]:
+    """As events have it."""
+    return verdict.kind.value, str(verdict.culprit)
+
+
+def _worker(verdict: Verdict) -> int | None:
+    return verdict.culprit.number if isinstance(verdict.culprit, Worker) else None

@@ -35,9 +35,17 @@ _BAD = (
     "preempted",
     "preemption_possible",
     "preemption_unwatched",
+    "monitoring_failed",
+    "verdict",
 )
 _WORST = ("job_failed", "checkpoint_failed", "nonfinite", "step_skipped")
-_GOOD = ("worker_joined", "aggregator_took_over", "coordinator_restarted", "job_finished")
+_GOOD = (
+    "worker_joined",
+    "aggregator_took_over",
+    "coordinator_restarted",
+    "job_finished",
+    "verdict_ended",
+)
 _QUIET = ("worker_started", "worker_ready", "checkpoint_written")
 
 

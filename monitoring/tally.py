@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from elastic.core.status import Status
 from monitoring.account import Ledger, done_of
@@ -28,6 +28,17 @@ _NEWEST = 0.1
 """Weight of the newest step in a worker's pace."""
 
 Line = Mapping[str, Any]
+What = Literal["event", "evaluation", "step"]
+
+
+def in_order(
+    *, steps: Iterable[Line], events: Iterable[Line], evaluations: Iterable[Line]
+) -> list[tuple[What, Line]]:
+    """What was written to the three files, in the order of its time."""
+    told: list[tuple[What, Line]] = [("event", one) for one in events]
+    told += [("evaluation", one) for one in evaluations]
+    told += [("step", one) for one in steps]
+    return sorted(told, key=lambda one: float(one[1]["time_s"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +92,18 @@ class Tally:
         self, *, steps: Iterable[Line], events: Iterable[Line], evaluations: Iterable[Line]
     ) -> None:
         """Add lines that were written since the last call, in the order of their time."""
-        lines = [(float(one["time_s"]), 2, one) for one in steps]
-        lines += [(float(one["time_s"]), 0, one) for one in events]
-        lines += [(float(one["time_s"]), 1, one) for one in evaluations]
-        for _, what, line in sorted(lines, key=lambda one: one[:2]):
-            (self._event, self.ledger.add_evaluation, self._step)[what](line)
+        for what, line in in_order(steps=steps, events=events, evaluations=evaluations):
+            self.add(what, line)
+
+    def add(self, what: What, line: Line) -> None:
+        """Add one line of the run's records."""
+        match what:
+            case "event":
+                self._event(line)
+            case "evaluation":
+                self.ledger.add_evaluation(line)
+            case "step":
+                self._step(line)
 
     @property
     def paces(self) -> dict[int, float]:

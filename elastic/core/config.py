@@ -184,7 +184,13 @@ class Preemption(_Section):
 
 
 class Monitoring(_Section):
-    """How Prometheus hears of the job: docs/monitoring.md."""
+    """How one hears of a running job, and what is done about faults: docs/monitoring.md."""
+
+    detect: bool = True
+    """Look for workers that are slow, hang, or are lost again and again. Events tell of them."""
+    steering: Literal["observe", "notify", "act"] = "observe"
+    """What is done about them. observe: events say what would be done; notify: they say so, and it
+    is done a minute later; act: it is done at once. Who is slow, is replaced by another worker."""
 
     port: int | None = Field(default=0, ge=0, le=65535)
     """Where the metrics of the job can be read, on the host of its driver. 0: any free port, which
@@ -256,7 +262,7 @@ class JobConfig(_Section):
     preemption: Preemption = Preemption()
     """How the job hears that its machine will be taken away."""
     monitoring: Monitoring = Monitoring()
-    """How Prometheus hears of the job."""
+    """How one hears of the running job."""
     chunk_elements: int = Field(default=262_144, ge=1024, le=2**24, multiple_of=16)
     """Parameters in one chunk, the unit of summing, updating and checksums."""
 

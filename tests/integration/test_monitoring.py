@@ -35,8 +35,6 @@ pytestmark = [
 FOLDER = Path(monitoring.__file__).parent
 MANY_STEPS = 100_000
 NUM_SCRAPES = 12
-MAY_BE_EMPTY = ("Verdict",)
-"""Of what is drawn only where something has happened: there was no verdict."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Scraped as `monitoring/prometheus.yml` says, only more often: a job that loses a worker."""
+    """Scraped as `monitoring/prometheus.yml` says, only more often: a job that loses a worker, and
+    has a slow one."""
     folder = tmp_path_factory.mktemp("monitored")
     shutil.copytree(FOLDER / "rules", folder / "rules")
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
@@ -76,6 +75,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         [
             {"do": "kill", "at": {"step": 6, "point": "after_grant"}, "target": "worker-1"},
             {"do": "nan_gradient", "at": {"step": 8}, "target": "worker-0"},
+            {"do": "slow", "at": {"step": 30}, "target": "worker-2", "factor": 4.0},
         ],
     )
     run_dir = folder / "runs" / "monitored"
@@ -89,6 +89,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         counted = f'count_over_time(elastic_steps_total{{run="monitored"}}[1m]) >= {NUM_SCRAPES}'
         wait_until(lambda: server.query(counted), "Prometheus has scraped the job")
         wait_until(lambda: server.query("elastic_checkpoint_seconds_count > 1"), "checkpoints")
+        slow = 'elastic_verdicts_open{kind="slow computation"} == 1'
+        wait_until(lambda: server.query(slow), "the detector has found the slow worker")
         wait_until(lambda: server.query("job:elastic_goodput:ratio_rate5m > 0"), "rules")
         handle = connect(str(run_dir))
         (target,) = server.ask("targets")["activeTargets"]
@@ -144,6 +146,16 @@ def test_the_values_are_those_of_the_records(watched: Watched) -> None:
     assert watched.value("count(elastic_verdicts_open)") == len(KINDS)
 
 
+def test_the_slow_worker_and_nobody_else_has_a_verdict(watched: Watched) -> None:
+    told = [one for one in watched.result.events if one["kind"] == "verdict"]
+    assert [(one["verdict"]["kind"], one["worker"]) for one in told] == [("slow computation", 2)]
+    assert told[0]["step"] >= 30
+    assert watched.value('elastic_verdicts_total{kind="slow computation"}') == 1
+    assert watched.value('elastic_pace_ratio{worker="2"}') > 1.5
+    (advice,) = (one for one in watched.result.events if one["kind"] == "advice")
+    assert advice["worker"] == 2
+
+
 def test_the_goodput_account_adds_up_to_the_wall_time(watched: Watched) -> None:
     run = RunFolder(watched.result.path or "")
     scraped = int(watched.value("elastic_steps_total"))
@@ -192,6 +204,6 @@ def test_every_query_of_every_panel_returns_data(uid: str, watched: Watched) -> 
         begin_s = watched.time_s if target.get("instant") else watched.begin_s
         series = watched.server.series(expression, begin_s, watched.time_s)
         values = [float(value) for one in series for _, value in one["values"]]
-        if not any(map(math.isfinite, values)) and title not in MAY_BE_EMPTY:
+        if not any(map(math.isfinite, values)):
             empty.append(f"{title}: {expression}")
     assert empty == []

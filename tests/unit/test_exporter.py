@@ -174,7 +174,7 @@ def monitor_of(make_job: Callable[..., JobConfig], folder: RunFolder, **keys: An
             {"time_s": 1.0, "kind": kind, "step": 0, "generation": 0, "reason": reason}
         )
 
-    return Monitor(setup, now, event)
+    return Monitor(setup, now, event, lambda worker: None)
 
 
 def await_file(path: Path, *, exists: bool) -> None:

@@ -162,6 +162,10 @@ class Coordinator:
     def remove(self, worker: int) -> None:
         """Let one worker leave, and want one fewer."""
         self.target = max(self.limits.min_workers, self.target - 1)
+        self.swap(worker)
+
+    def swap(self, worker: int) -> None:
+        """Let one worker leave, once it holds nothing, and another take its place."""
         members = tuple(one for one in self._membership.members if one != worker)
         if members != self._membership.members:
             leaving = (*self._membership.leaving, worker)

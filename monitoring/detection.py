@@ -1,0 +1,132 @@
+"""Feeds the fault detector with what a job records, and keeps the verdicts that hold.
+
+What workers computed when comes from the lines of committed steps, who hung and who was lost from
+events. Decides nothing itself: `policies.fault_detection` and `policies.flapping` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from monitoring.account import done_of
+from monitoring.tally import Line, What
+from policies.fault_detection import Peers
+from policies.flapping import Departure, DeparturesView, Flapping
+from policies.signals import Computed, Fleet, StepView
+from policies.verdicts import Kind, Node, Verdict, Worker
+
+NUM_STEPS = 100
+"""So many of the last steps are enough to begin with, where a predecessor has died."""
+
+_SURE = 0.95
+"""Of a hang: the aggregator knows what the worker holds, and waits for long."""
+_AT_ONCE_S = 1.0
+"""Workers of a node that go within that time go with it: one departure."""
+_GONE = ("worker_left", "worker_lost", "worker_given_up")
+
+
+class Detector:
+    """Of one job. Lines are to be given in the order of their time."""
+
+    def __init__(self, peers: Peers | None = None, flapping: Flapping | None = None) -> None:
+        self._peers, self._flapping = peers or Peers(), flapping or Flapping()
+        self._memory = self._peers.begin()
+        self._members: set[int] = set()
+        self._hung: dict[int, Verdict] = {}
+        self._over: set[int] = set()
+        self._departures: list[Departure] = []
+        self._is_exempt = True
+
+    def add(self, what: What, line: Line, node_of: Mapping[int, int]) -> None:
+        """Take in a line of the run's records. `node_of`: of each worker."""
+        if what == "evaluation":
+            self._is_exempt = True
+        elif what == "event":
+            self._event(line, node_of)
+        else:
+            self._step(line, node_of)
+
+    def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
+        """What holds now. A hang is told of at least once, however soon it was over."""
+        found = [*self._memory.verdicts, *self._hung.values()]
+        for worker in self._over:
+            self._hung.pop(worker, None)
+        self._over.clear()
+        if num_nodes > 1:
+            view = DeparturesView(now_s, self._departures, num_nodes)
+            found += self._flapping.decide(view)
+        return found
+
+    def _step(self, line: Line, node_of: Mapping[int, int]) -> None:
+        rows = done_of(line)
+        worker_W = np.array(sorted(self._members | {one.worker for one in rows}), np.int64)
+        node_W = [node_of.get(worker, 0) for worker in worker_W.tolist()]
+        view = StepView(
+            step=int(line["step"]),
+            fleet=Fleet(
+                worker_W=worker_W,
+                role_W=np.zeros(len(worker_W), np.int64),
+                node_W=np.array(node_W, np.int64),
+            ),
+            computed=Computed(
+                worker_B=np.array([one.worker for one in rows], np.int64),
+                start_s_B=np.array([one.start_s for one in rows]),
+                end_s_B=np.array([one.end_s for one in rows]),
+                load_B=np.ones(len(rows)),
+                done_B=np.array([one.granted for one in rows], np.bool_),
+            ),
+            is_exempt=self._is_exempt or int(line["attempt"]) > 0,
+        )
+        self._memory = self._peers.decide_step(view, self._memory).memory
+        self._is_exempt = False
+
+    def _event(self, event: Line, node_of: Mapping[int, int]) -> None:
+        kind, number = str(event["kind"]), event.get("worker")
+        if kind in ("job_started", "job_resumed"):
+            self._members.clear()
+            self._hung.clear()
+            self._memory = self._peers.begin()
+            self._is_exempt = True
+        if number is None:
+            return
+        worker = int(number)
+        if kind == "worker_joined":
+            self._members.add(worker)
+        elif kind == "worker_hung":
+            self._hung[worker] = _hang(worker, event)
+        elif kind in _GONE:
+            self._members.discard(worker)
+            self._over.add(worker)
+            if kind == "worker_lost":
+                self._departed(Node(node_of.get(worker, 0)), event)
+
+    def _departed(self, node: Node, event: Line) -> None:
+        time_s = float(event["time_s"])
+        recent = [one for one in self._departures if time_s - one.time_s <= self._flapping.window_s]
+        together = any(one.culprit == node and time_s - one.time_s <= _AT_ONCE_S for one in recent)
+        now = [] if together else [Departure(time_s, int(event["step"]), node)]
+        self._departures = recent + now
+
+
+def _hang(worker: int, event: Line) -> Verdict:
+    return Verdict(
+        kind=Kind.HANG_OUTSIDE,
+        culprit=Worker(worker),
+        since_step=int(event["step"]),
+        confidence=_SURE,
+        reason=f"worker {worker} holds work, waits for nobody: {event['reason']}",
+    )
+
+
+def verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as it lies in an event."""
+    return {
+        "kind": verdict.kind.value,
+        "culprit": str(verdict.culprit),
+        "since_step": verdict.since_step,
+        "confidence": round(verdict.confidence, 3),
+        "evidence": {name: float(value) for name, value in verdict.evidence.items()},
+    }

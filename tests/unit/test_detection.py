@@ -1,0 +1,225 @@
+"""The detector on a run's records: who is slow is named, who is not is left alone; what is done."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.monitor import Monitor
+from actors.setup import JobSetup
+from elastic.core.config import JobConfig
+from elastic.core.runs import RunFolder
+from elastic.core.status import Status
+from monitoring.detection import Detector
+from monitoring.tally import Now
+from policies.verdicts import Kind, Node, Verdict, Worker
+
+DEADLINE_S = 20.0
+NUM_WORKERS = 4
+NODE_OF = dict.fromkeys(range(NUM_WORKERS), 0)
+
+
+def step_line(step: int, paces: Mapping[int, float], seed: int = 0) -> dict[str, Any]:
+    """Each worker computes four micro-batches, with 5 % noise."""
+    noise, work = random.Random(f"{seed} {step}"), []
+    for worker, pace in paces.items():
+        at_s = float(step)
+        for one in range(4):
+            took_s = 0.1 * pace * noise.uniform(0.95, 1.05)
+            work.append([worker, 4 * worker + one, at_s, at_s + took_s, "granted"])
+            at_s += took_s
+    return {
+        "step": step, "time_s": step + 0.9, "step_s": 1.0, "attempt": 0, "work": work,
+        "samples": 8, "num_duplicates": 0, "loss": 1.0, "grad_norm": 1.0,
+    }  # fmt: skip
+
+
+def event(kind: str, time_s: float, worker: int | None = None, reason: str = "") -> dict[str, Any]:
+    known = {"kind": kind, "time_s": time_s, "step": int(time_s), "generation": 0}
+    return {**known, "worker": worker, "reason": reason}
+
+
+def healthy() -> dict[int, float]:
+    return dict.fromkeys(range(NUM_WORKERS), 1.0)
+
+
+def names(verdicts: Sequence[Verdict]) -> list[tuple[Kind, Any]]:
+    return [one.name for one in verdicts]
+
+
+@pytest.fixture
+def detector() -> Detector:
+    """Four workers and twenty steps in which nothing happens."""
+    detector = Detector()
+    for worker in range(NUM_WORKERS):
+        detector.add("event", event("worker_joined", 0.0, worker), NODE_OF)
+    for step in range(20):
+        detector.add("step", step_line(step, healthy()), NODE_OF)
+    assert detector.verdicts(20.0, 1) == []
+    return detector
+
+
+def test_half_as_slow_again_is_found_within_ten_steps_and_its_end_too(detector: Detector) -> None:
+    for step in range(20, 30):
+        detector.add("step", step_line(step, {**healthy(), 2: 1.5}), NODE_OF)
+    (verdict,) = detector.verdicts(30.0, 1)
+    assert verdict.name == (Kind.SLOW_COMPUTATION, Worker(2))
+    assert 0.3 < verdict.evidence["excess_ratio"] < 0.7
+    for step in range(30, 60):
+        detector.add("step", step_line(step, healthy()), NODE_OF)
+    assert detector.verdicts(60.0, 1) == []
+
+
+def test_a_healthy_run_has_no_verdict() -> None:
+    for seed in range(5):
+        detector = Detector()
+        for step in range(200):
+            detector.add("step", step_line(step, healthy(), seed), NODE_OF)
+            assert detector.verdicts(float(step), 1) == []
+
+
+def test_a_hang_is_told_of_once_even_if_the_worker_is_gone_already(detector: Detector) -> None:
+    detector.add("event", event("worker_hung", 20.0, 1, "no progress for 10.0 s"), NODE_OF)
+    detector.add("event", event("worker_lost", 20.1, 1), NODE_OF)
+    (verdict,) = detector.verdicts(20.2, 1)
+    assert verdict.name == (Kind.HANG_OUTSIDE, Worker(1))
+    assert "no progress for 10.0 s" in verdict.reason
+    assert detector.verdicts(20.4, 1) == []
+
+
+def test_a_node_whose_workers_die_again_and_again_flaps(detector: Detector) -> None:
+    node_of = {one: one % 4 for one in range(100)}
+    for number in range(5):
+        detector.add("event", event("worker_lost", 30.0 + 10 * number, 4 * number), node_of)
+    assert names(detector.verdicts(80.0, 4)) == [(Kind.FLAPPING, Node(0))]
+    assert names(detector.verdicts(80.0, 1)) == []  # nobody to compare it with
+    assert names(detector.verdicts(5000.0, 4)) == []
+
+
+def test_workers_that_are_lost_with_their_node_are_one_departure(detector: Detector) -> None:
+    for number in range(8):
+        detector.add("event", event("worker_lost", 30.0 + number / 100, number), {})
+    assert detector.verdicts(31.0, 4) == []
+
+
+def test_a_new_beginning_forgets(detector: Detector) -> None:
+    for step in range(20, 32):
+        detector.add("step", step_line(step, {**healthy(), 2: 1.5}), NODE_OF)
+    assert detector.verdicts(32.0, 1)
+    detector.add("event", event("job_resumed", 40.0), NODE_OF)
+    assert detector.verdicts(40.0, 1) == []
+
+
+# --- the thread of the coordinator ------------------------------------------------------------
+
+
+class World:
+    """A run folder that the test writes to, and a monitor that watches it."""
+
+    def __init__(self, make_job: Callable[..., JobConfig], path: Path, **settings: Any) -> None:
+        job = make_job(monitoring={"port": None, **settings})
+        self.run = RunFolder(path)
+        self.run.create()
+        self.swapped: list[int] = []
+        self._setup = JobSetup(job=job, run=self.run, run_id="x", secret=b"")
+        self._time_s = 0.0
+        self.monitor = self.make()
+
+    def make(self) -> Monitor:
+        return Monitor(self._setup, self._now, self._event, self.swapped.append)
+
+    def _now(self) -> Now:
+        status = Status(phase="training", num_steps=9, run_dir="r", num_spare=1)
+        return Now(status=status, node_of=NODE_OF, replicas=1, replicas_wanted=1)
+
+    def _event(self, kind: str, reason: str, worker: int | None = None, **more: Any) -> None:
+        self.run.append_event({**event(kind, time.time(), worker, reason), **more})
+
+    def write(self, steps: range, paces: Mapping[int, float]) -> None:
+        for step in steps:
+            self.run.append_metrics(step_line(step, paces))
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [one for one in self.run.read_events() if one["kind"] == kind]
+
+    def await_told(self, kind: str) -> dict[str, Any]:
+        begun_s = time.monotonic()
+        while not (found := self.told(kind)):
+            assert time.monotonic() - begun_s < DEADLINE_S, kind
+            time.sleep(0.01)
+        return found[-1]
+
+
+@pytest.fixture
+def slow(make_job: Callable[..., JobConfig], tmp_path: Path) -> Callable[..., World]:
+    """A job with a slow worker, watched with these settings."""
+
+    def make(**settings: Any) -> World:
+        world = World(make_job, tmp_path, **settings)
+        for worker in range(NUM_WORKERS):
+            world.run.append_event(event("worker_joined", 0.0, worker))
+        world.write(range(20), healthy())
+        world.write(range(20, 40), {**healthy(), 3: 2.0})
+        return world
+
+    return make
+
+
+def test_verdicts_and_what_would_be_done_are_events(slow: Callable[..., World]) -> None:
+    world = slow()
+    world.monitor.start()
+    verdict = world.await_told("verdict")
+    assert verdict["worker"] == 3
+    assert verdict["reason"].startswith("slow computation: worker 3 computes")
+    assert (verdict["verdict"]["kind"], verdict["verdict"]["culprit"]) == (
+        "slow computation", "worker 3",
+    )  # fmt: skip
+    advice = world.await_told("advice")
+    assert advice["reason"].startswith("would ")
+    world.write(range(40, 80), healthy())
+    assert world.await_told("verdict_ended")["verdict"] == {
+        "kind": "slow computation", "culprit": "worker 3",
+    }  # fmt: skip
+    world.monitor.stop()
+    assert len(world.told("verdict")) == len(world.told("advice")) == 1
+    assert world.swapped == []
+
+
+def test_it_acts_if_it_may(slow: Callable[..., World]) -> None:
+    world = slow(steering="act")
+    world.monitor._steering = replace(world.monitor._steering, patience_s=0.0)
+    world.monitor.start()
+    world.await_told("steered")
+    begun_s = time.monotonic()
+    while not world.swapped:
+        assert time.monotonic() - begun_s < DEADLINE_S
+        time.sleep(0.01)
+    world.monitor.stop()
+    assert world.swapped[0] == 3
+
+
+def test_a_successor_tells_no_verdict_twice(slow: Callable[..., World]) -> None:
+    world = slow()
+    world.monitor.start()
+    world.await_told("advice")
+    world.monitor.stop()
+    world.monitor._thread.join()
+    world.monitor = world.make()
+    world.monitor.start()
+    world.write(range(40, 80), healthy())
+    world.await_told("verdict_ended")
+    world.monitor.stop()
+    assert len(world.told("verdict")) == 1
+
+
+def test_detection_can_be_switched_off(slow: Callable[..., World]) -> None:
+    world = slow(detect=False)
+    world.monitor._begin()
+    world.monitor._turn()
+    assert world.told("verdict") == []
