@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from elastic.cli_monitoring import dashboards_app
+from elastic.cli_monitoring import dashboards_app, top
 from elastic.core.errors import ConfigError, ElasticError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ simulate_app = typer.Typer(
 )
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(dashboards_app, name="dashboards")
+app.command()(top)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ dashboards_app = typer.Typer(
     no_args_is_help=True, help="Dashboards for Grafana: docs/monitoring.md."
 )
 
+_REFRESH_S = 0.25
 _PROMETHEUS = "http://localhost:9090"
 _Prometheus = Annotated[
     str, typer.Option("--prometheus", metavar="URL", help="Where Grafana reaches Prometheus.")
@@ -46,6 +49,42 @@ def install(
             Console().print(f"{one.what}: {one.state}", soft_wrap=True)
     finally:
         face.close()
+
+
+def top(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A job's name, for its newest run, or a folder.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Print it once, do not go on.")] = False,
+) -> None:
+    """Watch a running job: workers, their shares and speeds, verdicts, where the time goes.
+
+    Drawn four times a second from the run folder; Ctrl-C ends the view, not the job. A run that has
+    ended is shown once, as it was at its end.
+
+    **Examples**
+
+        elastic top stdlib-lm
+        elastic top runs/with-faults --once
+    """
+    from rich.live import Live
+
+    from elastic.core.runs import find_run
+    from elastic.top import View
+
+    run, console = find_run(name, running=False), Console()
+    view = View(run)
+    view.read()
+    if run.is_running() and not once:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Live(view.frame(), console=console, screen=True, auto_refresh=False) as live,
+        ):
+            while run.is_running():
+                time.sleep(_REFRESH_S)
+                view.read()
+                live.update(view.frame(), refresh=True)
+    console.print(view.frame())
 
 
 @dashboards_app.command()
