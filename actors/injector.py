@@ -169,12 +169,15 @@ class WorkerInjector(Injector):
         self._happens(fault, step)
         return fault.sleep_s
 
-    def stretch(self, step: int, elapsed_s: float) -> None:
-        """Make a computation that took `elapsed_s` take `factor` times as long."""
+    def stretch(self, step: int, elapsed_s: float) -> float:
+        """Make a computation that took `elapsed_s` take `factor` times as long; by how much."""
+        late_s = 0.0
         for fault in self._mine:
             if fault.factor is not None and self._slow_now(fault, step):
                 self._happens(fault, step)
                 time.sleep(elapsed_s * (fault.factor - 1))
+                late_s += elapsed_s * (fault.factor - 1)
+        return late_s
 
     def poisons(self, step: int) -> bool:
         """Whether this gradient shall be NaN."""

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, importing, nice_to_load, set_nice
@@ -204,7 +205,8 @@ class WorkerShell:
             self._injector.sleep(step, self._compute.members)
             self._injector.at("before_compute", step)
             outcome = self._compute.compute(lease)
-            self._injector.stretch(step, outcome.end_s - outcome.start_s)
+            late_s = self._injector.stretch(step, outcome.end_s - outcome.start_s)
+            outcome = replace(outcome, end_s=outcome.end_s + late_s)
             if self._injector.poisons(step):
                 outcome = self._compute.poisoned(outcome)
             self._injector.at("after_compute", step)

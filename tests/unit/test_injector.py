@@ -178,7 +178,7 @@ def test_a_job_without_faults_touches_nothing(tmp_path: Path) -> None:
     worker = in_worker([], tmp_path)
     worker.at("before_compute", 0)
     worker.sleep(0, list)
-    worker.stretch(0, 1.0)
+    assert worker.stretch(0, 1.0) == 0.0
     assert not worker.poisons(0)
     assert aggregator.injector.fired() == set()
     assert list(tmp_path.iterdir()) == []
@@ -270,9 +270,11 @@ def test_a_slow_worker_sleeps_once_in_every_step(tmp_path: Path, slept: list[flo
 def test_a_slow_worker_takes_a_factor_as_long(tmp_path: Path, slept: list[float]) -> None:
     faults = [Fault(index=0, do="slow", step=2, target=1, factor=2.5)]
     mine = in_worker(faults, tmp_path, 1)
+    late_s = []
     for step in range(4):
-        mine.stretch(step, 0.1)
+        late_s.append(mine.stretch(step, 0.1))
         mine.sleep(step, lambda: [1])
+    assert late_s == [0.0, 0.0, pytest.approx(0.15), pytest.approx(0.15)]
     assert slept == [pytest.approx(0.15)] * 2
 
 
