@@ -16,7 +16,14 @@ MICRO_BATCHES = 16
 class FakeRun:
     """Writes the folder of a made-up run: workers with speeds, and faults at chosen steps."""
 
-    def __init__(self, path: Path, *, num_steps: int, micro_batch_s: float = 0.02) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_steps: int,
+        micro_batch_s: float = 0.02,
+        is_watched: bool = False,
+    ) -> None:
         self.folder = RunFolder(path)
         self.folder.create()
         self.now_s = START_S + 3.0
@@ -34,6 +41,7 @@ class FakeRun:
             "workers": {"start": 4, "min": 1, "max": 8, "threads": 1},
             "precision": "float32",
             "clip_norm": 1.0,
+            "monitoring": {"detect": is_watched},
         }
         self.folder.write_json(self.folder.job_json, job)
         self.event("job_started", 0, reason="4 workers", time_s=START_S)

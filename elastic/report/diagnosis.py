@@ -134,18 +134,21 @@ def records_of_trace(trace: Trace) -> Records:
 
 
 def diagnose(story: Story) -> Diagnosis:
-    """What slowed or stopped a run of ours."""
-    return _diagnose(records_of(story), account_of(story))
+    """What slowed or stopped a run of ours. Where the detector watched it, its verdicts count."""
+    records, watched = records_of(story), (story.job.get("monitoring") or {}).get("detect")
+    slow = _told(records) if watched else _slow(records)
+    return _diagnose(records, account_of(story), slow)
 
 
 def diagnose_trace(trace: Trace) -> Diagnosis:
     """The same of a foreign trace; it also tells of workers whose rows end before the others'."""
-    return _diagnose(records_of_trace(trace), account_of_trace(trace))
+    records = records_of_trace(trace)
+    return _diagnose(records, account_of_trace(trace), _slow(records))
 
 
-def _diagnose(records: Records, account: Account) -> Diagnosis:
+def _diagnose(records: Records, account: Account, slow: Sequence[Cause]) -> Diagnosis:
     took_s = records.end_s_S - records.begin_s_S
-    causes = [*_slow(records), *_events(records), *_vanished(records)]
+    causes = [*slow, *_events(records), *_vanished(records)]
     has_cause = np.zeros(len(took_s), np.bool_)
     for one in causes:
         has_cause |= _touched(records, one)
@@ -204,6 +207,40 @@ def _slow(records: Records) -> list[Cause]:
             causes.append(_episode(records, *open_ones.pop(one.name), row))
     last = len(records.step_S) - 1
     return causes + [_episode(records, *one, last) for one in open_ones.values()]
+
+
+def _told(records: Records) -> list[Cause]:
+    """Episodes of verdicts that the run's events tell of."""
+    open_ones, causes = dict[object, Cause](), []
+    for mark in records.events:
+        if mark.kind == "job_resumed":
+            causes += _ended(open_ones, mark.time_s)
+        if mark.verdict is None:
+            continue
+        name = mark.verdict["kind"], mark.verdict["culprit"]
+        if mark.kind == "verdict":
+            since = int(mark.verdict["since_step"])
+            row = min(int(np.searchsorted(records.step_S, since)), len(records.step_S) - 1)
+            open_ones[name] = Cause(
+                begin_s=min(float(records.begin_s_S[row]), mark.time_s),
+                end_s=records.end_s,
+                step=int(records.step_S[row]),
+                what=str(name[0]),
+                who=str(name[1]),
+                cost_s=0.0,
+                reason=mark.reason.partition(": ")[2],
+                worker=mark.worker,
+            )
+        elif name in open_ones:
+            causes.append(replace(open_ones.pop(name), end_s=mark.time_s))
+    return causes + list(open_ones.values())
+
+
+def _ended(open_ones: dict[object, Cause], time_s: float) -> list[Cause]:
+    """All that hold end there."""
+    ended = [replace(one, end_s=max(one.begin_s, time_s)) for one in open_ones.values()]
+    open_ones.clear()
+    return ended
 
 
 def _episode(records: Records, verdict: Verdict, begin: int, end: int) -> Cause:

@@ -21,6 +21,7 @@ from elastic.report.clock import Clock
     LOST,
     CHECKPOINT,
     JOB,
+    VERDICT,
     EVALUATION,
     OTHER,
 ) = (
@@ -35,6 +36,7 @@ from elastic.report.clock import Clock
     "worker lost",
     "checkpoint",
     "job starts, resumes, ends",
+    "verdict begins",
     "evaluation",
     "other",
 )
@@ -74,6 +76,7 @@ _OF_KIND = {
     "checkpoint_failed": CHECKPOINT,
     "checkpoint_damaged": CHECKPOINT,
     "checkpoint_not_removed": CHECKPOINT,
+    "verdict": VERDICT,
     "evaluated": EVALUATION,
 }
 
@@ -92,6 +95,8 @@ class Mark:
     """Injected, not merely noticed."""
     text: str
     reason: str
+    verdict: Mapping[str, Any] | None = None
+    """What begins or ends with it: its kind and culprit, and since which step it holds."""
 
 
 def mark_of(event: Mapping[str, Any], clock: Clock) -> Mark:
@@ -113,6 +118,7 @@ def mark_of(event: Mapping[str, Any], clock: Clock) -> Mark:
         is_fault=is_fault,
         text=text or kind,
         reason=reason,
+        verdict=event.get("verdict"),
     )
 
 

@@ -17,7 +17,7 @@ from elastic.core.runs import RunFolder
 from elastic.report.page_data import page_data
 from elastic.report.story import read_story
 
-SCRIPTS = ("data", "view", "chart", "timeline", "overview", "tables", "main")
+SCRIPTS = ("data", "view", "chart", "timeline", "heat", "overview", "diagnosis", "tables", "main")
 """In the order in which they need one another."""
 
 

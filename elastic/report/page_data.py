@@ -1,19 +1,20 @@
 """What the page of a run shows, as plain JSON.
 
-Pure: from a story to a dictionary. Numbers are packed as little-endian arrays in base64, which a
-browser reads without parsing; a value that is not finite stays NaN.
+Pure: from a story to a dictionary. Numbers are packed; a value that is not finite stays NaN.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from elastic.report.diagnosis import diagnose
 from elastic.report.marks import Mark
+from elastic.report.packed import pack
+from elastic.report.page_diagnosis import diagnosis_data
 from elastic.report.story import Floats, Story, busy_share
 from elastic.report.thinning import Limits, choose_events, choose_steps, choose_work, smoothed
 
@@ -28,7 +29,6 @@ GRANTED, DUPLICATE, EVALUATION = 1, 2, 4
 """Flags of a micro-batch, as timeline.js reads them."""
 
 LIMITS = Limits()
-Packed = dict[str, str]
 
 
 def page_data(story: Story, *, is_running: bool, limits: Limits = LIMITS) -> dict[str, Any]:
@@ -63,17 +63,12 @@ def page_data(story: Story, *, is_running: bool, limits: Limits = LIMITS) -> dic
         "lives": [list(life) for life in story.lives],
         "bars": _bars(story, kept),
         "shares": _shares(story),
+        "diagnosis": diagnosis_data(diagnose(story), story.workers),
         "categories": sorted({event.category for event in story.events}),
         "events": [_event(event, story) for event in events],
         "job": story.job,
         "result": result,
     }
-
-
-def pack(values: npt.NDArray[Any], kind: str = "<f8") -> Packed:
-    """An array as {type, data}: i4, u4, u2, u1, f4 or f8, and its bytes in base64."""
-    data = np.ascontiguousarray(values).astype(kind)
-    return {"type": kind[-2:], "data": base64.b64encode(data.tobytes()).decode()}
 
 
 def begin_s(story: Story) -> Floats:

@@ -17,6 +17,7 @@ from elastic.report.marks import (
     NAN,
     SLOW,
     STOP,
+    VERDICT,
     Mark,
 )
 
@@ -39,6 +40,7 @@ STYLES: dict[str, tuple[str, str]] = {
     LEAVE: ("v", "#52616f"),
     CHECKPOINT: ("|", "#9aa5b1"),
     JOB: ("*", "#1d2733"),
+    VERDICT: ("h", "#b3001b"),
 }
 """Marker and colour of each category of event, in the order of the legend."""
 

@@ -17,7 +17,8 @@ from elastic.cli import main
 from elastic.core.errors import ConfigError
 from elastic.report.account import account_of, account_of_trace
 from elastic.report.diagnosis import diagnose, diagnose_trace
-from elastic.report.heatmap import cells_of, draw_heatmap
+from elastic.report.excess import cells_of
+from elastic.report.heatmap import draw_heatmap
 from elastic.report.story import read_story
 from elastic.report.trace import OPERATIONS, Trace, read_trace
 from monitoring.account import PARTS

@@ -14,19 +14,19 @@ import pytest
 
 from elastic.core.errors import ConfigError
 from elastic.report import thinning
+from elastic.report.diagnosis import diagnose
+from elastic.report.packed import Packed, pack
 from elastic.report.page import SCRIPTS, write_page
 from elastic.report.page_data import (
     DUPLICATE,
     EVALUATION,
     GRANTED,
-    Packed,
     duration,
-    pack,
     page_data,
 )
 from elastic.report.story import Story, read_story
 from elastic.report.thinning import Limits, choose_events, choose_steps, choose_work, smoothed
-from tests.fake_run import FAULTS, MICRO_BATCHES, FakeRun
+from tests.fake_run import FAULTS, MICRO_BATCHES, START_S, FakeRun
 
 PAGE_FILES = Path(thinning.__file__).parent / "page_files"
 
@@ -43,7 +43,7 @@ def story(tmp_path: Path) -> Story:
 @pytest.fixture
 def long_story(tmp_path: Path) -> Story:
     """3000 steps with two faults and one step whose loss is not finite."""
-    fake = FakeRun(tmp_path, num_steps=3000)
+    fake = FakeRun(tmp_path, num_steps=3000, is_watched=True)
     fake.event("checkpoint_failed", 0, reason="no space left on device")
     fake.run({1234: "kill", 2345: "aggregator"})
     return read_story(tmp_path)
@@ -194,6 +194,39 @@ def test_text_of_the_user_cannot_become_part_of_the_page(tmp_path: Path) -> None
     (data,) = re.findall(r'<script type="application/json" id="run">(.*)</script>', text)
     assert json.loads(data)["name"] == "</script><b>x"
     assert json.loads(data)["job"]["note"] == "{{x}}"
+
+
+def test_the_account_the_causes_and_the_heatmap_are_on_the_page(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path, num_steps=120, is_watched=True)
+    fake.run(FAULTS)
+    found = page_data(read_story(tmp_path), is_running=False)["diagnosis"]
+    seconds = {name: took_s for name, took_s, _ in found["account"]["parts"]}
+    assert sum(seconds.values()) == pytest.approx(found["account"]["wall_s"], rel=0.01)
+    assert "worker killed" in {one["what"] for one in found["causes"]}
+    cells = unpack(found["heat"]["cells"]).reshape(found["heat"]["rows"], -1)
+    assert cells.shape == (7, len(unpack(found["heat"]["edges_s"])) - 1)
+    slow, before = cells[2, 70:], cells[2, :60]  # three times as long since step 60
+    assert slow[slow > 0].mean() > 230
+    assert 90 < before[before > 0].mean() < 150
+
+
+def test_verdicts_of_a_watched_run_are_those_that_its_events_tell(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path, num_steps=120, is_watched=True)
+    fake.run({60: "slow"})
+    name = {"kind": "slow computation", "culprit": "worker 2"}
+    more = {"since_step": 61, "confidence": 0.9, "evidence": {}}
+    told = "slow computation: worker 2 is slow"
+    at_s = fake.folder.read_metrics()[70]["time_s"]
+    fake.event("verdict", 70, worker=2, reason=told, time_s=at_s, verdict={**name, **more})
+    ended_s = fake.folder.read_metrics()[90]["time_s"]
+    fake.event("verdict_ended", 90, reason="no longer", time_s=ended_s, verdict=name)
+    (cause,) = (
+        one for one in diagnose(read_story(tmp_path)).causes if one.what == "slow computation"
+    )
+    assert (cause.step, cause.who, cause.worker) == (61, "worker 2", 2)
+    assert cause.reason == "worker 2 is slow"
+    assert cause.end_s == pytest.approx(ended_s - START_S)
+    assert cause.cost_s > 0
 
 
 def test_all_files_of_the_page_are_used() -> None:

@@ -28,6 +28,7 @@ const MARKS = {
   "worker leaves": ["grey", "M0 5.6 5.8-4.6H-5.8Z"],
   "checkpoint": ["grey", "M-1.1-5H1.1V5H-1.1Z"],
   "job starts, resumes, ends": ["ink", "M0-6.4 1.7-2 6.3-1.9 2.7 1 4 5.4 0 2.8 -4 5.4 -2.7 1 -6.3-1.9 -1.7-2Z"],
+  "verdict begins": ["bad", "M-2.8-5H2.8L5.6 0 2.8 5H-2.8L-5.6 0Z"],
   "evaluation": ["vermilion", "M-4.2 0A4.2 4.2 0 1 0 4.2 0 4.2 4.2 0 1 0-4.2 0ZM-1.8 0A1.8 1.8 0 1 1 1.8 0 1.8 1.8 0 1 1-1.8 0Z"],
   "other": ["grey", "M-2.6 0A2.6 2.6 0 1 0 2.6 0 2.6 2.6 0 1 0-2.6 0Z"],
 };

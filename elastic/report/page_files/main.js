@@ -9,6 +9,9 @@ const last = document.querySelector("#more-charts > :last-child:nth-child(odd)")
 if (last) last.classList.add("wide");
 fillLegend(document.getElementById("legend"));
 new Timeline(document.getElementById("timeline"));
+new Heat(document.getElementById("heat"), document.getElementById("heat-legend"));
+fillAccount();
+fillCauses();
 new Overview(document.getElementById("overview"));
 fillEvents();
 fillPairs("result", RUN.result, "not there before the run has ended");
