@@ -124,6 +124,7 @@ def test_every_panel_is_drawn(open_page: Open, size: ViewportSize, dark: bool) -
         assert inked(page, f".chart >> nth={index} >> canvas") > 0.01
     assert inked(page, "#timeline") > 0.3
     assert inked(page, "#overview") > 0.3
+    assert inked(page, "#heat") > 0.3
     assert page.locator("#exact").inner_text() == "exact"
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= size["width"]  # nothing sticks out
@@ -222,6 +223,26 @@ def test_hovering_tells_what_a_worker_did(open_page: Open) -> None:
     assert "evaluation: " in tip.inner_text()
 
 
+def test_the_heatmap_tells_who_is_slow_and_the_account_where_the_time_went(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    tip = page.locator("#tip")
+    point_at(page, "#heat", x=0.9, y=0.32)  # worker 2, which is slow since step 60
+    assert re.match(
+        r"worker-2 computed (\d{2,3}) % (or more )?longer than its peers", tip.inner_text()
+    )
+    assert re.match(r"goodput \d+\.\d % of 17", page.locator("#goodput").inner_text())
+    assert "productive" in page.locator("#account-parts").inner_text()
+    assert page.locator("#account-bar span").count() > 3
+    causes = page.locator("#causes tr")
+    slow = causes.filter(has_text="slow computation worker 2")
+    whole = shown(page)
+    slow.first.locator("button").click()
+    begin, end = shown(page)
+    assert whole[0] < begin < end < whole[1]
+
+
 def test_events_are_filtered_and_lead_to_their_place(open_page: Open) -> None:
     page = open_page()
     rows = page.locator("#events tr")
@@ -249,7 +270,7 @@ def test_settings_and_result_are_shown(open_page: Open) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 7000])
 def test_runs_of_every_size_are_drawn(open_page: Open, tmp_path: Path, num_steps: int) -> None:
-    fake = FakeRun(tmp_path, num_steps=num_steps)
+    fake = FakeRun(tmp_path, num_steps=num_steps, is_watched=True)
     fake.run({} if num_steps == 1 else {5: "kill", 6000: "aggregator"})
     page = open_page(write_page(tmp_path))
     assert inked(page, "#timeline") > 0.1
