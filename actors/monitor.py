@@ -20,12 +20,14 @@ from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell
 from policies.verdicts import Verdict, Worker
 
 if TYPE_CHECKING:
+    from actors.ray_metrics import RayMetrics
     from monitoring.detection import Detector
     from monitoring.exporter import Exporter, Values
 
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.25
+_RAY_S = 5.0
 _EVERYWHERE = ("0.0.0.0", "::")
 _REPLACES = (Remedy.RESTART, Remedy.QUARANTINE)
 _BY_HAND = (Remedy.AVOID, Remedy.DRAIN, Remedy.ROUTE_AROUND)
@@ -66,6 +68,8 @@ class Monitor:
         self._taken: list[Taken] = []
         self._steering = Steering(mode=job.monitoring.steering, min_workers=job.workers.min)
         self._lock = threading.Lock()
+        self._of_ray: RayMetrics | None = None
+        self._told_ray_s = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
 
@@ -147,13 +151,23 @@ class Monitor:
         """Read what there is already: a predecessor may have died, with verdicts that held."""
         from monitoring.detection import NUM_STEPS, Detector  # numpy: behind the job's start
 
-        if self._setup.job.monitoring.detect:
+        job = self._setup.job
+        if job.monitoring.detect:
             self._detector = Detector()
+        if job.monitoring.ray:
+            from ray.util import metrics
+
+            from actors.ray_metrics import RayMetrics
+
+            self._of_ray = RayMetrics(job.name, metrics)
         with self._lock:
             self._read(self._now().node_of, most_steps=NUM_STEPS)
             self._held = dict.fromkeys(self._tally.verdicts, time.time())
 
     def _turn(self) -> None:
+        if self._of_ray is not None and time.monotonic() - self._told_ray_s >= _RAY_S:
+            self._told_ray_s = time.monotonic()
+            self._of_ray.tell(self._values())
         now = self._now()
         with self._lock:
             self._read(now.node_of)

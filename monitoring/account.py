@@ -229,10 +229,10 @@ class Ledger:
         lives = [Life(worker, since_s, end_s) for worker, since_s in self._joined_s.items()]
         lives += self._gone
         known = {one.worker for one in lives}
-        for worker in {one.worker for one in work} - known:
-            own = [one for one in work if one.worker == worker]
-            since_s = min(one.start_s for one in own)
-            lives.append(Life(worker, since_s, max(one.end_s for one in own)))
+        others = sorted(one for one in work if one.worker not in known)
+        for worker, rows in groupby(others, lambda one: one.worker):
+            own = list(rows)
+            lives.append(Life(worker, own[0].start_s, max(one.end_s for one in own)))
         return lives
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.account import done_of
+from monitoring.account import Done, done_of
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
 from policies.flapping import Departure, DeparturesView, Flapping
@@ -20,6 +20,9 @@ from policies.verdicts import Kind, Node, Verdict, Worker
 
 NUM_STEPS = 100
 """So many of the last steps are enough to begin with, where a predecessor has died."""
+
+MERGED_S = 0.2
+"""Steps that are shorter are looked at together, several at a time: looking costs milliseconds."""
 
 _SURE = 0.95
 """Of a hang: the aggregator knows what the worker holds, and waits for long."""
@@ -39,6 +42,8 @@ class Detector:
         self._over: set[int] = set()
         self._departures: list[Departure] = []
         self._is_exempt = True
+        self._rows: list[Done] = []
+        self._looked_s = 0.0
 
     def add(self, what: What, line: Line, node_of: Mapping[int, int]) -> None:
         """Take in a line of the run's records. `node_of`: of each worker."""
@@ -61,11 +66,24 @@ class Detector:
         return found
 
     def _step(self, line: Line, node_of: Mapping[int, int]) -> None:
-        rows = done_of(line)
+        is_exempt = self._is_exempt or int(line["attempt"]) > 0
+        self._is_exempt = False
+        if is_exempt:
+            return
+        self._rows += done_of(line)
+        time_s = float(line["time_s"])
+        if time_s - self._looked_s >= MERGED_S:
+            view = self._view(int(line["step"]), node_of)
+            self._memory = self._peers.decide_step(view, self._memory).memory
+            self._looked_s = time_s
+            self._rows.clear()
+
+    def _view(self, step: int, node_of: Mapping[int, int]) -> StepView:
+        rows = self._rows
         worker_W = np.array(sorted(self._members | {one.worker for one in rows}), np.int64)
         node_W = [node_of.get(worker, 0) for worker in worker_W.tolist()]
-        view = StepView(
-            step=int(line["step"]),
+        return StepView(
+            step=step,
             fleet=Fleet(
                 worker_W=worker_W,
                 role_W=np.zeros(len(worker_W), np.int64),
@@ -78,10 +96,7 @@ class Detector:
                 load_B=np.ones(len(rows)),
                 done_B=np.array([one.granted for one in rows], np.bool_),
             ),
-            is_exempt=self._is_exempt or int(line["attempt"]) > 0,
         )
-        self._memory = self._peers.decide_step(view, self._memory).memory
-        self._is_exempt = False
 
     def _event(self, event: Line, node_of: Mapping[int, int]) -> None:
         kind, number = str(event["kind"]), event.get("worker")
@@ -89,6 +104,7 @@ class Detector:
             self._members.clear()
             self._hung.clear()
             self._memory = self._peers.begin()
+            self._rows.clear()
             self._is_exempt = True
         if number is None:
             return

@@ -198,6 +198,9 @@ class Monitoring(_Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen at; 0.0.0.0: all of that host. Whoever reaches it may read: nobody is
     asked for a password."""
+    ray: bool = False
+    """Hand the metrics to Ray, too, for a Prometheus that scrapes Ray: it names them ray_elastic_,
+    and the job in the label elastic_job."""
 
 
 class JobConfig(_Section):

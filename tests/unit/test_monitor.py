@@ -16,7 +16,7 @@ from actors.setup import JobSetup
 from elastic.core.config import JobConfig
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
-from monitoring.detection import Detector
+from monitoring.detection import MERGED_S, Detector
 from monitoring.tally import Now
 from policies.verdicts import Kind, Node, Verdict, Worker
 
@@ -74,6 +74,25 @@ def test_half_as_slow_again_is_found_within_ten_steps_and_its_end_too(detector: 
     for step in range(30, 60):
         detector.add("step", step_line(step, healthy()), NODE_OF)
     assert detector.verdicts(60.0, 1) == []
+
+
+def test_short_steps_are_looked_at_together(detector: Detector) -> None:
+    for number in range(200):
+        line = step_line(20 + number, {**healthy(), 2: 1.5})
+        line["time_s"] = 20.0 + number / 50
+        detector.add("step", line, NODE_OF)
+    (verdict,) = detector.verdicts(30.0, 1)
+    assert verdict.name == (Kind.SLOW_COMPUTATION, Worker(2))
+    assert verdict.evidence["steps"] <= 200 / (50 * MERGED_S) + 20
+
+
+def test_nothing_is_learned_of_a_step_that_is_no_step_like_the_others(detector: Detector) -> None:
+    for step in range(20, 40):
+        slow = step_line(step, {**healthy(), 2: 5.0})
+        detector.add("evaluation", {"time_s": float(step)}, NODE_OF)
+        detector.add("step", slow, NODE_OF)
+        detector.add("step", {**slow, "attempt": 1}, NODE_OF)
+    assert detector.verdicts(40.0, 1) == []
 
 
 def test_a_healthy_run_has_no_verdict() -> None:

@@ -862,6 +862,18 @@ def test_one_named_worker_can_be_removed() -> None:
     assert world.coordinator.target == 1
 
 
+def test_a_worker_that_is_swapped_leaves_and_another_takes_its_place() -> None:
+    world = World(2)
+    world.decide()
+    world.connect(0, 1)
+    world.decide()
+    world.coordinator.swap(0)
+    actions = world.decide()
+    assert (world.members, world.coordinator.membership.leaving) == ((1,), (0,))
+    assert only(coord.StartWorker, actions) == [coord.StartWorker(2)]
+    assert world.coordinator.target == 2
+
+
 def test_a_wish_to_leave_is_granted_and_a_substitute_started() -> None:
     world = World(2)
     world.decide()
