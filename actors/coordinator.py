@@ -456,7 +456,9 @@ class CoordinatorShell:
 
     def _event(self, kind: str, reason: str, worker: int | None = None, **more: Any) -> None:
         generation = self._protocol.membership.generation
-        self._setup.run.tell(kind, reason, step=self._step, generation=generation, worker=worker)
+        self._setup.run.tell(
+            kind, reason, step=self._step, generation=generation, worker=worker, **more
+        )
 
     def _finish(self, report: Report) -> None:
         """The result is written: end every process, free the memory."""

@@ -126,9 +126,11 @@ class RunFolder:
         step: int = 0,
         generation: int = 0,
         worker: int | None = None,
+        **more: Any,
     ) -> None:
-        """Add an event that happens now."""
-        self.append_event(make_event(kind, reason, step=step, generation=generation, worker=worker))
+        """Add an event that happens now; `more` are fields that only its kind has."""
+        event = make_event(kind, reason, step=step, generation=generation, worker=worker)
+        self.append_event({**event, **more})
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one committed step to metrics.jsonl."""

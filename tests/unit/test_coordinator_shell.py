@@ -28,6 +28,7 @@ from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Admit, Membership, Report, Stop
 from elastic.core.runs import RunFolder
 from policies.preemption import Notice
+from tests.fake_steps import NUM_WORKERS, event, healthy, step_line
 
 STEP_S = 10.0
 DEADLINE_S = 20.0
@@ -137,7 +138,7 @@ def world(tmp_path: Path, make_job: Callable[..., JobConfig]) -> Iterator[World]
     run, job = RunFolder(tmp_path / "run"), make_job(name=f"taken-{os.getpid()}", steps=10)
     run.create()
     for step in range(3):
-        run.append_metrics({"step": step, "step_s": STEP_S, "loss": 1.0, "samples": 1})
+        run.append_metrics({**step_line(step, healthy()), "step_s": STEP_S})
     setup = JobSetup(job=job, run=run, run_id="12ab", secret=bytes(32))
     store, watch = setup.open_store(), FakeWatch()
     shell = CoordinatorShell(setup, NoProcesses(), cast(NodeWatch, watch))
@@ -187,6 +188,21 @@ def test_what_may_come_or_cannot_be_heard_is_told_once(world: World) -> None:
         select.select([], [], [], 0.005)
     assert world.finish(4) is None
     assert sorted(world.kinds()) == ["preemption_possible", "preemption_unwatched"]
+
+
+def test_who_is_slow_is_told_with_a_verdict_that_others_can_read(world: World) -> None:
+    run = world.run
+    for worker in range(NUM_WORKERS):
+        run.append_event(event("worker_joined", 0.0, worker))
+    for step in range(40):
+        run.append_metrics(step_line(step, {**healthy(), 2: 2.0 if step > 15 else 1.0}))
+    begun_s = time.monotonic()
+    while not (told := [one for one in run.read_events() if one["kind"] == "verdict"]):
+        assert time.monotonic() - begun_s < DEADLINE_S
+        select.select([], [], [], 0.005)
+    assert told[0]["worker"] == 2
+    assert told[0]["verdict"]["culprit"] == "worker 2"
+    assert world.finish(4) is None
 
 
 # --- several nodes ---------------------------------------------------------------------------

@@ -154,9 +154,9 @@ def test_a_scrape_of_1000_workers_is_quick_and_has_few_series() -> None:
     tally = Tally({})
     tally.take(steps=large(1000, 20), events=[], evaluations=[])
     registry = registry_of(lambda: values_of(tally, now()))
-    begun_s = time.perf_counter()
+    begun_s = time.thread_time()  # whatever else runs here
     text = generate_latest(registry).decode()
-    took_s = time.perf_counter() - begun_s
+    took_s = time.thread_time() - begun_s
     samples = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(samples) <= num_series()
     assert sum("elastic_pace_ratio" in one for one in samples) == NUM_SLOWEST
