@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,20 @@ def test_it_fits_the_terminal(fake: FakeRun, width: int) -> None:
 def test_from_the_command_line(fake: FakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["top", str(fake.folder.path)])
+    assert end.value.code == 0
+    assert "120/120 steps" in capsys.readouterr().out
+
+
+def test_a_running_job_is_watched_until_it_ends(
+    fake: FakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen(["sleep", "0.7"]) as driver:
+        ended = threading.Thread(target=driver.wait)
+        ended.start()
+        fake.folder.write_json(fake.folder.ray_json, {"pid": driver.pid})
+        with pytest.raises(SystemExit) as end:
+            main(["top", str(fake.folder.path)])
+        ended.join()
     assert end.value.code == 0
     assert "120/120 steps" in capsys.readouterr().out
 
