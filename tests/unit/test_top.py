@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from elastic.cli import main
+from elastic.core.runs import identity
 from elastic.top import MOST_WORKERS, STYLES, View, bar_of, pace_style, spark, stacked
 from monitoring.account import PARTS
 from tests.fake_run import FAULTS, FakeRun
@@ -92,7 +93,7 @@ def test_a_running_job_is_watched_until_it_ends(
     with subprocess.Popen(["sleep", "0.7"]) as driver:
         ended = threading.Thread(target=driver.wait)
         ended.start()
-        fake.folder.write_json(fake.folder.ray_json, {"pid": driver.pid})
+        fake.folder.write_json(fake.folder.ray_json, identity(driver.pid))
         with pytest.raises(SystemExit) as end:
             main(["top", str(fake.folder.path)])
         ended.join()
