@@ -205,7 +205,7 @@ def _pie(axes: Axes, panel: Json, source: Source) -> None:
     colours = [_colour(panel, name, number) for number, (name, _) in enumerate(found)]
     labels = [f"{name} {value / total:.1%}" for name, value in found]
     wedges = axes.pie([value for _, value in found], colors=colours, startangle=90,
-                      wedgeprops={"width": 0.42}, center=(0, 0.25))[0]  # fmt: skip
+                      wedgeprops={"width": 0.42}, center=(0, 0.3), radius=0.85)[0]  # fmt: skip
     axes.legend(wedges, labels, loc="lower center", ncols=2, fontsize=8, frameon=False,
                 labelcolor=INK, bbox_to_anchor=(0.5, -0.08))  # fmt: skip
 
