@@ -171,8 +171,8 @@ class Monitor:
         now = self._now()
         with self._lock:
             self._read(now.node_of)
-            if self._detector is None:
-                return
+            if self._detector is None or self._tally.is_over:
+                return  # the end of a job is the last that is told of it
             found = self._detector.verdicts(time.time(), now.status.num_nodes)
             node_of = {one: now.node_of.get(one, 0) for one in self._tally.members}
         self._tell(found)

@@ -23,6 +23,7 @@ VERDICT, VERDICT_ENDED = "verdict", "verdict_ended"
 
 _NUM_STEPS = 64
 _OF_CHECKPOINT = re.compile(r"(?:the last one, )?step (\d+): ")
+_ENDS = ("job_finished", "job_stopped", "job_failed", "job_interrupted")
 _GONE = ("worker_left", "worker_lost", "worker_given_up")
 _NEWEST = 0.1
 """Weight of the newest step in a worker's pace."""
@@ -79,6 +80,7 @@ class Tally:
         self.checkpoint_s = Histogram()
         self.newest_checkpoint_s: float | None = None
         self.newest: Line | None = None
+        self.is_over = False
         self.departures: list[Line] = []
         self.members: set[int] = set()
         self.verdicts: dict[tuple[str, str], Line] = {}
@@ -150,6 +152,8 @@ class Tally:
             self._verdict(event)
         elif kind in ("job_started", "job_resumed"):
             self._begin()
+        elif kind in _ENDS:
+            self.is_over = True
         elif kind == "worker_joined" and worker is not None:
             self.members.add(int(worker))
         elif kind in _GONE:
@@ -160,6 +164,7 @@ class Tally:
 
     def _begin(self) -> None:
         """Workers' numbers begin at 0 again."""
+        self.is_over = False
         self.members.clear()
         self.verdicts.clear()
         self._pace_s.clear()

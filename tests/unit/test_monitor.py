@@ -212,6 +212,14 @@ def test_a_successor_tells_no_verdict_twice(slow: Callable[..., World]) -> None:
     assert len(world.told("verdict")) == 1
 
 
+def test_nothing_is_told_after_the_end_of_the_job(slow: Callable[..., World]) -> None:
+    world = slow()
+    world.run.append_event(event("job_finished", 50.0))
+    world.monitor._begin()
+    world.monitor._turn()
+    assert world.told("verdict") == []
+
+
 def test_detection_can_be_switched_off(slow: Callable[..., World]) -> None:
     world = slow(detect=False)
     world.monitor._begin()
