@@ -15,14 +15,14 @@ import select
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from actors.channel import Channel, accept, listen
 from actors.checkpointing import Checkpointer
-from actors.copying import Receiver, Sender
-from actors.following import Following
+from actors.collecting import Receiver, Sender
 from actors.injector import AggregatorInjector
 from actors.neighbours import Neighbours, Parts, inherit
 from actors.preparing import prepare_store
@@ -196,6 +196,8 @@ class AggregatorShell:
         self._checkpoints: Checkpointer | None = None
         self._finishing: Future[None] | None = None
         self._left = ""
+        self._incomplete: deque[tuple[State, Snapshot]] = deque()
+        self._collecting: Snapshot | None = None
         self._update_since_s = self._alone_s = time.monotonic()
         if self._setup.has_nodes:
             self._neighbours = self._meet_neighbours()
@@ -228,6 +230,7 @@ class AggregatorShell:
             max_skipped=job.nonfinite.max_skipped,
             evaluate_every=job.evaluate.every,
             num_evaluated=job.evaluate.micro_batches,
+            replicas=job.replicas,
         )
         prepared = self._control.prepared[0]
         return node.Node(self._setup.node, rules, recovered, term=term, prepared=prepared)
@@ -250,7 +253,15 @@ class AggregatorShell:
         rows = {one: unpack_outcome(self._control.read_row(one))[0] for one in counted}
         raw = self._control.membership.read()
         membership = Membership.from_bytes(raw) if raw else Membership()
-        return protocol.Recovered(state, membership, manifests, rows)
+        version, other = self._versions[state.step % 2], self._versions[1 - state.step % 2]
+        return protocol.Recovered(
+            state,
+            membership,
+            manifests,
+            rows,
+            kept={self._setup.node: version.kept_chunks},
+            next_kept=other.kept_chunks,
+        )
 
     def _is_needed(self) -> bool:
         if self._left or self._protocol.phase is protocol.Phase.ENDED:
@@ -274,6 +285,7 @@ class AggregatorShell:
             self._tick()
         if self._neighbours is not None:
             self._neighbours.turn()
+        self._complete_snapshots()
         self._recorder.flush()
         if self._finishing is not None and self._finishing.done():
             self._finishing.result()
@@ -339,13 +351,12 @@ class AggregatorShell:
                 self._receive(None, message)
 
         def parts(wake: Callable[[], None]) -> Parts:
-            me, layout = self._setup.node, self._spec.layout
+            me, sizes = self._setup.node, self._sizes
             updater, versions = self._updater, self._versions
             return Parts(
-                Rounds(updater, versions, layout, me, wake),
-                Following(updater, layout, me, wake),
-                Sender(me, self._sizes, updater, versions, wake),
-                Receiver(self._sizes, versions),
+                Rounds(updater, versions, sizes, me, wake),
+                Sender(me, sizes, updater, versions, wake),
+                Receiver(sizes),
             )
 
         return Neighbours(
@@ -469,12 +480,11 @@ class AggregatorShell:
             case events.GiveUp(number):
                 assert self._neighbours is not None, "a job of one node has no rounds"
                 self._neighbours.give_up(number)
+            case events.Copy() if action.node == self._setup.node:
+                self._collect(action)
             case events.Copy():
                 assert self._neighbours is not None, "a job of one node has no others"
-                self._neighbours.copy(action, term=self._lead_term)
-            case events.Apply(number):
-                assert self._neighbours is not None, "a job of one node has no others"
-                self._neighbours.apply(number)
+                self._neighbours.send_state(action, term=self._lead_term)
             case node.SavePrepared(word):
                 self._control.prepared[0] = word
             case events.SaveState(state):
@@ -483,11 +493,11 @@ class AggregatorShell:
                 self._recorder.later(action)
             case events.Evaluated():
                 self._recorder.evaluated(action)
-            case events.Finish(failure):
+            case events.Finish():
                 assert self._checkpoints is not None, "only the lead ends the job"
                 self._checkpoints.stop()
                 self._recorder.flush()
-                self._finishing = self._background.submit(self._finish, self._checkpoints, failure)
+                self._finishing = self._background.submit(self._finish, self._checkpoints, action)
             case node.Leave(reason):
                 self._left = reason
 
@@ -509,8 +519,7 @@ class AggregatorShell:
             factor=self._recorder.factor(action.step),
             fresh=action.num_updates == 0,
         )
-        observes = self._setup.node in action.observers
-        if observes or (not action.skip and len({*action.nodes, *action.observers}) > 1):
+        if not action.skip and len({*action.nodes, *action.observers}) > 1:
             self._update_together(action, plan)
             return
         if self._neighbours is not None:
@@ -583,18 +592,37 @@ class AggregatorShell:
     # ----------------------------------------------------- checkpoints, result
 
     def _take_snapshot(self, state: State) -> Snapshot:
-        snapshot = Snapshot(self._sizes, state.step % 2, self._versions[state.step % 2])
+        """On any thread. What is not kept here comes from other nodes."""
+        index, wake = state.step % 2, None if self._neighbours is None else self._neighbours.wake
+        snapshot = Snapshot(self._sizes, index, self._versions[index], moved=wake or _nothing)
         self._updater.snapshots.append(snapshot)
+        if snapshot.missing:
+            assert self._neighbours is not None, "a node that is alone keeps everything"
+            self._incomplete.append((state, snapshot))
+            self._neighbours.wake()
         return snapshot
+
+    def _complete_snapshots(self) -> None:
+        while self._incomplete:
+            state, self._collecting = self._incomplete.popleft()
+            self._handle(events.Collect(state))
+            if self._collecting is not None:  # nobody has what is missing any more
+                self._collecting.fail(f"step {state.step} is over")
+
+    def _collect(self, copy: events.Copy) -> None:
+        assert self._neighbours is not None, "a node that is alone keeps everything"
+        assert self._collecting is not None, "it was asked for"
+        self._neighbours.collect(copy, self._collecting, term=self._lead_term)
+        self._collecting = None
 
     def _release_snapshot(self, snapshot: Snapshot) -> None:
         if snapshot in self._updater.snapshots:
             self._updater.snapshots.remove(snapshot)
 
-    def _finish(self, checkpoints: Checkpointer, failure: str) -> None:
+    def _finish(self, checkpoints: Checkpointer, finish: events.Finish) -> None:
         """The last checkpoint and the result. Doing it twice does no harm."""
-        state = self._protocol.state
-        unwritten = checkpoints.finish(state)
+        state, failure = self._protocol.state, finish.failure
+        unwritten = checkpoints.finish(state) if finish.is_whole else ""
         if unwritten:
             unwritten = (
                 f"the last checkpoint, of step {state.step}, could not be written to"
@@ -609,6 +637,10 @@ class AggregatorShell:
             unwritten=unwritten,
             faults_fired=sorted(self._injector.fired()),
         )
+
+
+def _nothing() -> None:
+    """There is no link that could wait."""
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

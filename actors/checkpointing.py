@@ -28,6 +28,8 @@ from elastic.core.update import Snapshot, snapshot_state
 from policies.retention import Kept, RetentionView
 from policies.saving import GiveUp, Hold, Save, SaveWithBackOff, SavingView
 
+_WHOLE_S = 60.0  # for the state that other nodes keep
+
 
 class Checkpointer:
     """Writes one job's checkpoints. One per acting aggregator.
@@ -138,6 +140,7 @@ class Checkpointer:
     def _write(self, snapshot: Snapshot, state: State) -> str:
         snapshot.copy()
         self._release(snapshot)
+        snapshot.wait_until_whole(_WHOLE_S)
         check_owner(self._storage, self._setup.run_id)
         job, tensors = self._setup.job, snapshot_state(snapshot)
         self._metrics[state.step] = metrics_at(self._setup.run, state.step, self._trained(state))

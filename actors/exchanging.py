@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.links import WAIT, Link, Memory
-from elastic.core.layout import Chunk
+from elastic.core.mapped import Sizes
 from elastic.core.protocol.exchange import (
     Add,
     Arrived,
@@ -30,11 +30,11 @@ from elastic.core.protocol.frames import Block, Stage
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrays:
-    """What a node exchanges. Each is contiguous and as long as the flat space."""
+    """What a node exchanges. `tensors` are those of the next version; see `update.tensors_of`."""
 
     sums_N: npt.NDArray[np.int32]  # this node's
     totals_N: npt.NDArray[np.int32]
-    values_N: npt.NDArray[np.float32]  # the parameters of the next version
+    tensors: Sequence[memoryview]
 
 
 Left = TotalComplete | ChunkComplete | RoundComplete
@@ -47,18 +47,18 @@ class Round:
         self,
         exchange: Exchange,
         *,
-        chunks: Sequence[Chunk],
+        sizes: Sizes,
         links: Mapping[int, Link],
         arrays: Arrays,
         observers: Sequence[int] = (),
     ) -> None:
         self.exchange = exchange
-        self._starts_bytes = [4 * chunk.start for chunk in chunks]
-        self._links = links
+        self._sizes = sizes
+        self.links = links
         self._observers = frozenset(observers)
         self._sums = arrays.sums_N.data.cast("B")
         self._totals = arrays.totals_N.data.cast("B")
-        self._values = arrays.values_N.data.cast("B")
+        self._tensors = arrays.tensors
         self._received: dict[int, memoryview] = {}
 
     def place(self, node: int, block: Block) -> Memory:
@@ -74,7 +74,7 @@ class Round:
             if node not in self._received:  # its link may be newer than this round
                 self._received[node] = memoryview(bytearray(self.exchange.block_bytes))
             return self._received[node][: block.length]
-        return self._part(self._memory_of(block.stage), block)
+        return self._part(self._memory_of(block), block)
 
     def handle(self, event: Event) -> list[Left]:
         """Carry out what follows from an event; what is left to the caller comes back."""
@@ -82,9 +82,9 @@ class Round:
         for action in self.exchange.handle(event):
             match action:
                 case SendBlock(node, block):
-                    link = self._links.get(node)
+                    link = self.links.get(node)
                     if link is not None:
-                        part = self._part(self._memory_of(block.stage), block)
+                        part = self._part(self._memory_of(block), block)
                         if node in self._observers:  # nobody waits until it is sent
                             part = memoryview(bytes(part))
                         link.send_block(block, part)
@@ -100,7 +100,7 @@ class Round:
         def is_mine(block: Block) -> bool:
             return block.round == self.exchange.number and block.stage is not Stage.STATE
 
-        for link in self._links.values():
+        for link in self.links.values():
             link.discard_blocks(is_mine)
 
     def _add(self, action: Add, node: int | None) -> None:
@@ -118,17 +118,18 @@ class Round:
         else:
             np.add(terms[0], terms[1], out=total)
 
-    def _memory_of(self, stage: Stage) -> memoryview:
-        match stage:
+    def _memory_of(self, block: Block) -> memoryview:
+        match block.stage:
             case Stage.NODE_SUM:
                 return self._sums
             case Stage.TOTAL:
                 return self._totals
             case _:
-                return self._values
+                return self._tensors[block.tensor]
 
     def _part(self, memory: memoryview, block: Block) -> memoryview:
-        start = self._starts_bytes[block.chunk] + block.offset
+        chunk = self._sizes.layout.chunks[block.chunk]
+        start = self._sizes.start_byte(block.tensor, chunk) + block.offset
         return memory[start : start + block.length]
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 
 from actors.channel import listen
-from actors.copying import Receiver, Sender
-from actors.following import Following
+from actors.collecting import Receiver, Sender
 from actors.links import WAIT, Link, Memory
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Down, Mesh, Up
@@ -32,7 +31,7 @@ from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Message, Peers
 from elastic.core.protocol.orders import NodeMessage, Order
-from elastic.core.update import Plan
+from elastic.core.update import Plan, Snapshot
 
 _INHERIT_S = 0.5
 
@@ -42,7 +41,6 @@ class Parts:
     """What takes part in the job over links, besides messages."""
 
     rounds: Rounds
-    following: Following
     sender: Sender
     receiver: Receiver
 
@@ -104,7 +102,6 @@ class Neighbours:
     def close(self) -> None:
         """Close every link, and wait until no thread of a round writes any more."""
         self._parts.rounds.close()
-        self._parts.following.close()
         self._parts.sender.close()
         self._mesh.end()
         self._heirs.close()
@@ -132,50 +129,27 @@ class Neighbours:
     def begin(
         self, update: events.Update, plan: Plan, *, term: int, counters: torch.Tensor | None
     ) -> None:
-        """Begin a round; `Updated` comes once it is complete here. See `Rounds.begin`.
-
-        A node that joins only keeps the totals.
-        """
-        number = round_number(term, update.round)
-        if self._me in update.observers:
-            self._parts.following.keep(term, update, plan)
-        else:
-            self._update = update
-            self._parts.rounds.begin(
-                number,
-                plan,
-                nodes=update.nodes,
-                observers=update.observers,
-                links=self._mesh.links,
-                counters=counters,
-            )
+        """Begin a round; `Updated` comes once it is complete here. See `Rounds.begin`."""
+        self._update = update
+        self._parts.rounds.begin(term, update, plan, links=self._mesh.links, counters=counters)
         self.wake()
 
     def give_up(self, number: int) -> None:
-        """Stop the round of that number, if it is under way, or drop its totals."""
-        self._parts.following.drop(number)
-        self._parts.rounds.pass_over(self._parts.following.newest_dropped)
+        """Stop the round of that number, if it is under way."""
         if self._update is not None and self._update.round == number:
             self._update = None
             self._parts.rounds.give_up()
 
-    def copy(self, copy: events.Copy, *, term: int) -> None:
-        """Send this node's share of a version; or take it, and say `Copied` once it is complete."""
+    def send_state(self, copy: events.Copy, *, term: int) -> None:
+        """Send this node's share of a checkpoint to the one that writes it."""
         number = round_number(term, copy.number)
-        if copy.node != self._me:
-            self._parts.sender.begin(number, copy, self._mesh.links.get(copy.node))
-            return
-        self._parts.following.drop()
-        for link in self._mesh.links.values():
-            link.discard_blocks(lambda block: block.stage is Stage.STATE and block.round < number)
-        dropped = self._parts.following.newest_dropped
-        self._parts.rounds.pass_over(max(dropped, round_number(term, 0)))
-        self._parts.receiver.begin(number, copy)
-        self.wake()
+        self._parts.sender.begin(number, copy, self._mesh.links.get(copy.node))
 
-    def apply(self, number: int) -> None:
-        """Apply the totals that were kept of that round; `Updated` comes then."""
-        self._parts.following.apply(number)
+    def collect(self, copy: events.Copy, snapshot: Snapshot, *, term: int) -> None:
+        """Take what is missing from a snapshot out of the memory of others."""
+        number = round_number(term, copy.number)
+        self._parts.receiver.begin(number, copy, snapshot, self._mesh.links)
+        self.wake()
 
     def settle(self) -> None:
         """Give up any round, and wait until nothing of one is written any more."""
@@ -205,9 +179,6 @@ class Neighbours:
         if norm is not None and update is not None:
             self._update = None
             self._handle(events.Updated(norm, update.round))
-        applied = self._parts.following.turn()
-        if applied is not None:
-            self._handle(applied)
 
     def _came(self, other: int, link: Link) -> None:
         link.attach(self._selector, partial(self._use, other, link))
@@ -219,6 +190,7 @@ class Neighbours:
         if other == COORDINATOR:
             self._hear(None)
         else:
+            self._parts.receiver.lost(other)
             self._handle(node.Lost(other, for_good))
 
     def _drop(self, other: int, reason: str) -> None:
@@ -267,9 +239,7 @@ class Neighbours:
         """Nobody waits for the blocks of an update that this node did not begin."""
         match frame:
             case Order(term, events.Update() as update) if term == self._term():
-                number = round_number(term, update.round)
-                if not self._parts.following.observes(number):
-                    self._parts.rounds.pass_over(number)
+                self._parts.rounds.pass_over(round_number(term, update.round))
 
     def _place(self, other: int, block: Block) -> Memory:
         """Where the payload of a block belongs.
@@ -284,18 +254,12 @@ class Neighbours:
     def _find_place(self, other: int, block: Block) -> Memory:
         if block.stage is Stage.STATE:
             return self._parts.receiver.place(other, block)
-        if self._parts.following.observes(block.round):
-            return self._parts.following.place(other, block)
         return self._parts.rounds.place(other, block)
 
     def _arrived(self, other: int, block: Block) -> None:
         """A block is in its place."""
         if block.stage is Stage.STATE:
-            copied = self._parts.receiver.arrived(other, block)
-            if copied is not None:
-                self._handle(events.Copied(copied))
-        elif self._parts.following.observes(block.round):
-            self._parts.following.arrived(other, block)
+            self._parts.receiver.arrived(other, block)
         else:
             self._parts.rounds.arrived(other, block)
 

@@ -79,6 +79,7 @@ def _fill(version: Version, prepared: Prepared, *, averages: bool) -> None:
     for field in layout.fields:
         view = version.values[field.start : field.stop].view(field.shape)
         view.copy_(prepared.values[field.name])
+    version.kept.fill_(1)
     if averages:
         average = version.states[EMA]
         average.copy_(version.values[: len(average)])

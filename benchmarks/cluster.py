@@ -52,6 +52,7 @@ from benchmarks.hosts import (
 from benchmarks.jobs import hand_over, timed
 from benchmarks.record import Figure, figure, ratio
 from elastic.core.layout import make_layout
+from elastic.core.mapped import Sizes
 from elastic.core.protocol.exchange import BLOCK_BYTES, Arrived, Exchange, SumReady
 from elastic.core.protocol.frames import Block
 from elastic.core.protocol.handshake import SECRET_BYTES, Credentials
@@ -88,14 +89,14 @@ class Node:
     def __init__(self, me: int, secret: bytes, folder: Path) -> None:
         self._me, self._other = me, 1 - me
         layout = make_layout([[("x", (NUM_ELEMENTS,))]], chunk_elements=CHUNK_ELEMENTS)
-        self._chunks, num = layout.chunks, layout.num_elements
+        self._sizes, num = Sizes(layout, num_micro_batches=1), layout.num_elements
         dice = np.random.default_rng(0)
         sums = [dice.integers(-(2**20), 2**20, num, np.int32) for _ in range(NUM_NODES)]
         self._expected_N = sums[0] + sums[1]
-        self._arrays = Arrays(sums[me], np.zeros(num, np.int32), np.zeros(num, np.float32))
+        self._arrays = Arrays(sums[me], np.zeros(num, np.int32), [])
         self._floats = torch.from_numpy(sums[me].astype(np.float32))
         self._reduced = self._floats.clone()
-        self._nodes_CR = np.array([[one.index % 2, 1 - one.index % 2] for one in self._chunks])
+        self._keepers = [(one.index % 2, 1 - one.index % 2) for one in layout.chunks]
         dist.init_process_group(
             "gloo", init_method=f"file://{folder / 'gloo'}", rank=me, world_size=NUM_NODES
         )
@@ -148,11 +149,15 @@ class Node:
     def _exchange(self, number: int) -> None:
         """One round, until the totals are here and this node's part has left."""
         exchange = Exchange(
-            number, me=self._me, nodes=(0, 1), nodes_CR=self._nodes_CR, chunks=self._chunks
+            number,
+            me=self._me,
+            nodes=(0, 1),
+            keepers=self._keepers,
+            lengths=[self._sizes.lengths(chunk) for chunk in self._sizes.layout.chunks],
         )
         link = self._link
         links = {self._other: link}
-        round = Round(exchange, chunks=self._chunks, links=links, arrays=self._arrays)
+        round = Round(exchange, sizes=self._sizes, links=links, arrays=self._arrays)
         place = functools.partial(round.place, self._other)
         for chunk in exchange.order():
             round.handle(SumReady(chunk))

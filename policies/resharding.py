@@ -54,10 +54,14 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class MembersView:
-    """`nodes` are the members from now on. A number that was lost is never used again."""
+    """`nodes` are the members from now on. A number that was lost is never used again.
+
+    Those that are `leaving` are members, too, and send what they hold; they are to hold nothing.
+    """
 
     placement: Placement
     nodes: Sequence[int]
+    leaving: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,9 @@ class Interleaved:
     def decide(self, view: MembersView) -> Reshard | Lost:
         """What to do when the members, or `replicas`, are no longer those of the placement."""
         members = _members(view.nodes)
+        stay = np.flatnonzero(~np.isin(members, view.leaving)).tolist()
+        if not stay:
+            raise ValueError(f"nodes {list(view.nodes)} are all leaving: one has to stay")
         old_CR = view.placement.nodes_CR
         place_CR = np.minimum(np.searchsorted(members, old_CR), len(members) - 1)
         place_CR[members[place_CR] != old_CR] = NOBODY
@@ -138,10 +145,13 @@ class Interleaved:
         if not all(left):
             return _lost(left, gone, num_holders=len(np.setdiff1d(old_CR, [NOBODY])))
         recovered = _with_owners(left, left, len(members))
-        copies = Copies(left, min(self.replicas, len(members)), len(members))
+        rank = {node: at for at, node in enumerate(stay)}
+        staying = [[rank[node] for node in nodes if node in rank] for nodes in left]
+        copies = Copies(staying, min(self.replicas, len(stay)), len(stay))
         copies.complete()
         copies.relieve()
-        placement = _with_owners(copies.holders, recovered, len(members))
+        holders = [[stay[at] for at in nodes] for nodes in copies.holders]
+        placement = _with_owners(holders, recovered, len(members))
         moves = _moves(left, placement, len(members))
         rounds = _rounds(moves, left, members)
         num_joined = len(np.setdiff1d(members, old_CR))

@@ -40,6 +40,7 @@ FREE_AT_RESUME = frozenset(
         "steps",
         "workers",
         "nodes",
+        "replicas",
         "standby",
         "nonfinite",
         "evaluate",
@@ -246,6 +247,9 @@ class JobConfig(_Section):
     """How many workers compute."""
     nodes: Nodes = Nodes()
     """On how many hosts the job runs."""
+    replicas: int = Field(default=2, ge=1, le=MAX_NODES)
+    """Hosts that keep the optimizer state of each chunk, where there are so many. If one fewer
+    is lost at once nothing is lost; all hosts keep all parameters in any case."""
     standby: bool = True
     """Keep a warm second aggregator, on each node, that takes over when the first dies."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from elastic.core.errors import StoreError
-from elastic.core.layout import ALIGNMENT_BYTES, Layout, aligned
+from elastic.core.layout import ALIGNMENT_BYTES, BUFFERS, Chunk, Layout, aligned
 from elastic.core.store import ROOT
 
 PAGE = 4096
@@ -102,7 +102,8 @@ class Sizes:
     @property
     def optimizer_bytes(self) -> int:
         tensors = 4 * self.layout.num_parameter_elements * len(self.optimizer_keys)
-        return max(PAGE, tensors + 8 * len(self.scalar_keys) * len(self.layout.chunks))
+        num_chunks = len(self.layout.chunks)
+        return max(PAGE, tensors + 8 * len(self.scalar_keys) * num_chunks + num_chunks)
 
     @property
     def half_bytes(self) -> int:
@@ -132,6 +133,16 @@ class Sizes:
     @property
     def manifest_bytes(self) -> int:
         return Record.size_for(128 + 8 * self.num_micro_batches)
+
+    def lengths(self, chunk: Chunk) -> list[int]:
+        """The bytes of a chunk's parameters, then of each tensor of its state; see `tensors_of`."""
+        if chunk.group == BUFFERS:
+            return [4 * chunk.size]
+        return [4 * chunk.size] * (1 + len(self.optimizer_keys)) + [8] * len(self.scalar_keys)
+
+    def start_byte(self, tensor: int, chunk: Chunk) -> int:
+        """Where a chunk begins in one of the tensors of `tensors_of`."""
+        return 4 * chunk.start if tensor <= len(self.optimizer_keys) else 8 * chunk.index
 
     def total_bytes(self, *, max_workers: int) -> int:
         """Shared memory that a job may come to use, one snapshot included."""
@@ -186,7 +197,10 @@ def _allocate(descriptor: int, path: Path, size_bytes: int) -> None:
 
 
 class Version:
-    """One of the two versions of the parameters, and of the optimizer state where it is mapped."""
+    """One of the two versions of the parameters, and of the optimizer state where it is mapped.
+
+    `kept` is 1 for each chunk whose state is complete here: elsewhere nobody updates what it is.
+    """
 
     def __init__(
         self, root: Path, index: int, sizes: Sizes, *, writable: bool, optimizer: bool
@@ -207,6 +221,18 @@ class Version:
         for position, key in enumerate(sizes.scalar_keys):
             start = base + 8 * num_chunks * position
             self.scalars[key] = state.tensor(torch.float64, start, num_chunks)
+        self.kept = state.tensor(
+            torch.uint8, base + 8 * num_chunks * len(sizes.scalar_keys), num_chunks
+        )
+
+    @property
+    def kept_chunks(self) -> frozenset[int]:
+        return frozenset(self.kept.nonzero().flatten().tolist())
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, without a copy."""
+    return tensor.numpy().data.cast("B") if tensor.numel() else memoryview(b"")
 
 
 class Slot:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
 
+from elastic.core.errors import StorageError
 from elastic.core.fixed_point import add_slots, decode
 from elastic.core.layout import BUFFERS, Chunk
-from elastic.core.mapped import Sizes, Slot, Version
+from elastic.core.mapped import Sizes, Slot, Version, bytes_of
 from elastic.core.model import ModelSpec
 from elastic.core.optim import ChunkUpdater
 
@@ -38,41 +39,88 @@ class Snapshot:
     """A copy of one version, made behind training, chunk by chunk, into a buffer of its own.
 
     The next update of a chunk of that version waits for that chunk's copy; nothing else does.
+    The state of chunks that are not kept here is `missing`: others send it.
 
     Args:
-        share: the chunks to copy; all of them if none are named.
+        share: the chunks whose state alone is copied; if none are named, everything is.
+        moved: called after each chunk, by the thread that copies.
     """
 
     def __init__(
-        self, sizes: Sizes, version: int, source: Version, share: Sequence[int] | None = None
+        self,
+        sizes: Sizes,
+        version: int,
+        source: Version,
+        share: Sequence[int] | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
         self.version = version
         self.values = torch.empty_like(source.values)
         self.counters = source.counters.clone()
         self.states = {key: torch.empty_like(state) for key, state in source.states.items()}
         self.scalars = {key: scalars.clone() for key, scalars in source.scalars.items()}
-        chunks = sizes.layout.chunks
+        chunks, kept = sizes.layout.chunks, source.kept_chunks
         self._chunks = chunks if share is None else [chunks[index] for index in share]
-        self._source = source
+        self._has_values = share is None
+        self._source, self._kept, self._moved = source, kept, moved
         self._left = {chunk.index for chunk in self._chunks}
-        self._moved = threading.Condition()
+        self.missing = {
+            one.index for one in self._chunks if one.index not in kept and one.group != BUFFERS
+        }
+        self._problem = ""
+        self._changed = threading.Condition()
 
     def copy(self) -> None:
         """Copy everything. On a thread of its own."""
-        num = self._source.states[next(iter(self._source.states))].numel() if self.states else 0
         for chunk in self._chunks:
             part = slice(chunk.start, chunk.stop)
-            self.values[part] = self._source.values[part]
-            if chunk.stop <= num:
+            if self._has_values:
+                self.values[part] = self._source.values[part]
+            if chunk.index in self._kept and chunk.group != BUFFERS:
                 for key, state in self.states.items():
                     state[part] = self._source.states[key][part]
-            with self._moved:
+            with self._changed:
                 self._left.discard(chunk.index)
-                self._moved.notify_all()
+                self._changed.notify_all()
+            self._moved()
+
+    def holds(self, chunk: int) -> bool:
+        """Whether the chunk is still to be copied."""
+        return chunk in self._left
 
     def wait_for(self, chunk: int) -> None:
-        with self._moved:
-            self._moved.wait_for(lambda: chunk not in self._left)
+        with self._changed:
+            self._changed.wait_for(lambda: chunk not in self._left)
+
+    def received(self, chunk: int) -> None:
+        """The state of a missing chunk is in its place."""
+        with self._changed:
+            self.missing.discard(chunk)
+            self._changed.notify_all()
+
+    def fail(self, problem: str) -> None:
+        """What is missing will not come."""
+        with self._changed:
+            self._problem = problem
+            self._changed.notify_all()
+
+    def wait_until_whole(self, timeout_s: float) -> None:
+        """Wait until nothing is missing.
+
+        Raises:
+            StorageError: it will not come, or not in time.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self.missing or self._problem, timeout_s)
+            if self.missing:
+                problem = self._problem or f"it did not come within {timeout_s:.0f} s"
+                raise StorageError(f"the state of {len(self.missing)} chunks is missing: {problem}")
+
+
+def tensors_of(source: Version | Snapshot) -> list[memoryview]:
+    """The bytes of the parameters and of each tensor of the state, the same on every node."""
+    tensors = (source.values, *source.states.values(), *source.scalars.values())
+    return [bytes_of(one) for one in tensors]
 
 
 class Updater:
@@ -124,13 +172,16 @@ class Updater:
             self._chunks.carry(chunk, plan.source)
             beat(chunk.index)
 
+        kept = self._versions[plan.source].kept_chunks
         if not plan.slots:
             self._each(carry)
-            self._copy_counters(self._versions[plan.source].counters, plan)
+            self.seal(plan, kept, self._versions[plan.source].counters)
             return 0.0
         self._each(take)
         slot, half = plan.slots[0]
-        return self._step(plan, squares, slot.counters[half], beat)
+        norm = self.step(plan, squares, range(len(self._layout.chunks)), beat)
+        self.seal(plan, kept, slot.counters[half])
+        return norm
 
     def add_up(
         self, plan: Plan, sums_N: torch.Tensor, order: Sequence[int], ready: Callable[[int], None]
@@ -153,22 +204,22 @@ class Updater:
 
         self._each(add, [self._layout.chunks[index] for index in order])
 
-    def finish(
+    def take(
         self,
         plan: Plan,
         totals_N: torch.Tensor,
-        counters: torch.Tensor,
+        chunks: Sequence[int],
         beat: Callable[[int], None],
-    ) -> float:
-        """The second half: from the totals of all nodes to version 1 - source, as in `run`."""
+    ) -> dict[int, float]:
+        """The gradient of these chunks out of their totals; the square of the norm of each."""
         squares: dict[int, float] = {}
 
         def take(chunk: Chunk, _: torch.Tensor) -> None:
             self._decode(plan, chunk, totals_N[chunk.start : chunk.stop], squares)
             beat(chunk.index)
 
-        self._each(take)
-        return self._step(plan, squares, counters, beat)
+        self._each(take, [self._layout.chunks[index] for index in chunks])
+        return squares
 
     def _decode(
         self, plan: Plan, chunk: Chunk, total: torch.Tensor, squares: dict[int, float]
@@ -185,14 +236,19 @@ class Updater:
         norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
         squares[chunk.index] = float(norm) ** 2
 
-    def _step(
+    def step(
         self,
         plan: Plan,
         squares: Mapping[int, float],
-        counters: torch.Tensor,
-        beat: Callable[[int], None],
+        chunks: Sequence[int],
+        done: Callable[[int], None],
     ) -> float:
-        """Clip, and update every chunk of parameters. Returns the norm before clipping."""
+        """Clip, and update these chunks, whose gradient was taken; return the norm before clipping.
+
+        Args:
+            squares: of the norms of all chunks.
+            done: called with each chunk that is complete, on the thread that made it.
+        """
         norm = math.sqrt(math.fsum(squares[index] for index in sorted(squares)))
         coefficient = 1.0
         if self._clip_norm is not None:
@@ -207,11 +263,21 @@ class Updater:
                 self._chunks.update(
                     chunk, gradient, source=plan.source, factor=plan.factor, fresh=plan.fresh
                 )
-            beat(chunk.index)
+            done(chunk.index)
 
-        self._each(step)
-        self._copy_counters(counters, plan)
+        self._each(step, [self._layout.chunks[index] for index in chunks])
         return norm
+
+    def seal(self, plan: Plan, kept: Collection[int], counters: torch.Tensor) -> None:
+        """Say of which chunks the next version has the state, once everything is in its place."""
+        version = self._versions[1 - plan.source]
+        version.counters.copy_(counters)
+        version.kept.zero_()
+        version.kept[list(kept)] = 1
+
+    def is_held(self, version: int, chunk: int) -> bool:
+        """Whether a snapshot is still to copy that chunk before it may be overwritten."""
+        return any(one.version == version and one.holds(chunk) for one in tuple(self.snapshots))
 
     def _each(
         self,
@@ -238,9 +304,6 @@ class Updater:
         for snapshot in tuple(self.snapshots):  # another thread takes complete ones away
             if snapshot.version == 1 - plan.source:
                 snapshot.wait_for(chunk.index)
-
-    def _copy_counters(self, source: torch.Tensor, plan: Plan) -> None:
-        self._versions[1 - plan.source].counters.copy_(source)
 
 
 def snapshot_state(snapshot: Snapshot) -> Mapping[str, torch.Tensor]:

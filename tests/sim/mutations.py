@@ -6,14 +6,15 @@ Subclasses of the real classes, so that the product holds no switch for any of i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
 from elastic.core.protocol.coordinator import Action, Coordinator, StartWorker, View
-from elastic.core.protocol.joining import Copies
+from elastic.core.protocol.joining import Observers, Observing
+from elastic.core.protocol.keeping import Keeping
 from elastic.core.protocol.messages import (
     Combine,
     Commit,
@@ -252,67 +253,73 @@ class LeasesBeforeItKnows(Node):
         return super()._lead_if_known(now_s)
 
 
-class EagerCopies(Copies):
+class Eager(Observers):
     def ready(self, step: int) -> tuple[int, ...]:
-        return self.observers
+        return self.nodes
 
 
 class ReadyBeforeItIs(RecordedAggregator):
-    """A joining node may be a member as soon as its copy is begun."""
+    """A joining node may be a member as soon as it takes part in rounds."""
 
     def __init__(
         self, rules: agg.Rules, recovered: agg.Recovered, node: int, seen: Counter[str]
     ) -> None:
         super().__init__(rules, recovered, node, seen)
-        self._copies = EagerCopies()
+        self._observers = Eager()
 
 
 class WaitsForTheJoining(RecordedAggregator):
     """A step is committed once it is complete on nodes that join, too."""
 
     def _updated_on(self, updated: ev.Updated) -> list[ev.Action]:
-        if not set(self._copies.observers) <= self._updated:
+        if not set(self._observers.nodes) <= self._updated:
             self._updated.add(updated.node)
             return []
         return super()._updated_on(updated)
 
 
-class KeepsTotalsOfARoundGivenUp(Node):
-    """A joining node applies the totals of a round that was given up."""
+class Believing(Observing):
+    """Takes a version for complete that may have been lost on its way."""
 
-    def _ordered(self, action: ev.Action, now_s: float) -> list[NodeAction]:
-        if isinstance(action, ev.GiveUp) and self._catching is not None:
-            return []
-        return super()._ordered(action, now_s)
-
-
-class KnownCopies(Copies):
-    """Takes whoever answers for one that gets its copy already."""
-
-    def there(self, node: int) -> None:
-        self._there.add(node)
-        self._numbers.setdefault(node, 1)
-
-    def copied(self, node: int, number: int, step: int) -> None:
-        self._steps[node] = step
+    def _save(self, state: agg.State) -> list[ev.Action]:
+        self.step = state.step
+        return super()._save(state)
 
 
-class TrustsEarlierCopies(RecordedAggregator):
-    """A new lead does not begin the copies of the one before it anew."""
+class BelievesWhatItHears(Node):
+    """A joining node takes every commit record for its own, whatever it has received."""
+
+    def _observe(self, order: ev.Action) -> list[NodeAction]:
+        if self._observing is None:
+            self._observing = Believing(self.node)
+        return super()._observe(order)
+
+
+class Trusting(Keeping):
+    def there(self, node: int, kept: Iterable[int]) -> str:
+        return super().there(node, range(self._num_chunks))
+
+
+class TrustsEveryMember(RecordedAggregator):
+    """A member is taken to keep the state of every chunk, whatever it says."""
 
     def __init__(
         self, rules: agg.Rules, recovered: agg.Recovered, node: int, seen: Counter[str]
     ) -> None:
-        super().__init__(rules, recovered, node, seen)
-        if recovered.membership.joining:
-            self._copies = KnownCopies()
+        super().__init__(rules, replace(recovered, kept={}), node, seen)
+        self._keeping = Trusting(rules.replicas, rules.num_chunks)
+        every = range(rules.num_chunks)
+        nodes = self.membership.nodes
+        self._keeping.begin(dict.fromkeys(nodes, every), nodes, self.membership.departing)
 
 
-class KeepsItsCopy(Node):
-    """A joining node goes on with its copy, whoever leads."""
+class MovesBeforeTheCommit(RecordedAggregator):
+    """What was to move in a round that was given up is taken to have moved."""
 
-    def _stop_catching(self) -> list[NodeAction]:
-        return [] if self.node in self.membership.joining else super()._stop_catching()
+    def _give_up(self) -> list[ev.Action]:
+        if self.phase is agg.Phase.UPDATING:
+            self._keeping.moved(self._moves)
+        return super()._give_up()
 
 
 class ComesBackAsItWas(Coordinator):
@@ -408,12 +415,9 @@ MUTATIONS = (
     _aggregator(WaitsForTheLost, KILL_NODE),
     _aggregator(ReadyBeforeItIs, JOIN),
     _aggregator(WaitsForTheJoining, JOIN, FREEZE_JOINING),
-    _node(KeepsTotalsOfARoundGivenUp, JOIN, *DURING_THE_COPY),
-    Mutation(
-        "CopyNotBegunAnew",
-        Build(node=KeepsItsCopy, aggregator=TrustsEarlierCopies),
-        (JOIN, *DURING_THE_COPY),
-    ),
+    _node(BelievesWhatItHears, JOIN, *DURING_THE_COPY),
+    _aggregator(TrustsEveryMember, JOIN, *DURING_THE_COPY),
+    _aggregator(MovesBeforeTheCommit, KILL_NODE, JOIN, *DURING_THE_COPY),
     _node(LeasesBeforeItKnows),
     Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), num_seeds=400),
     Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False), num_seeds=400),

@@ -25,6 +25,7 @@ from elastic.core.protocol.exchange import (
     Updated,
 )
 from elastic.core.protocol.frames import Block, Stage
+from policies.resharding import Move
 
 NUMBER = 5
 BLOCK_BYTES = 16
@@ -35,14 +36,28 @@ def make_chunks(sizes: Sequence[int]) -> list[Chunk]:
     return [Chunk(index, 0, starts[index], size) for index, size in enumerate(sizes)]
 
 
-def interleaved(num_chunks: int, nodes: Sequence[int], num_replicas: int) -> np.ndarray:
+def lengths(chunks: Sequence[Chunk]) -> list[list[int]]:
+    """Each chunk's state is one tensor as long as its parameters."""
+    return [[4 * chunk.size, 4 * chunk.size] for chunk in chunks]
+
+
+def interleaved(num_chunks: int, nodes: Sequence[int], num_replicas: int) -> list[list[int]]:
     """Who keeps what: owners in turn, replicas behind them."""
-    return np.array(
-        [
-            [nodes[(chunk + replica) % len(nodes)] for replica in range(num_replicas)]
-            for chunk in range(num_chunks)
-        ]
-    )
+    return [
+        [nodes[(chunk + replica) % len(nodes)] for replica in range(num_replicas)]
+        for chunk in range(num_chunks)
+    ]
+
+
+def drawn_moves(keepers: Sequence[Sequence[int]], nodes: Sequence[int], seed: int) -> list[Move]:
+    """About half of the chunks get another keeper, where there is one."""
+    dice = random.Random(seed)
+    moves = []
+    for chunk, row in enumerate(keepers):
+        others = [node for node in nodes if node not in row]
+        if others and dice.random() < 0.5:
+            moves.append(Move(chunk, dice.choice(row), dice.choice(others)))
+    return moves
 
 
 class Cluster:
@@ -52,9 +67,10 @@ class Cluster:
         self,
         chunks: Sequence[Chunk],
         nodes: Sequence[int],
-        nodes_CR: np.ndarray,
+        keepers: Sequence[Sequence[int]],
         seed: int,
         observers: Sequence[int] = (),
+        moves: Sequence[Move] = (),
     ) -> None:
         everybody = (*nodes, *observers)
         numbers = np.random.default_rng(seed)
@@ -65,8 +81,9 @@ class Cluster:
                 NUMBER,
                 me=me,
                 nodes=nodes,
-                nodes_CR=nodes_CR,
-                chunks=chunks,
+                keepers=keepers,
+                lengths=lengths(chunks),
+                moves=moves,
                 observers=observers,
                 block_bytes=BLOCK_BYTES,
             )
@@ -75,12 +92,23 @@ class Cluster:
         self.sums = {me: numbers.integers(-1000, 1000, size, np.int32) for me in nodes}
         self.totals = {me: np.full(size, 77, np.int32) for me in everybody}
         self.values = {me: np.full(size, 77, np.int32) for me in everybody}
+        self.states = {me: np.full(size, 77, np.int32) for me in everybody}
         self.sent_bytes = dict.fromkeys(everybody, 0)
         self.completed: dict[int, list[int]] = {me: [] for me in everybody}
         self.finished: list[int] = []
         self.pending: list[tuple[int, Event, np.ndarray | None]] = [
             (me, SumReady(chunk), None) for me in nodes for chunk in self.exchanges[me].order()
         ]
+
+    def memory(self, me: int, block: Block) -> np.ndarray:
+        """Where the numbers of a block are, or belong."""
+        match block.stage:
+            case Stage.NODE_SUM:
+                return self.part(self.sums[me], block)
+            case Stage.TOTAL:
+                return self.part(self.totals[me], block)
+            case _:
+                return self.part((self.states if block.tensor else self.values)[me], block)
 
     def part(self, array: np.ndarray, block: Block) -> np.ndarray:
         start = self.chunks[block.chunk].start + block.offset // 4
@@ -94,18 +122,12 @@ class Cluster:
         if isinstance(event, Arrived):
             self.exchanges[me].check(event.node, event.block)
             if event.block.stage is not Stage.NODE_SUM:
-                kinds = {Stage.TOTAL: self.totals, Stage.PARAMETERS: self.values}
-                self.part(kinds[event.block.stage][me], event.block)[:] = payload
+                self.memory(me, event.block)[:] = payload
         for action in self.exchanges[me].handle(event):
             match action:
                 case SendBlock(node, block):
-                    kinds = {
-                        Stage.NODE_SUM: self.sums,
-                        Stage.TOTAL: self.totals,
-                        Stage.PARAMETERS: self.values,
-                    }
                     assert node != me
-                    data = self.part(kinds[block.stage][me], block).copy()
+                    data = self.memory(me, block).copy()
                     self.sent_bytes[me] += block.length
                     self.pending.append((node, Arrived(me, block), data))
                 case Add(block, fresh, own, arrived):
@@ -120,6 +142,7 @@ class Cluster:
                     chunk = self.chunks[index]
                     part = slice(chunk.start, chunk.stop)
                     self.values[me][part] = 3 * self.totals[me][part] + index
+                    self.states[me][part] = 5 * self.totals[me][part] + index
                     self.pending.append((me, Updated(index), None))
                 case ChunkComplete(index):
                     self.completed[me].append(index)
@@ -144,22 +167,28 @@ def test_any_order_of_deliveries_ends_with_the_same_numbers(
 ) -> None:
     nodes, num_replicas, sizes, num_observers = drawn
     chunks, observers = make_chunks(sizes), range(num_observers)
-    nodes_CR = interleaved(len(chunks), nodes, num_replicas)
-    cluster = Cluster(chunks, nodes, nodes_CR, seed, observers)
+    keepers = interleaved(len(chunks), nodes, num_replicas)
+    moves = drawn_moves(keepers, nodes, seed)
+    cluster = Cluster(chunks, nodes, keepers, seed, observers, moves)
     cluster.run()
     total = sum(cluster.sums.values())
     values = np.concatenate([3 * total[c.start : c.stop] + c.index for c in chunks])
     for me in (*nodes, *observers):
         assert (cluster.values[me] == values).all()
         for chunk in chunks:
-            if me in nodes_CR[chunk.index] or me in observers:
-                part = slice(chunk.start, chunk.stop)
+            part = slice(chunk.start, chunk.stop)
+            keeps = me in keepers[chunk.index]
+            if keeps:
                 assert (cluster.totals[me][part] == total[part]).all()
+            gains = any(one.receiver == me for one in moves if one.chunk == chunk.index)
+            state = 5 * total[part] + chunk.index if keeps or gains else 77
+            assert (cluster.states[me][part] == state).all()
         assert cluster.exchanges[me].has_totals
         assert sorted(cluster.completed[me]) == list(range(len(chunks)))
     assert sorted(cluster.finished) == sorted((*observers, *nodes))
     copies = 2 * (len(nodes) - 1) + num_observers
-    assert sum(cluster.sent_bytes.values()) == copies * 4 * len(total)
+    moved_bytes = sum(4 * chunks[move.chunk].size for move in moves)
+    assert sum(cluster.sent_bytes.values()) == copies * 4 * len(total) + moved_bytes
     assert not any(cluster.sent_bytes[me] for me in observers)
 
 
@@ -183,8 +212,8 @@ def two_nodes(sizes: Sequence[int] = (10, 10)) -> Exchange:
         NUMBER,
         me=1,
         nodes=[1, 2],
-        nodes_CR=np.array([[1, 2], [2, 1]]),
-        chunks=make_chunks(sizes),
+        keepers=[[1, 2], [2, 1]],
+        lengths=lengths(make_chunks(sizes)),
         block_bytes=BLOCK_BYTES,
     )
 
@@ -231,9 +260,7 @@ def test_sums_are_sent_as_they_become_ready() -> None:
 
 
 def test_a_node_alone_sends_nothing() -> None:
-    exchange = Exchange(
-        1, me=4, nodes=[4], nodes_CR=np.array([[4]]), chunks=make_chunks([3]), block_bytes=16
-    )
+    exchange = Exchange(1, me=4, nodes=[4], keepers=[[4]], lengths=[[12]], block_bytes=16)
     only = Block(1, Stage.NODE_SUM, 0, 0, 0, 12)
     assert exchange.handle(SumReady(0)) == [
         Add(only, fresh=True, own=True, arrived=False),
@@ -244,15 +271,15 @@ def test_a_node_alone_sends_nothing() -> None:
 
 def test_not_all_nodes_begin_with_the_same_owner() -> None:
     nodes, chunks = [3, 1, 2], make_chunks([1] * 7)
-    nodes_CR = interleaved(7, nodes, 1)
+    keepers = interleaved(7, nodes, 1)
     orders = {}
     for me in nodes:
-        one = Exchange(0, me=me, nodes=nodes, nodes_CR=nodes_CR, chunks=chunks)
+        one = Exchange(0, me=me, nodes=nodes, keepers=keepers, lengths=lengths(chunks))
         orders[me] = one.order()
         assert sorted(orders[me]) == list(range(7))
     for at in range(6):
-        assert len({nodes_CR[order[at], 0] for order in orders.values()}) == 3, at
-    assert [nodes_CR[chunk, 0] for chunk in orders[3]] == [1, 2, 3, 1, 2, 3, 3]
+        assert len({keepers[order[at]][0] for order in orders.values()}) == 3, at
+    assert [keepers[chunk][0] for chunk in orders[3]] == [1, 2, 3, 1, 2, 3, 3]
 
 
 def test_totals_leave_in_turn_too() -> None:
@@ -261,8 +288,8 @@ def test_totals_leave_in_turn_too() -> None:
         0,
         me=2,
         nodes=nodes,
-        nodes_CR=np.array([[2, 0, 1, 3]]),
-        chunks=make_chunks([1]),
+        keepers=[[2, 0, 1, 3]],
+        lengths=lengths(make_chunks([1])),
     )
     exchange.handle(SumReady(0))
     sum_of = Block(0, Stage.NODE_SUM, 0, 0, 0, 4)
@@ -270,15 +297,14 @@ def test_totals_leave_in_turn_too() -> None:
     assert [one.node for one in actions if isinstance(one, SendBlock)] == [3, 0, 1]
 
 
-def test_an_observer_gets_all_totals_and_nobody_waits_for_it() -> None:
-    nodes_CR = np.array([[1], [2]])
+def test_an_observer_gets_all_parameters_and_nobody_waits_for_it() -> None:
     rounds = {
         me: Exchange(
             NUMBER,
             me=me,
             nodes=[1, 2],
-            nodes_CR=nodes_CR,
-            chunks=make_chunks([4, 4]),
+            keepers=[[1], [2]],
+            lengths=lengths(make_chunks([4, 4])),
             observers=[7],
             block_bytes=BLOCK_BYTES,
         )
@@ -286,17 +312,18 @@ def test_an_observer_gets_all_totals_and_nobody_waits_for_it() -> None:
     }
     rounds[1].handle(SumReady(0))
     own = rounds[1].handle(Arrived(2, block(Stage.NODE_SUM, 0, 0)))
-    total = block(Stage.TOTAL, 0, 0)
-    assert own[1:] == [SendBlock(7, total), TotalComplete(0)]
+    assert own[1:] == [TotalComplete(0)]
+    mine = block(Stage.PARAMETERS, 0, 0)
     assert rounds[1].handle(Updated(0)) == [
-        SendBlock(2, block(Stage.PARAMETERS, 0, 0)),
+        SendBlock(2, mine),
+        SendBlock(7, mine),
         ChunkComplete(0),
     ]
     assert rounds[1].handle(Arrived(2, block(Stage.PARAMETERS, 1, 0)))[-1] == RoundComplete()
-    assert rounds[7].handle(Arrived(1, total)) == [TotalComplete(0)]
-    assert rounds[7].handle(Updated(0)) == [ChunkComplete(0)], "its parameters go nowhere"
+    assert rounds[7].has_totals
+    assert rounds[7].handle(Arrived(1, mine)) == [ChunkComplete(0)]
     with pytest.raises(ProtocolError, match="not its to send"):
-        rounds[7].check(2, block(Stage.PARAMETERS, 1, 0))
+        rounds[7].check(2, block(Stage.TOTAL, 1, 0))
     with pytest.raises(ProtocolError, match="not its to send"):
         rounds[1].check(7, block(Stage.NODE_SUM, 0, 0))
     with pytest.raises(AssertionError, match="no sum"):
@@ -307,13 +334,14 @@ def test_an_observer_gets_all_totals_and_nobody_waits_for_it() -> None:
 
 
 def three_nodes() -> Exchange:
-    """Node 1 of 1, 2 and 3. It owns chunk 0, keeps chunk 1, and only receives chunk 2."""
+    """Node 1 of 1, 2 and 3. It owns chunk 0, keeps chunk 1, receives chunk 2, and is to keep 3."""
     return Exchange(
         NUMBER,
         me=1,
         nodes=[1, 2, 3],
-        nodes_CR=np.array([[1, 2], [2, 1], [3, 2]]),
-        chunks=make_chunks([10, 10, 10]),
+        keepers=[[1, 2], [2, 1], [3, 2], [3, 2]],
+        lengths=lengths(make_chunks([10, 10, 10, 10])),
+        moves=[Move(3, 2, 1)],
         block_bytes=BLOCK_BYTES,
     )
 
@@ -323,6 +351,8 @@ GOOD = [
     (3, block(Stage.NODE_SUM, 0, 2, 8)),
     (2, block(Stage.TOTAL, 1, 1)),
     (3, block(Stage.PARAMETERS, 2, 0)),
+    (3, block(Stage.PARAMETERS, 3, 0)),
+    (2, block(Stage.PARAMETERS, 3, 0)._replace(tensor=1)),
 ]
 BAD = {
     "a stranger": (4, block(Stage.NODE_SUM, 0, 0)),
@@ -334,7 +364,10 @@ BAD = {
     "parameters by a replica": (2, block(Stage.PARAMETERS, 2, 0)),
     "state": (2, block(Stage.STATE, 1, 0)),
     "another tensor": (2, block(Stage.TOTAL, 1, 0)._replace(tensor=1)),
-    "no chunk": (2, block(Stage.TOTAL, 3, 0)),
+    "state by one that is not to send it": (3, block(Stage.PARAMETERS, 3, 0)._replace(tensor=1)),
+    "state that does not move": (3, block(Stage.PARAMETERS, 2, 0)._replace(tensor=1)),
+    "no tensor": (2, block(Stage.PARAMETERS, 3, 0)._replace(tensor=2)),
+    "no chunk": (2, block(Stage.TOTAL, 4, 0)),
     "between blocks": (2, block(Stage.TOTAL, 1, 0)._replace(offset=4)),
     "too short": (2, block(Stage.TOTAL, 1, 0, 12)),
     "too long": (2, block(Stage.TOTAL, 1, 2, 16)),

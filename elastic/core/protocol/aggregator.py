@@ -33,8 +33,10 @@ from elastic.core import fixed_point
 from elastic.core.errors import ProtocolError
 from elastic.core.protocol.events import (
     Action,
+    CaughtUp,
+    Collect,
     Committed,
-    Copied,
+    Copy,
     Disconnected,
     DropSlot,
     Evaluated,
@@ -62,7 +64,8 @@ from elastic.core.protocol.events import (
     Update,
     Updated,
 )
-from elastic.core.protocol.joining import Copies
+from elastic.core.protocol.joining import Observers
+from elastic.core.protocol.keeping import Keeping
 from elastic.core.protocol.messages import (
     Admit,
     Combine,
@@ -87,6 +90,7 @@ from elastic.core.protocol.messages import (
     Welcome,
 )
 from policies.hangs import Silence, WorkerProgress
+from policies.resharding import Move
 from policies.scheduling import PACE_WINDOW, Duplicate, IdleView, Queue, Shares, Take, Wait, pace
 
 TICK_S = 1.0  # at the latest after so long it looks who makes progress
@@ -109,7 +113,10 @@ _MOVES = {
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the protocol must know of the job. An evaluation has `num_evaluated` micro-batches."""
+    """What the protocol must know of the job. An evaluation has `num_evaluated` micro-batches.
+
+    The state of each chunk is kept on `replicas` nodes, where there are so many.
+    """
 
     num_steps: int
     num_micro_batches: int
@@ -118,6 +125,7 @@ class Rules:
     max_skipped: int = 100
     evaluate_every: int = 0
     num_evaluated: int = 0
+    replicas: int = 2
     scheduling: Shares = Shares()
     hangs: Silence = Silence()
 
@@ -132,6 +140,10 @@ class Recovered:
     rows: Mapping[int, Outcome] = field(default_factory=dict)
     homes: Mapping[int, int] = field(default_factory=dict)
     """The node of each worker that has a manifest; those not named are here."""
+    kept: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """The chunks whose state each node keeps; of one that is not named: all."""
+    next_kept: frozenset[int] = frozenset()
+    """The same of the version that this node has prepared."""
 
 
 @dataclass(slots=True)
@@ -160,7 +172,10 @@ class Aggregator:
         self._round = 0
         self._updated: set[int] = set()
         self._present = set(recovered.membership.nodes)
-        self._copies = Copies()
+        self._observers = Observers()
+        self._keeping = Keeping(rules.replicas, rules.num_chunks)
+        self._moves: tuple[Move, ...] = ()
+        self._num_copies = 0
         self._manifests = dict(recovered.manifests)
         self._homes = {one: recovered.homes.get(one, node) for one in recovered.manifests}
         self._outcomes: dict[int, Outcome] = {}
@@ -179,8 +194,12 @@ class Aggregator:
         self._stop_reason = ""
         self._stop_at_once = False
         self._failure = ""
+        self._is_whole = True
         self._coordinator = False
         self._told: Report | None = None
+        nodes, every = recovered.membership.nodes, range(rules.num_chunks)
+        kept = {one: recovered.kept.get(one, every) for one in nodes}
+        self._fail_without(self._keeping.begin(kept, nodes, recovered.membership.departing))
         for worker, manifest in self._manifests.items():
             if manifest.key == self.state.key:
                 for micro_batch in manifest.micro_batches:
@@ -192,8 +211,6 @@ class Aggregator:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event; return what to do, in order."""
         actions = self._react(event, now_s)
-        if self.phase is Phase.LEASING and self._all_present:
-            actions += self._copies.begin(self.state, self.membership.nodes)
         if self.phase is Phase.LEASING:
             actions += self._advance()
         if self.phase is Phase.LEASING and len(self._outcomes) < self._num_wanted:
@@ -222,13 +239,16 @@ class Aggregator:
             case NodeGone(node) if node in self.membership.nodes:
                 return self._miss(node)
             case NodeGone(node):
-                self._copies.gone(node)
-            case NodeThere(node, manifests) if node in self.membership.nodes:
+                self._observers.gone(node)
+            case NodeThere(node, manifests, kept) if node in self.membership.nodes:
+                self._fail_without(self._keeping.there(node, kept))
                 return self._reconcile(node, manifests)
             case NodeThere(node):
-                self._copies.there(node)
-            case Copied(number, step, node):
-                self._copies.copied(node, number, step)
+                self._observers.there(node)
+            case CaughtUp(node, step):
+                self._observers.caught_up(node, step)
+            case Collect(state) if state.step == self.state.step:
+                return self._collect()
             case Tick(progress):
                 self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
                 return self._watch(progress, now_s)
@@ -298,7 +318,6 @@ class Aggregator:
     def _miss(self, node: int) -> list[Action]:
         """No step ends without a member. What was granted there counts, until it says otherwise."""
         self._present.discard(node)
-        self._copies.void()
         for worker in self._workers_of(node):
             self._lose(worker)
         return self._give_up()
@@ -320,8 +339,24 @@ class Aggregator:
         done = MarkDone(tuple(self._outcomes), self.state.key)
         return [SaveState(self.state), MarkUndone(missing), done]
 
+    def _fail_without(self, reason: str) -> None:
+        """The state of some chunks is lost, if there is a reason: nothing could go on."""
+        if reason:
+            self._failure, self._is_whole = f"step {self.state.step}: {reason}", False
+
+    def _collect(self) -> list[Action]:
+        """Have those who own chunks that are not kept here send their state."""
+        senders = tuple(
+            self._node if self._node in keepers else keepers[0]
+            for keepers in self._keeping.keepers(skip=True)
+        )
+        self._num_copies += 1
+        return [Copy(self._num_copies, self._node, self.state.step, senders)]
+
     def _is_free(self, node: int) -> bool:
-        """Whether nothing of the running step is on that node alone."""
+        """Whether nothing of the running step is on that node alone, and no state."""
+        if self._keeping.num_missing:
+            return False
         manifests = [self._manifests.get(worker) for worker in self._workers_of(node)]
         return not any(
             one is not None and one.key == self.state.key and one.micro_batches for one in manifests
@@ -364,13 +399,16 @@ class Aggregator:
 
     def _admit(self, membership: Membership) -> list[Action]:
         actions: list[Action] = [SaveMembership(membership)]
-        nodes = self.membership.nodes
+        nodes, before_departing = self.membership.nodes, self.membership.departing
         before = set(self.membership.members) | set(self.membership.leaving)
         after = set(membership.members) | set(membership.leaving)
         self.membership = membership
-        self._copies.keep(membership.joining)
+        self._observers.keep(membership.joining)
         if nodes != membership.nodes:
             actions += self._give_up()
+        departing = membership.departing
+        if (nodes, before_departing) != (membership.nodes, departing):
+            self._fail_without(self._keeping.admit(membership.nodes, departing))
         for node in nodes:
             if node not in membership.nodes:
                 actions += self._drop_node(node)
@@ -427,8 +465,9 @@ class Aggregator:
             failure=self._failure,
             node=self._node,
             gone=self.gone,
-            ready=self._copies.ready(self.state.step),
+            ready=self._observers.ready(self.state.step),
             free=tuple(one for one in self.membership.departing if self._is_free(one)),
+            num_missing=self._keeping.num_missing,
         )
         if not self._coordinator or report == self._told:
             return []
@@ -591,6 +630,7 @@ class Aggregator:
         self._move(Phase.UPDATING)
         self._round += 1
         self._updated.clear()
+        self._moves = () if skip else self._keeping.moves()
         return Update(
             round=self._round,
             nodes=self.membership.nodes,
@@ -600,7 +640,9 @@ class Aggregator:
             weight=weight,
             num_updates=self.state.num_updates,
             skip=skip,
-            observers=self._copies.observers,
+            keepers=self._keeping.keepers(skip=skip),
+            moves=self._moves,
+            observers=self._observers.nodes,
         )
 
     def _updated_on(self, updated: Updated) -> list[Action]:
@@ -654,6 +696,8 @@ class Aggregator:
         """The next version is complete: make it the state."""
         before = self.state
         skipped = len(self._outcomes) < self._rules.num_micro_batches
+        if not skipped:
+            self._keeping.moved(self._moves)
         outcomes = self._in_order()
         samples = hashlib.sha256(bytes.fromhex(before.samples) + before.step.to_bytes(8, "little"))
         state = replace(before, step=before.step + 1, attempt=0)
@@ -711,7 +755,7 @@ class Aggregator:
 
     def _finish(self) -> list[Action]:
         self._move(Phase.FINISHING)
-        return [Finish(self._failure)]
+        return [Finish(self._failure, self._is_whole)]
 
     # -------------------------------------------------------------- leasing
 

@@ -18,6 +18,7 @@ from elastic.core.protocol.messages import (
     Report,
     State,
 )
+from policies.resharding import Move
 
 # Events beside messages
 
@@ -60,12 +61,18 @@ class Stalled:
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
-    """The copy of this number is complete on a joining node, with all rounds before `step`."""
+class CaughtUp:
+    """A node that joins has the version of `step`, by its commit record."""
 
-    number: int
-    step: int = 0
-    node: int = 0
+    node: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """A checkpoint of this state is to be written here: the state of all chunks is needed."""
+
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +97,11 @@ class NodeGone:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeThere:
-    """It can be reached again, and this is what its memory holds."""
+    """It can be reached again, and this is what its memory holds. `kept`: chunks."""
 
     node: int
     manifests: Mapping[int, Manifest]
+    kept: frozenset[int] = frozenset()
 
 
 Event = (
@@ -102,7 +110,8 @@ Event = (
     | Disconnected
     | Updated
     | Stalled
-    | Copied
+    | CaughtUp
+    | Collect
     | Tick
     | NodeGone
     | NodeThere
@@ -184,7 +193,10 @@ class Update:
     `nodes` exchange their sums, whatever a node has heard of the membership since; `round` is the
     number of this exchange: the same sums may be exchanged anew.
 
-    `observers` join: they get all totals and keep them until they are told to apply them.
+    `keepers`, of each chunk: the nodes that have its state in this version and compute it for the
+    next one, its owner first; all others get the parameters from the owner. Empty: this node is
+    alone. `moves`: who is to keep a chunk's state from the next version on besides, and gets it
+    from whom. `observers` join: they get the parameters of all chunks.
     """
 
     round: int
@@ -195,39 +207,35 @@ class Update:
     weight: float
     num_updates: int
     skip: bool = False
+    keepers: tuple[tuple[int, ...], ...] = ()
+    moves: tuple[Move, ...] = ()
     observers: tuple[int, ...] = ()
+
+    def kept_by(self, node: int) -> frozenset[int]:
+        """The chunks of which `node` has the state in the next version."""
+        kept = {chunk for chunk, nodes in enumerate(self.keepers) if node in nodes}
+        return frozenset(kept | {one.chunk for one in self.moves if one.receiver == node})
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A node was lost within the exchange: stop this round. The slots stay, and count.
-
-    An observer drops the totals of it.
-    """
+    """A node was lost within the exchange: stop this round. The slots stay, and count."""
 
     round: int
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The version of `state` goes to `node`, which joins: a share of it from each of `nodes`.
+    """The state of some chunks, in this version, goes to `node`, for a checkpoint.
 
-    A sender takes it out of a snapshot: training goes on. The receiver drops every earlier copy and
-    every total that it keeps, and answers with Copied. A new one ends the earlier one to that node.
+    `senders`, of each chunk: who sends it; `node` itself if it keeps the chunk. A sender takes it
+    out of a snapshot: training goes on. A new one ends the earlier one to that node.
     """
 
     number: int
     node: int
-    nodes: tuple[int, ...]
-    state: State
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Compute the next version from this one by the totals kept of this round, once they are all
-    there; answer with Updated."""
-
-    round: int
+    step: int
+    senders: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +287,13 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Write the last checkpoint and the result; answer with Finished."""
+    """Write the last checkpoint and the result; answer with Finished.
+
+    `is_whole`: the state of all chunks is still there, so that there can be a checkpoint.
+    """
 
     failure: str
+    is_whole: bool = True
 
 
 Action = (
@@ -298,7 +310,6 @@ Action = (
     | Update
     | GiveUp
     | Copy
-    | Apply
     | SaveState
     | Note
     | Committed

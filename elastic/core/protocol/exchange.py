@@ -9,8 +9,9 @@ shared out evenly, a node sends 2(N-1)/N of the flat space, and no scheme sends 
 Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009). Chunks go in
 blocks, each on as soon as it can: nothing waits for a whole chunk but its update.
 
-A node that joins observes: owners send it the totals of all chunks. It adds nothing, and nobody
-waits for it.
+A node that joins observes: owners send it the parameters of all chunks. It adds nothing, and nobody
+waits for it. A node that is to keep a chunk from the next version on gets its state besides, as
+further tensors of its parameters, from one that has just computed it.
 
 No I/O, no time, no numbers: only who has what. Integers add in any order, so blocks may, too.
 """
@@ -20,17 +21,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from elastic.core.errors import ProtocolError
-from elastic.core.layout import Chunk
 from elastic.core.protocol.frames import MAX_BLOCK_BYTES, Block, Stage
+from policies.resharding import Move
 
 BLOCK_BYTES = 1 << 20
 """How chunks are cut, the same on every node: a received block is added while in the cache."""
 
-_ELEMENT_BYTES = 4
 assert BLOCK_BYTES <= MAX_BLOCK_BYTES
 
 # Events
@@ -114,8 +111,9 @@ class Exchange:
         *,
         me: int,
         nodes: Sequence[int],
-        nodes_CR: npt.NDArray[np.integer],
-        chunks: Sequence[Chunk],
+        keepers: Sequence[Sequence[int]],
+        lengths: Sequence[Sequence[int]],
+        moves: Sequence[Move] = (),
         observers: Sequence[int] = (),
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
@@ -123,8 +121,10 @@ class Exchange:
 
         Args:
             nodes: all that take part, in the order of the membership.
-            nodes_CR: who keeps the state of each chunk; its owner in column 0.
-            observers: who gets all totals besides.
+            keepers: who keeps the state of each chunk; its owner is the first.
+            lengths: of each chunk, in bytes: of its parameters, then of each tensor of its state.
+            moves: who gets the state of which chunk besides, and from whom.
+            observers: who gets all parameters besides.
         """
         self._observes = me in observers
         at = len(nodes) if self._observes else nodes.index(me)
@@ -132,17 +132,30 @@ class Exchange:
         self._me = me
         self._others = (*nodes[at + 1 :], *nodes[:at])  # so that not all send to the same one first
         self._observers = tuple(observers)
-        self._keepers: list[tuple[int, ...]] = [tuple(row) for row in nodes_CR.tolist()]
-        assert len(self._keepers) == len(chunks)
-        self._sizes_bytes = [_ELEMENT_BYTES * chunk.size for chunk in chunks]
+        self._keepers = keepers
+        assert len(keepers) == len(lengths)
+        self._lengths = lengths
+        self._moves: dict[int, list[Move]] = {}
+        for move in moves:
+            self._moves.setdefault(move.chunk, []).append(move)
         self.block_bytes = block_bytes
-        kept = [chunk for chunk in range(len(chunks)) if self._keeps(chunk)]
+        self.kept = [chunk for chunk in range(len(keepers)) if me in keepers[chunk]]
         self._ready: set[int] = set()
-        self._arrived: set[tuple[int, Stage, int, int]] = set()
+        self._arrived: set[tuple[int, Block]] = set()
         self._num_added: dict[tuple[int, int], int] = {}  # sums of others, by chunk and offset
-        self._missing = [-(-size // self.block_bytes) for size in self._sizes_bytes]
-        self._without_total = set(kept)
-        self._incomplete = set(range(len(chunks)))
+        self._missing = [self._num_blocks(chunk) for chunk in range(len(keepers))]
+        self._without_total = set(self.kept)
+        self._incomplete = set(range(len(keepers)))
+
+    def _num_blocks(self, chunk: int) -> int:
+        """How many are missing until this node has all that it is to have of a chunk."""
+        gains = any(move.receiver == self._me for move in self._moves.get(chunk, ()))
+        wanted = self._lengths[chunk] if gains else self._lengths[chunk][:1]
+        return sum(-(-length // self.block_bytes) for length in wanted)
+
+    def owned_by(self, node: int) -> list[int]:
+        """The chunks of which a node is the owner."""
+        return [chunk for chunk, (owner, *_) in enumerate(self._keepers) if owner == node]
 
     @property
     def has_totals(self) -> bool:
@@ -151,7 +164,7 @@ class Exchange:
 
     def _keeps(self, chunk: int) -> bool:
         """Whether this node updates a chunk by its total."""
-        return self._observes or self._me in self._keepers[chunk]
+        return self._me in self._keepers[chunk]
 
     def order(self) -> list[int]:
         """All chunks, in the order in which this node's sums are best made ready: in turn one for
@@ -172,15 +185,22 @@ class Exchange:
         assert block.round == self.number
         if not self._is_expected(node, block):
             raise ProtocolError(f"node {node} sends {block}, which is not its to send")
-        if (node, block.stage, block.chunk, block.offset) in self._arrived:
+        if (node, block) in self._arrived:
             raise ProtocolError(f"node {node} sends {block} twice")
 
     def _is_expected(self, node: int, block: Block) -> bool:
-        if node not in self._others or block.chunk >= len(self._keepers) or block.tensor:
+        if node not in self._others or block.chunk >= len(self._keepers):
             return False
-        left_bytes = self._sizes_bytes[block.chunk] - block.offset
+        if block.tensor >= len(self._lengths[block.chunk]):
+            return False
+        left_bytes = self._lengths[block.chunk][block.tensor] - block.offset
         if block.offset % self.block_bytes or block.length != min(self.block_bytes, left_bytes):
             return False
+        if block.tensor:
+            is_state = block.stage is Stage.PARAMETERS
+            return is_state and Move(block.chunk, node, self._me) in self._moves.get(
+                block.chunk, ()
+            )
         keepers = self._keepers[block.chunk]
         match block.stage:
             case Stage.NODE_SUM:
@@ -199,7 +219,7 @@ class Exchange:
                 return list(self._sum_ready(chunk))
             case Arrived(node, block):
                 self.check(node, block)
-                self._arrived.add((node, block.stage, block.chunk, block.offset))
+                self._arrived.add((node, block))
                 if block.stage is Stage.NODE_SUM:
                     return list(self._add(block))
                 return list(self._has_one_more(block))
@@ -235,7 +255,6 @@ class Exchange:
         total = block._replace(stage=Stage.TOTAL)
         keepers = self._keepers[block.chunk]
         yield from (SendBlock(node, total) for node in self._others if node in keepers)
-        yield from (SendBlock(node, total) for node in self._observers)
         yield from self._has_one_more(total)
 
     def _has_one_more(self, block: Block) -> Iterator[Action]:
@@ -255,8 +274,14 @@ class Exchange:
         assert self._keeps(chunk), f"chunk {chunk} is not kept here"
         assert chunk not in self._without_total, f"chunk {chunk} has no total yet"
         if keepers[0] == self._me:
+            receivers = [one for one in self._others if one not in keepers]
             for block in self._blocks(chunk, Stage.PARAMETERS):
-                yield from (SendBlock(one, block) for one in self._others if one not in keepers)
+                yield from (SendBlock(one, block) for one in (*receivers, *self._observers))
+        for move in self._moves.get(chunk, ()):
+            if move.sender == self._me:
+                for tensor in range(1, len(self._lengths[chunk])):
+                    blocks = self._blocks(chunk, Stage.PARAMETERS, tensor)
+                    yield from (SendBlock(move.receiver, block) for block in blocks)
         yield from self._complete(chunk)
 
     def _complete(self, chunk: int) -> Iterator[Action]:
@@ -265,7 +290,8 @@ class Exchange:
         if not self._incomplete:
             yield RoundComplete()
 
-    def _blocks(self, chunk: int, stage: Stage) -> Iterator[Block]:
-        size = self._sizes_bytes[chunk]
+    def _blocks(self, chunk: int, stage: Stage, tensor: int = 0) -> Iterator[Block]:
+        size = self._lengths[chunk][tensor]
         for offset in range(0, size, self.block_bytes):
-            yield Block(self.number, stage, 0, chunk, offset, min(self.block_bytes, size - offset))
+            length = min(self.block_bytes, size - offset)
+            yield Block(self.number, stage, tensor, chunk, offset, length)

@@ -15,12 +15,14 @@ from elastic.core.protocol.events import (
     SaveManifest,
     SaveRow,
     SaveState,
+    Update,
 )
 from elastic.core.protocol.messages import Manifest, Membership, Outcome, State
 from elastic.core.protocol.orders import Holds
 
 VOID = 2**64 - 1
-"""Where a node has prepared this word its versions are those of nothing: a copy is not complete."""
+"""Where a node has prepared this word its versions are those of nothing: it joins, and has received
+no whole one."""
 
 
 @dataclass(slots=True)
@@ -31,6 +33,9 @@ class Memory:
     prepared: int
     manifests: dict[int, Manifest]
     rows: dict[int, Outcome]
+    kept: frozenset[int]
+    next_kept: frozenset[int]
+    node: int
     workers: set[int] = field(default_factory=set)
 
     def take(self, action: Action) -> None:
@@ -38,7 +43,11 @@ class Memory:
             case SaveState(state):
                 if state.key != self.state.key:
                     self.rows.clear()
+                if state.step != self.state.step:
+                    self.kept = self.next_kept
                 self.state = state
+            case Update() if action.keepers:
+                self.next_kept = action.kept_by(self.node)
             case SaveRow(_, outcome):
                 self.rows[outcome.micro_batch] = outcome
             case SaveManifest(worker, manifest):
@@ -51,7 +60,8 @@ class Memory:
                 self.workers.discard(worker)
 
     def holds(self, term: int) -> Holds:
-        return Holds(term, self.state, self.prepared, dict(self.manifests))
+        manifests = dict(self.manifests)
+        return Holds(term, self.state, self.prepared, manifests, self.kept, self.next_kept)
 
 
 def can_follow(state: State, prepared: int, newest: State) -> bool:
@@ -82,4 +92,5 @@ def merged(
             manifests[worker], homes[worker] = manifest, node
             if manifest.key == newest.key:
                 counting |= {one: rows[node][one] for one in manifest.micro_batches}
-    return Recovered(newest, membership, manifests, counting, homes)
+    kept = {node: held.kept_at(newest.step) for node, held in holds.items()}
+    return Recovered(newest, membership, manifests, counting, homes, kept)

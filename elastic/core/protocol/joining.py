@@ -1,35 +1,33 @@
-"""How a node joins while the others go on: a copy of the state, and the totals of what came since.
+"""How a node joins while the others go on: it takes part in rounds as one that only receives.
 
-    THERE ──Copy──▶ the copy ──Copied──▶ the rounds since ──at most one step behind──▶ a member
-      ▲               │                        │
-      └───────────────┴── a link, a member or the lead was lost: it begins anew
+    THERE ──a round──▶ its version is complete ──at most one step behind──▶ a member
+      ▲                     │
+      └─────────────────────┴── a link or the lead was lost, or it was too slow: the next round
 
-`Copies` is the lead's side, `Catching` that of the node that joins. Neither makes anybody wait:
+Every round brings all parameters of the next version, so one is enough, whatever was before.
+`Observers` is the lead's side, `Observing` that of the node that joins. Neither makes anybody wait:
 what a joining node holds counts for nothing until it is a member and has said what it holds.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
-from elastic.core.protocol.events import Action, Apply, Copy, GiveUp, SaveState, Update
+from elastic.core.protocol.events import Action, GiveUp, SaveState, Update
 from elastic.core.protocol.messages import State
 
 
-class Copies:
-    """What goes to the nodes that join, as the lead knows it."""
+class Observers:
+    """The nodes that join, as the lead knows them."""
 
     def __init__(self) -> None:
         self._there: set[int] = set()
-        self._numbers: dict[int, int] = {}
         self._steps: dict[int, int] = {}
-        self._num_begun = 0
 
     @property
-    def observers(self) -> tuple[int, ...]:
-        """Who must get the totals of every round from now on."""
-        return tuple(sorted(self._numbers))
+    def nodes(self) -> tuple[int, ...]:
+        """Who must get the parameters of every round from now on."""
+        return tuple(sorted(self._there))
 
     def there(self, node: int) -> None:
         """A joining node reaches all members. What it has is of no use."""
@@ -38,7 +36,6 @@ class Copies:
 
     def gone(self, node: int) -> None:
         self._there.discard(node)
-        self._numbers.pop(node, None)
         self._steps.pop(node, None)
 
     def keep(self, joining: Iterable[int]) -> None:
@@ -46,23 +43,9 @@ class Copies:
         for node in self._there - set(joining):
             self.gone(node)
 
-    def void(self) -> None:
-        """A member was lost: it may have heard of a copy or a round, or not."""
-        self._numbers.clear()
-        self._steps.clear()
-
-    def begin(self, state: State, nodes: tuple[int, ...]) -> list[Action]:
-        """Copy this state to whoever is there and gets none yet. All members are present."""
-        actions: list[Action] = []
-        for node in sorted(self._there - self._numbers.keys()):
-            self._num_begun += 1
-            self._numbers[node] = self._num_begun
-            actions.append(Copy(self._num_begun, node, nodes, state))
-        return actions
-
-    def copied(self, node: int, number: int, step: int) -> None:
-        """It has the version of `step`, by the copy of this number."""
-        if self._numbers.get(node) == number:
+    def caught_up(self, node: int, step: int) -> None:
+        """It has the version of `step`, and says so in its commit record."""
+        if node in self._there:
             self._steps[node] = step
 
     def ready(self, step: int) -> tuple[int, ...]:
@@ -70,80 +53,64 @@ class Copies:
         return tuple(sorted(node for node, at in self._steps.items() if at >= step - 1))
 
 
-class Catching:
-    """A copy that this node receives, and what was ordered since, to be carried out after it.
+class Observing:
+    """What a node that joins has: `step` is that of its version, None before one is complete."""
 
-    `step` is the newest version that is complete here, None before the copy is.
-    """
-
-    def __init__(self, copy: Copy) -> None:
-        self.copy = copy
-        self.nodes = set(copy.nodes)
+    def __init__(self, node: int) -> None:
         self.step: int | None = None
-        self._log: deque[Update | SaveState] = deque()
-        self._applied: int | None = None
+        self._node = node
+        self._update: Update | None = None
+        self._record: State | None = None
 
     @property
-    def is_behind(self) -> bool:
-        """Whether something that was ordered is still to be carried out, and will be."""
-        return self.step is not None and bool(self._log) and not self.is_broken
+    def is_receiving(self) -> bool:
+        """Whether a round is under way that will be complete here, if nothing is lost."""
+        return self._update is not None
 
-    @property
-    def is_broken(self) -> bool:
-        """Whether the lead took this node for one that does not observe any more."""
-        first = self._log[0] if self._log else None
-        return (
-            self.step is not None and isinstance(first, SaveState) and first.state.step > self.step
-        )
+    def needs(self, node: int) -> bool:
+        """Whether the round that is under way needs that node."""
+        return self._update is not None and node in self._update.nodes
 
     def take(self, order: Action) -> list[Action]:
         """An order of the lead. What concerns workers does not concern a node that has none."""
         match order:
-            case Update() if self.copy.node in order.observers:
-                self.nodes.update(order.nodes)
-                self._log.append(order)
-                return [order, *self._go_on()]
-            case GiveUp(number):
-                self._forget(number)
-                return [order, *self._go_on()]
-            case SaveState():
-                self._log.append(order)
-                return self._go_on()
+            case Update() if self._node in order.observers:
+                return self._begin(order)
+            case GiveUp(number) if self._update is not None and self._update.round == number:
+                self._update = self._record = None
+                return [order]
+            case SaveState(state):
+                return self._save(state)
         return []
 
-    def copied(self) -> list[Action]:
-        """All shares are in memory: its state is this node's record."""
-        self.step = self.copy.state.step
-        return [SaveState(self.copy.state), *self._go_on()]
-
-    def applied(self, number: int) -> list[Action] | None:
-        """The next version is complete by this round. None if that was not asked for."""
-        if number != self._applied:
+    def updated(self, number: int) -> list[Action] | None:
+        """The next version is complete by this round. None if it is of no use any more."""
+        if self._update is None or self._update.round != number:
             return None
-        update = self._log.popleft()
-        assert isinstance(update, Update)
-        self.step, self._applied = update.step + 1, None
-        return self._go_on()
+        self.step = self._update.step + 1
+        record, self._update, self._record = self._record, None, None
+        return [] if record is None else [SaveState(record)]
 
     def give_up(self) -> list[Action]:
-        """It is of no use any more: drop the totals."""
-        return [GiveUp(one.round) for one in self._log if isinstance(one, Update)]
+        """The round that is under way has no end."""
+        update, self._update, self._record = self._update, None, None
+        return [] if update is None else [GiveUp(update.round)]
 
-    def _forget(self, number: int) -> None:
-        for one in [one for one in self._log if isinstance(one, Update) and one.round == number]:
-            self._log.remove(one)
-        if self._applied == number:
-            self._applied = None
+    def _begin(self, update: Update) -> list[Action]:
+        """Of a step that is skipped only those with the version of before can have the next one."""
+        dropped = self.give_up()
+        if self.step != update.step:
+            self.step = None
+            if update.skip:
+                return dropped
+        self._update = update
+        return [*dropped, update]
 
-    def _go_on(self) -> list[Action]:
-        """Commit records in order, each once its version is complete; then the next round."""
-        actions: list[Action] = []
-        while self._log and self.step is not None and self._applied is None and not self.is_broken:
-            first = self._log[0]
-            if isinstance(first, SaveState):
-                actions.append(first)
-                self._log.popleft()
-            else:
-                self._applied = first.round
-                actions.append(Apply(first.round))
-        return actions
+    def _save(self, state: State) -> list[Action]:
+        if state.step == self.step:
+            return [SaveState(state)]
+        if self._update is not None and state.step == self._update.step + 1:
+            self._record = state  # the others were faster
+        elif self.step is not None and state.step > self.step:
+            self.step = None
+        return []

@@ -258,7 +258,7 @@ class Report:
 
     `node` says it, and `leads` the step or not. `gone`: members that it cannot reach. `ready`:
     joining nodes that are at most one step behind. `free`: departing ones that hold nothing of the
-    running step.
+    running step, and no state. `num_missing`: copies of chunks' state that are still to be sent.
     """
 
     step: int
@@ -274,6 +274,7 @@ class Report:
     gone: tuple[int, ...] = ()
     ready: tuple[int, ...] = ()
     free: tuple[int, ...] = ()
+    num_missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

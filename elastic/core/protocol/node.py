@@ -24,7 +24,7 @@ from elastic.core.protocol.aggregator import TICK_S, Aggregator, Recovered, Rule
 from elastic.core.protocol.aggregator import Phase as StepPhase
 from elastic.core.protocol.events import (
     Action,
-    Copied,
+    CaughtUp,
     Copy,
     Disconnected,
     DropSlot,
@@ -50,7 +50,7 @@ from elastic.core.protocol.events import (
     Updated,
 )
 from elastic.core.protocol.holdings import VOID, Memory, can_follow, merged
-from elastic.core.protocol.joining import Catching
+from elastic.core.protocol.joining import Observing
 from elastic.core.protocol.messages import Admit, Membership, Outcome, Report, State
 from elastic.core.protocol.orders import (
     Ask,
@@ -169,7 +169,13 @@ class Node:
         self._rules = rules
         self._make_lead = lead
         self._memory = Memory(
-            recovered.state, prepared, dict(recovered.manifests), dict(recovered.rows)
+            recovered.state,
+            prepared,
+            dict(recovered.manifests),
+            dict(recovered.rows),
+            kept=recovered.kept.get(node, frozenset(range(rules.num_chunks))),
+            next_kept=recovered.next_kept,
+            node=node,
         )
         self._own_term = term
         self._term: int | None = None
@@ -184,7 +190,7 @@ class Node:
         self._told: Report | None = None
         self._update: Update | None = None
         self._is_asked = False
-        self._catching: Catching | None = None
+        self._observing: Observing | None = None
         self._tick_s = 0.0
         self._now_s = 0.0
 
@@ -260,8 +266,6 @@ class Node:
                 self._coordinator = False
             case Tick():
                 return self._tick(event, now_s)
-            case Copied(number):
-                return self._copied(number)
             case Updated(grad_norm, number) if self._lead is None:
                 return self._prepared(grad_norm, number)
             case Updated():
@@ -294,7 +298,7 @@ class Node:
         saved: list[NodeAction] = [SaveMembership(membership)]
         if self.node in membership.former:
             return [*saved, *self._fenced()]
-        if self.node not in membership.nodes:  # it waits to be one, or copies
+        if self.node not in membership.nodes:  # it joins, or waits to do so
             if before.nodes[0] != membership.nodes[0]:
                 saved += self._step_down()
             return saved
@@ -326,7 +330,7 @@ class Node:
         self._holds.clear()
         self._rows.clear()
         self._waiting.clear()
-        return self._stop_catching()
+        return self._stop_observing()
 
     def _hang_up(self) -> list[NodeAction]:
         """Have all workers say again who they are and what they hold."""
@@ -348,7 +352,7 @@ class Node:
             return []
         ask = Ask(self._own_term, self.membership)
         concerned = set(self.membership.nodes)
-        if self.role is Role.LEADING:  # before that no copy can begin
+        if self.role is Role.LEADING:  # before that there are no rounds
             concerned.update(self.membership.joining)
         others = set(nodes) & concerned & self._linked
         return [SendNode(node, ask) for node in sorted(others - {self.node})]
@@ -441,8 +445,8 @@ class Node:
         return []
 
     def _prepared(self, grad_norm: float, number: int) -> list[NodeAction]:
-        if self._catching is not None:
-            return self._applied(self._catching, number)
+        if self._observing is not None:
+            return self._observed(self._observing, number)
         update = self._update
         if self._term is None or update is None or update.round != number:
             return []
@@ -493,7 +497,7 @@ class Node:
         if self.membership.nodes[0] != node or self.role is not Role.RELAYING:
             return actions  # it does not know yet that it leads no more
         if term != self._term:
-            actions += self._stop_catching()
+            actions += self._stop_observing()
         self._term, self._is_asked = term, True
         return [*actions, *self._give_up()]
 
@@ -503,10 +507,12 @@ class Node:
             return []
         if self.node not in self.membership.nodes:
             if not self._linked.issuperset(self.membership.nodes):
-                return []  # no copy could be complete
-        elif self._catching is not None and self._catching.is_behind:
+                return []  # no round could be complete here
+        elif self._observing is not None and self._observing.is_receiving:
             return []  # it will have carried out what the lead ordered before
-        ended = self._stop_catching()
+        ended = self._stop_observing()
+        if self.node not in self.membership.nodes and self._memory.prepared != VOID:
+            ended.append(SavePrepared(VOID))
         self._is_asked = False
         lead, term = self.membership.nodes[0], self._term
         rows = [SendNode(lead, Row(term, outcome)) for outcome in self._memory.rows.values()]
@@ -522,13 +528,10 @@ class Node:
         match action:
             case SaveMembership(membership):
                 return self._admitted(membership, now_s)
-            case Copy() if action.node == self.node:
-                is_member = self.node in self.membership.nodes  # the lead has not heard so yet
-                return [] if is_member else self._catch(action)
-            case _ if self._catching is not None:
-                return [*self._catching.take(action)]
             case _ if self.node not in self.membership.nodes:
-                return []  # it has nothing yet to do that with
+                return self._observe(action)
+            case _ if self._observing is not None:  # it has become a member meanwhile
+                return self._observe(action)
             case Update():
                 self._update = action
             case GiveUp():
@@ -537,37 +540,38 @@ class Node:
 
     # ---------------------------------------------------------------- joining
 
-    def _catch(self, copy: Copy) -> list[NodeAction]:
-        """What this node holds is overwritten: nothing of it counts until all is there."""
-        self._catching = Catching(copy)
-        return [SavePrepared(VOID), copy]
+    def _observe(self, order: Action) -> list[NodeAction]:
+        """An order to a node that joins: it only receives."""
+        if self._observing is None:
+            self._observing = Observing(self.node)
+        return self._void(self._observing.take(order), self._observing)
 
-    def _copied(self, number: int) -> list[NodeAction]:
-        catching = self._catching
-        if catching is None or catching.copy.number != number or catching.step is not None:
+    def _observed(self, observing: Observing, number: int) -> list[NodeAction]:
+        actions = observing.updated(number)
+        if actions is None:
             return []
-        saved, *rest = catching.copied()
-        return [saved, SavePrepared(0), *rest, *self._caught(catching)]
+        state, has_version = self._memory.state, self._memory.prepared != VOID
+        if not actions and has_version and state.step + 1 == observing.step:
+            return [SavePrepared(state.key.word)]
+        return self._void(actions, observing)
 
-    def _applied(self, catching: Catching, number: int) -> list[NodeAction]:
-        then = catching.applied(number)
-        if then is None:
-            return []
-        return [SavePrepared(self._memory.state.key.word), *then, *self._caught(catching)]
+    def _void(self, actions: list[Action], observing: Observing) -> list[NodeAction]:
+        """What its version is complete of is said last, and taken back first."""
+        saved = [one.state for one in actions if isinstance(one, SaveState)]
+        if saved and self._term is not None:
+            done = [SavePrepared(0)] if self._memory.prepared == VOID else []
+            return [*actions, *done, *self._to_lead(orders.CaughtUp(self._term, saved[-1].step))]
+        if observing.step is None and self._memory.prepared != VOID:
+            return [SavePrepared(VOID), *actions]
+        return [*actions]
 
-    def _caught(self, catching: Catching) -> list[NodeAction]:
-        """Tell the lead how far this node is."""
-        if self._term is None or catching.step is None:
-            return []
-        return self._to_lead(orders.Copied(self._term, catching.copy.number, catching.step))
-
-    def _stop_catching(self) -> list[NodeAction]:
-        """What was copied is not followed any further."""
-        catching, self._catching = self._catching, None
-        return [*catching.give_up()] if catching is not None else []
+    def _stop_observing(self) -> list[NodeAction]:
+        """The round that was under way is not followed any further."""
+        observing, self._observing = self._observing, None
+        return [*observing.give_up()] if observing is not None else []
 
     def _from_joining(self, node: int, message: NodeMessage, now_s: float) -> list[NodeAction]:
-        """What it holds does not count; that it answers says that a copy can begin."""
+        """What it holds does not count; that it answers says that it can take part in rounds."""
         if self._lead is None:
             return []
         match message:
@@ -575,8 +579,8 @@ class Node:
                 return self._led(NodeThere(node, {}), now_s)
             case orders.Stalled(term) if term == self._own_term:
                 return self._led(NodeGone(node), now_s)
-            case orders.Copied(term, number, step) if term == self._own_term:
-                return self._led(Copied(number, step, node), now_s)
+            case orders.CaughtUp(term, step) if term == self._own_term:
+                return self._led(CaughtUp(node, step), now_s)
         return []
 
     def _answered(self, node: int, holds: Holds, now_s: float) -> list[NodeAction]:
@@ -588,7 +592,8 @@ class Node:
         if not can_follow(holds.state, holds.prepared, self._lead.state):
             self._gone_s[node] = NEVER_S
             return self._led(NodeGone(node), now_s)
-        return self._led(NodeThere(node, holds.manifests), now_s)
+        kept = holds.kept_at(self._lead.state.step)
+        return self._led(NodeThere(node, holds.manifests, kept), now_s)
 
     def _lose(self, node: int, gone_s: float, now_s: float) -> list[NodeAction]:
         self._linked.discard(node)
@@ -604,9 +609,9 @@ class Node:
         return self._led(NodeGone(node), now_s)
 
     def _stalled(self, node: int) -> list[NodeAction]:
-        """A round cannot end if a block of it was lost: the lead begins another; so with a copy."""
-        if self._catching is not None and node in self._catching.nodes:
-            ended, self._is_asked = self._stop_catching(), True
+        """A round cannot end if a block of it was lost: the lead begins another."""
+        if self._observing is not None and self._observing.needs(node):
+            ended, self._is_asked = self._stop_observing(), True
             if self._term is None:
                 return ended
             return [*ended, *self._to_lead(orders.Stalled(self._term, 0))]

@@ -19,7 +19,7 @@ from elastic.core.protocol.messages import Manifest, Membership, Message, Outcom
 class Ask:
     """What does your memory hold? From now on this term leads.
 
-    A node that joins answers once it reaches all members: then a copy can begin.
+    A node that joins answers once it reaches all members: then it can take part in rounds.
     """
 
     term: int
@@ -49,13 +49,20 @@ class Row:
 class Holds:
     """What else a node's memory holds: the answer to Ask.
 
-    `prepared` is the word of the key whose next version is complete here, 0: of none.
+    `prepared` is the word of the key whose next version is complete here, 0: of none. `kept` are
+    the chunks whose state is here in the version of `state`, `next_kept` in the one prepared.
     """
 
     term: int
     state: State
     prepared: int
     manifests: Mapping[int, Manifest]
+    kept: frozenset[int] = frozenset()
+    next_kept: frozenset[int] = frozenset()
+
+    def kept_at(self, step: int) -> frozenset[int]:
+        """The chunks whose state is here in the version of that step."""
+        return self.kept if step == self.state.step else self.next_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class Complete:
 class Stalled:
     """A link to another node broke, or is there again: what was on it in this round is lost.
 
-    Of a node that joins: so is its copy, of which another begins once it answers Ask again.
+    A node that joins takes part in rounds once it answers Ask again.
     """
 
     term: int
@@ -96,12 +103,11 @@ class Stalled:
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
-    """The copy of this number is complete here, and the version of `step` by it."""
+class CaughtUp:
+    """This node joins, and its commit record is that of `step`."""
 
     term: int
-    number: int
     step: int
 
 
-NodeMessage = Ask | Order | Row | Holds | Relayed | Progress | Complete | Stalled | Copied
+NodeMessage = Ask | Order | Row | Holds | Relayed | Progress | Complete | Stalled | CaughtUp

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from elastic.core.errors import ProtocolError
 from elastic.core.protocol.events import (
     Action,
@@ -45,8 +47,8 @@ from elastic.core.protocol.messages import (
 )
 from elastic.core.protocol.orders import (
     Ask,
+    CaughtUp,
     Complete,
-    Copied,
     Holds,
     NodeMessage,
     Order,
@@ -55,6 +57,7 @@ from elastic.core.protocol.orders import (
     Row,
     Stalled,
 )
+from policies.resharding import Move
 
 
 class _Kind(IntEnum):
@@ -68,7 +71,7 @@ class _Kind(IntEnum):
     PROGRESS = 37
     COMPLETE = 38
     STALLED = 39
-    COPIED = 40
+    CAUGHT_UP = 40
 
 
 _TERM = struct.Struct("<BQ")
@@ -77,8 +80,8 @@ _COUNT = struct.Struct("<IQ")
 _KEY = struct.Struct("<BQH")
 _COMPLETE_BODY = struct.Struct("<Qd")
 _ROUND = struct.Struct("<Q")
-_COPIED_BODY = struct.Struct("<QQ")
-_COPY_HEAD = struct.Struct("<QII")
+_STEP = struct.Struct("<Q")
+_COPY_HEAD = struct.Struct("<QIQ")
 
 
 def encode(message: Message | NodeMessage) -> bytes:
@@ -102,8 +105,8 @@ def encode(message: Message | NodeMessage) -> bytes:
             return _TERM.pack(_Kind.COMPLETE, term) + _COMPLETE_BODY.pack(number, grad_norm)
         case Stalled(term, number):
             return _TERM.pack(_Kind.STALLED, term) + _ROUND.pack(number)
-        case Copied(term, number, step):
-            return _TERM.pack(_Kind.COPIED, term) + _COPIED_BODY.pack(number, step)
+        case CaughtUp(term, step):
+            return _TERM.pack(_Kind.CAUGHT_UP, term) + _STEP.pack(step)
     return encode_message(message)
 
 
@@ -142,13 +145,18 @@ def _decode(tag: int, term: int, body: bytes) -> NodeMessage:
             return Complete(term, *_COMPLETE_BODY.unpack(body))
         case _Kind.STALLED:
             return Stalled(term, *_ROUND.unpack(body))
-        case _Kind.COPIED:
-            return Copied(term, *_COPIED_BODY.unpack(body))
+        case _Kind.CAUGHT_UP:
+            return CaughtUp(term, *_STEP.unpack(body))
     raise ValueError(f"kind {tag}")
 
 
 def _pack_holds(holds: Holds) -> bytes:
-    parts = [holds.state.to_bytes(), struct.pack("<Q", holds.prepared)]
+    parts = [
+        holds.state.to_bytes(),
+        struct.pack("<Q", holds.prepared),
+        _pack_chunks(holds.kept),
+        _pack_chunks(holds.next_kept),
+    ]
     for worker, manifest in holds.manifests.items():
         parts.append(_NUMBER.pack(worker) + manifest_to_bytes(manifest))
     return b"".join(_NUMBER.pack(len(part)) + part for part in parts)
@@ -163,11 +171,26 @@ def _unpack_holds(term: int, body: bytes) -> Holds:
             raise ValueError(f"{length} bytes are said to follow, {len(body) - at} do")
         parts.append(body[at : at + length])
         at += length
-    state, prepared, *entries = parts
+    state, prepared, kept, next_kept, *entries = parts
     manifests = {
         _NUMBER.unpack_from(entry)[0]: _manifest(entry[_NUMBER.size :]) for entry in entries
     }
-    return Holds(term, State.from_bytes(state), struct.unpack("<Q", prepared)[0], manifests)
+    return Holds(
+        term,
+        State.from_bytes(state),
+        struct.unpack("<Q", prepared)[0],
+        manifests,
+        _unpack_chunks(kept),
+        _unpack_chunks(next_kept),
+    )
+
+
+def _pack_chunks(chunks: frozenset[int]) -> bytes:
+    return np.packbits(np.isin(np.arange(max(chunks, default=-1) + 1), list(chunks))).tobytes()
+
+
+def _unpack_chunks(body: bytes) -> frozenset[int]:
+    return frozenset(np.flatnonzero(np.unpackbits(np.frombuffer(body, np.uint8))).tolist())
 
 
 def _manifest(data: bytes) -> Manifest:
@@ -221,18 +244,20 @@ def _unpack_update(body: bytes) -> Update:
     for name in ("nodes", "exponents", "observers"):
         fields[name] = tuple(fields[name])
     fields["slots"] = tuple((worker, half) for worker, half in fields["slots"])
+    fields["keepers"] = tuple(tuple(nodes) for nodes in fields["keepers"])
+    fields["moves"] = tuple(Move(**move) for move in fields["moves"])
     return Update(**fields)
 
 
 def _pack_copy(copy: Copy) -> bytes:
-    head = _COPY_HEAD.pack(copy.number, copy.node, len(copy.nodes))
-    return head + struct.pack(f"<{len(copy.nodes)}I", *copy.nodes) + copy.state.to_bytes()
+    head = _COPY_HEAD.pack(copy.number, copy.node, copy.step)
+    return head + struct.pack(f"<{len(copy.senders)}I", *copy.senders)
 
 
 def _unpack_copy(body: bytes) -> Copy:
-    number, node, num = _COPY_HEAD.unpack_from(body)
-    nodes = struct.unpack_from(f"<{num}I", body, _COPY_HEAD.size)
-    return Copy(number, node, nodes, State.from_bytes(body[_COPY_HEAD.size + 4 * num :]))
+    number, node, step = _COPY_HEAD.unpack_from(body)
+    num = (len(body) - _COPY_HEAD.size) // _NUMBER.size
+    return Copy(number, node, step, struct.unpack_from(f"<{num}I", body, _COPY_HEAD.size))
 
 
 def _of_worker(make: Callable[[int, bytes], Action]) -> Callable[[bytes], Action]:

@@ -7,7 +7,6 @@ the protocol decides.
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING
 
 from elastic.core.protocol import aggregator as agg
@@ -16,9 +15,7 @@ from elastic.core.protocol import node
 from elastic.core.protocol.holdings import VOID
 from elastic.core.protocol.messages import Hello, Message
 from elastic.core.protocol.orders import NodeMessage, Order
-from elastic.core.simulator.catching_up import CatchingUp
-from elastic.core.simulator.invariants import Sum, Violation
-from elastic.core.simulator.truth import Entry
+from elastic.core.simulator.updating import Updating
 from elastic.core.simulator.world import (
     END_OF_FILE,
     Block,
@@ -26,9 +23,8 @@ from elastic.core.simulator.world import (
     EndOfFile,
     Item,
     Link,
+    Parameters,
     Process,
-    Share,
-    Total,
 )
 
 if TYPE_CHECKING:
@@ -57,11 +53,8 @@ class AggregatorProcess(Process):
         self._todo: deque[node.NodeAction | int] = deque()
         self._events: deque[node.NodeEvent] = deque()
         self.links: dict[int, Link] = {}
-        self._sum: Sum | None = None
-        self._update: ev.Update | None = None
-        self._parts: dict[tuple[int, int], dict[int, tuple[Entry, ...]]] = {}
-        self._catching_up = CatchingUp(self)
-        self._busy = False
+        self.busy = False
+        self._updating = Updating(self)
         self._alarm_s = float("inf")
         self.after(job.start_delay_s(), self._stand_by)
 
@@ -103,7 +96,7 @@ class AggregatorProcess(Process):
             self.clock.seen["takeover mid-update"] += 1
         if memory.counting():
             self.clock.seen["takeover mid-step"] += 1
-        recovered = memory.recover()
+        recovered = memory.recover(self.node)
         self.clock.note(self.name, "acts", memory.state)
         build, seen = self.job.build, self.clock.seen
         self.proto = build.node(
@@ -163,7 +156,7 @@ class AggregatorProcess(Process):
         """Do one thing that others can see; then let them run."""
         if self.proto is None:
             return
-        while self.alive and not self.stopped and not self._busy:
+        while self.alive and not self.stopped and not self.busy:
             if self._todo:
                 if self._carry_out(self._todo.popleft()):
                     break
@@ -177,7 +170,7 @@ class AggregatorProcess(Process):
             else:
                 self._set_alarm(self.proto.next_tick_s)
                 return
-        if self.alive and not self._busy:
+        if self.alive and not self.busy:
             self.wake(self.clock.rng.uniform(2e-6, 4e-5))
 
     def _set_alarm(self, at_s: float) -> None:
@@ -225,13 +218,8 @@ class AggregatorProcess(Process):
         if self.links.get(other.node) is not link:
             return
         match item:
-            case Block(term, number, entries):
-                self._parts.setdefault((term, number), {})[other.node] = entries
-                self._end_exchange()
-            case Share():
-                self._catching_up.share(other.node, item)
-            case Total():
-                self._catching_up.total(other.node, item)
+            case Block() | Parameters():
+                self._updating.heard(other.node, item)
             case EndOfFile():
                 del self.links[other.node]
                 self._handle(node.Lost(other.node, for_good=not self.job.has_heir(other)))
@@ -331,47 +319,23 @@ class AggregatorProcess(Process):
                 self._todo.appendleft(state.key.word)
             case int(word):
                 memory.key_word = word
-            case ev.Update() if self.node in action.observers:
-                self._catching_up.keep(self._name(action.round), action)
             case ev.Update():
-                self._busy = True
-                self._begin_update(action)
-            case ev.Copy() if action.node == self.node:
-                self._catching_up.begin(self._name(action.number), action)
-            case ev.Copy():
-                self._send_share(action)
-            case ev.Apply(number):
-                self._catching_up.apply(number)
+                self._updating.begin((self._term, action.round), action)
             case ev.GiveUp(number):
-                self._catching_up.drop(number)
-                if self._update is not None and self._update.round == number:
-                    self.clock.seen["round given up"] += 1
-                    self._update = self._sum = None
-            case ev.Finish(failure):
-                self.job.checker.finished(memory.state, failure, self.job.stops)
+                self._updating.give_up(number)
+            case ev.Finish():
+                self.job.checker.finished(memory.state, action, self.job.stops)
                 self.after(self.clock.rng.uniform(0.0, 0.02), self._finished)
         return True
 
     def _finished(self) -> None:
         self.hear(ev.Finished())
 
-    def _name(self, number: int) -> tuple[int, int]:
-        """Of a round or a copy: leads that follow each other begin to count anew."""
+    @property
+    def _term(self) -> int:
+        """Leads that follow each other begin to count rounds anew."""
         assert self.proto is not None
-        return self.proto.term or 0, number
-
-    def _send_share(self, copy: ev.Copy) -> None:
-        """Out of a snapshot: what is sent is the version of now."""
-        memory = self.machine.memory
-        version = memory.versions[copy.state.step % 2]
-        if memory.state.step != copy.state.step or version.torn:
-            raise Violation(f"{copy} is sent out of {memory.state}")
-        share = Share(*self._name(copy.number), version.digest)
-        self.after(self.clock.rng.uniform(0.01, 0.3), partial(self._share, copy.node, share))
-
-    def _share(self, peer: int, share: Share) -> None:
-        if peer in self.links:
-            self.links[peer].send(self, share)
+        return self.proto.term or 0
 
     def _send(self, worker: int, message: Message) -> None:
         if self.proto is not None and self.proto.role is node.Role.LEADING:
@@ -385,40 +349,3 @@ class AggregatorProcess(Process):
             self.job.watch_message(message.action.worker, message.action.message)
         if peer in self.links:
             self.links[peer].send(self, self.job.over_the_wire(message))
-
-    def _begin_update(self, update: ev.Update) -> None:
-        assert self.proto is not None
-        self._update = update
-        self._sum = Sum(self.machine.memory, self.job.truth, update, self.machine.workers)
-        seconds = self.clock.rng.uniform(0.004, 0.012)
-        self.job.point(self, "Update", "during", seconds)
-        self.after(seconds, partial(self._summed, self._sum))
-
-    def _summed(self, running: Sum) -> None:
-        """The own slots are added: the other nodes need the sum."""
-        assert self.proto is not None
-        self._busy = False
-        if self._sum is running and self._update is not None:
-            round_ = self._name(self._update.round)
-            own = running.own()
-            self._parts.setdefault(round_, {})[self.node] = own
-            for peer in self._update.nodes:
-                if peer != self.node and peer in self.links:
-                    self.links[peer].send(self, Block(*round_, own))
-            self._end_exchange()
-        self.wake()
-
-    def _end_exchange(self) -> None:
-        """Complete the next version once the sums of all nodes are in."""
-        if self._sum is None or self._update is None or self.proto is None or self._busy:
-            return
-        name = self._name(self._update.round)
-        parts = self._parts.get(name, {})
-        if self.node in parts and parts.keys() >= set(self._update.nodes):
-            entries = [entry for one in self._update.nodes for entry in parts[one]]
-            for peer in self._update.observers:
-                if peer in self.links:
-                    self.links[peer].send(self, Total(*name, tuple(sorted(entries))))
-            self._sum.end([tuple(entries)])
-            self.hear(ev.Updated(round=self._update.round))
-            self._sum = self._update = None

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elastic.core.protocol.events import Evaluated, Update
+from elastic.core.protocol.events import Evaluated, Finish, Update
 from elastic.core.protocol.holdings import VOID
-from elastic.core.protocol.messages import Key, Manifest, State, Stop
+from elastic.core.protocol.messages import Key, Manifest, Membership, State, Stop
 from elastic.core.simulator.memory import Half, Memory, Version
-from elastic.core.simulator.truth import Entry, Truth, means, next_digest
+from elastic.core.simulator.truth import NUM_CHUNKS, Entry, Truth, means, next_digest
+from elastic.core.simulator.world import Parameters
 
 if TYPE_CHECKING:
     from elastic.core.simulator.aggregator_process import AggregatorProcess
@@ -39,6 +40,7 @@ class Checker:
         self._position = 0  # of the commit record in the sequence of the undisturbed run
         self._positions: dict[int, int] = {}
         self._checked: tuple[int, ...] = ()
+        self._keepers: dict[int, set[int]] = {}  # of each chunk, in the newest committed version
 
     def after_event(self, acting: Sequence[AggregatorProcess]) -> None:
         """The invariants over the memories; cheap while nothing was stored."""
@@ -62,13 +64,23 @@ class Checker:
             raise Violation(f"node {node} receives a copy and knows that it is a member")
         self._positions.pop(node, None)
 
-    def committing(self, step: int, nodes: Sequence[int]) -> None:
+    def committing(self, step: int, membership: Membership) -> None:
         """The lead, which knows of these members, is about to write the first record of a step."""
-        for node, memory in self.memories.items():
-            if node in nodes and memory.prepared == VOID:
+        nodes = membership.nodes
+        members = {node: one for node, one in self.memories.items() if node in nodes}
+        for node, memory in members.items():
+            if memory.prepared == VOID:
                 raise Violation(f"step {step} is committed while member {node} holds nothing")
-            if node in nodes:
-                self._check_version(memory, step)
+            self._check_version(memory, step)
+        for chunk in range(NUM_CHUNKS):
+            keepers = {node for node, one in members.items() if chunk in one.kept(step)}
+            before = self._keepers.get(chunk, set()) & members.keys() - set(membership.departing)
+            if len(keepers) < min(2, len(before)):
+                raise Violation(
+                    f"the state of chunk {chunk} was on nodes {sorted(before)} before step {step},"
+                    f" and is on {sorted(keepers)}"
+                )
+            self._keepers[chunk] = keepers
 
     def ready(self, node: int, memory: Memory, step: int) -> None:
         """A joining node is said to be able to follow at `step`."""
@@ -82,6 +94,9 @@ class Checker:
             raise Violation(f"the version of step {step} can be read while half written")
         if version.digest != self._truth.digests[step]:
             raise Violation(f"the version of step {step} is not that of the undisturbed run")
+        for chunk, digest in version.states.items():
+            if digest != self._truth.digests[step]:
+                raise Violation(f"the state of chunk {chunk} is not that of step {step}")
 
     def _check_slots(self) -> None:
         seen: dict[tuple[Key, int], int] = {}
@@ -155,8 +170,12 @@ class Checker:
         if is_finite == broken:
             raise Violation(f"{evaluated} is reported of answers that are {'not ' * broken}finite")
 
-    def finished(self, state: State, failure: str, stops: Sequence[Stop]) -> None:
+    def finished(self, state: State, finish: Finish, stops: Sequence[Stop]) -> None:
         """The job says that it is at its end, or that it was asked to stop in one of these ways."""
+        failure = finish.failure
+        if not finish.is_whole:
+            self._check_lost(state.step)
+            return
         if any(failure == (stop.reason if stop.failed else "") for stop in stops):
             return  # at a commit record that was checked when it was saved
         if bool(failure) != self._truth.fails:
@@ -164,16 +183,37 @@ class Checker:
         if state != self._truth.states[-1]:
             raise Violation(f"the job ended at {state}")
 
+    def _check_lost(self, step: int) -> None:
+        """The state of a chunk is nowhere: of a node that lives, in the newest version."""
+        kept = [one.kept(step) for one in self.memories.values() if one.prepared != VOID]
+        if len(frozenset().union(*kept)) == NUM_CHUNKS:
+            raise Violation(f"the job ends at step {step} for want of state, and all is there")
+
 
 class Sum:
-    """One running sum of a node's slots into the next version: it must see nothing change."""
+    """One running sum of a node's slots into the next version: it must see nothing change.
 
-    def __init__(self, memory: Memory, truth: Truth, update: Update, workers: set[int]) -> None:
+    A node that observes has no slots. `digest` is that of the next version, `states` what this node
+    has computed of it, once `is_updated`.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        truth: Truth,
+        update: Update,
+        workers: set[int],
+        *,
+        observes: bool = False,
+    ) -> None:
+        self.digest = 0
+        self.states: dict[int, int] = {}
+        self.is_updated = False
         self._memory = memory
         self._truth = truth
         self._update = update
         self._halves: list[Half] = []
-        if update.step != memory.state.step:
+        if update.step != memory.state.step and not observes:
             raise Violation(f"update of step {update.step} at {memory.state}")
         for worker, half in update.slots:
             if worker not in workers:
@@ -202,12 +242,46 @@ class Sum:
             raise Violation("a half was written while it was summed")
         return tuple(entry for half in self._halves for entry in half.entries)
 
-    def end(self, parts: Iterable[tuple[Entry, ...]]) -> None:
-        """Check what all nodes added and complete the version."""
+    def add(self, parts: Iterable[tuple[Entry, ...]], node: int) -> None:
+        """Check what all nodes added, and compute the state of the chunks that `node` keeps."""
+        self._check(sorted(entry for part in parts for entry in part))
         source = self._memory.versions[self._update.step % 2]
-        self._target.digest = source.digest
-        if not self._update.skip:
-            self._check(sorted(entry for part in parts for entry in part))
+        for chunk, nodes in enumerate(self._update.keepers):
+            if node in nodes:
+                self.states[chunk] = self._next(source, chunk)
+        if not self._update.keepers:
+            self.states = {chunk: self._next(source, chunk) for chunk in source.states}
+        self.is_updated = True
+
+    def _next(self, source: Version, chunk: int) -> int:
+        if source.states.get(chunk) != source.digest:
+            raise Violation(f"chunk {chunk} is updated without its state: {source}")
+        return self.digest
+
+    def receive(self, parts: Sequence[Parameters], node: int) -> None:
+        """Check what others have computed, and complete the version."""
+        chunks = set(self.states)
+        for part in parts:
+            if self.digest not in (0, part.digest):
+                raise Violation(f"the parameters of {self._update} differ between their owners")
+            self.digest = part.digest
+            chunks.update(part.owned)
+            self.states.update(part.states)
+        if len(chunks) < NUM_CHUNKS:
+            raise Violation(f"only {chunks} of {NUM_CHUNKS} chunks are complete by {self._update}")
+        wanted = self._update.kept_by(node) if self._update.keepers else chunks
+        if self.states.keys() != wanted:
+            raise Violation(f"node {node} has the state of {set(self.states)}, not of {wanted}")
+        self._complete()
+
+    def carry(self) -> None:
+        """A step that is skipped: the same once more."""
+        source = self._memory.versions[self._update.step % 2]
+        self.digest, self.states = source.digest, dict(source.states)
+        self._complete()
+
+    def _complete(self) -> None:
+        self._target.digest, self._target.states = self.digest, self.states
         self._target.torn = False
         self._memory.serial += 1
 
@@ -217,4 +291,4 @@ class Sum:
         right = [(step, attempt, m, digest) for m in range(self._truth.num_micro_batches)]
         if entries != right:
             raise Violation(f"the sum holds {entries}; it must hold {right}")
-        self._target.digest = next_digest(self._target.digest, entries)
+        self.digest = next_digest(digest, entries)

@@ -314,7 +314,7 @@ class Job:
     def save_state(self, machine: Machine, state: State) -> None:
         self.checker.saving(machine.node, state)
         if state.step > max(self._step, 0):
-            self.checker.committing(state.step, machine.memory.membership.nodes)
+            self.checker.committing(state.step, machine.memory.membership)
         machine.memory.state = state
         machine.memory.serial += 1
         if state.step > self._step:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from elastic.core.protocol.aggregator import Recovered
 from elastic.core.protocol.messages import Key, Manifest, Membership, Outcome, State
-from elastic.core.simulator.truth import FIRST_DIGEST, Entry
+from elastic.core.simulator.truth import FIRST_DIGEST, NUM_CHUNKS, Entry
 
 EMPTY = Manifest(Key(0, 0, 0))
 
@@ -35,7 +35,12 @@ class Slot:
 
 @dataclass(slots=True)
 class Version:
+    """`states`: the digests of the state of the chunks that are kept here."""
+
     digest: int = FIRST_DIGEST
+    states: dict[int, int] = field(
+        default_factory=lambda: dict.fromkeys(range(NUM_CHUNKS), FIRST_DIGEST)
+    )
     torn: bool = False
     writes: int = 0
 
@@ -79,7 +84,11 @@ class Memory:
             if manifest.key == key and manifest.micro_batches
         }
 
-    def recover(self) -> Recovered:
+    def kept(self, step: int) -> frozenset[int]:
+        """The chunks whose state is here in the version of that step."""
+        return frozenset(self.versions[step % 2].states)
+
+    def recover(self, node: int) -> Recovered:
         """What a successor reads before it acts."""
         rows = {}
         for manifest in self.counting().values():
@@ -87,4 +96,11 @@ class Memory:
                 row = self.rows[micro_batch]
                 assert row is not None, f"row {micro_batch} is torn though it counts"
                 rows[micro_batch] = row
-        return Recovered(self.state, self.membership, dict(self.manifests), rows)
+        return Recovered(
+            self.state,
+            self.membership,
+            dict(self.manifests),
+            rows,
+            kept={node: self.kept(self.state.step)},
+            next_kept=self.kept(self.state.step + 1),
+        )

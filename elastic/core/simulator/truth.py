@@ -16,7 +16,7 @@ import numpy.typing as npt
 from elastic.core import fixed_point
 from elastic.core.protocol.messages import Outcome, State
 
-NUM_CHUNKS = 2
+NUM_CHUNKS = 3
 FIRST_DIGEST = 1
 Entry = tuple[int, int, int, int]  # step, attempt, micro-batch, digest of the version read
 

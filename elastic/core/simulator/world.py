@@ -28,21 +28,15 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
-    """What one owner knows of a round's total, for a node that observes it."""
+class Parameters:
+    """What a node has computed in a round: the version's digest, for the chunks that it owns, and
+    the state of those that move to the receiver."""
 
     term: int
     round: int
-    entries: tuple[tuple[int, int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One node's share of a copy of the state."""
-
-    term: int
-    number: int
     digest: int
+    owned: tuple[int, ...]
+    states: tuple[tuple[int, int], ...]
 
 
 class EndOfFile:
@@ -53,7 +47,7 @@ class EndOfFile:
 
 
 END_OF_FILE = EndOfFile()
-Item = Message | NodeMessage | Block | Total | Share | EndOfFile
+Item = Message | NodeMessage | Block | Parameters | EndOfFile
 
 
 class Process:

@@ -1,0 +1,122 @@
+"""Which nodes keep the state of which chunk, as the lead knows it, and what moves between them.
+
+State is what the optimizer remembers of a chunk; parameters are on every node. Copies move inside
+rounds: a node that keeps a chunk sends what it has just computed to the one that is to keep it,
+too, a few chunks in each step. So nothing is caught up with, and a round that is given up has
+moved nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from policies.resharding import NOBODY, Interleaved, Lost, MembersView, Move, Placement
+
+SHARE = 4
+"""In one step a node sends, and receives, the state of at most one in so many of the chunks that
+it owns, but of one at least."""
+
+
+class Keeping:
+    """The copies that exist in the committed version, and those that are to be in the next one.
+
+    A copy that is not wanted any more exists until a round is committed without it.
+
+    Args:
+        replicas: wanted copies of each chunk, the owner's included.
+    """
+
+    def __init__(self, replicas: int, num_chunks: int) -> None:
+        self._policy = Interleaved(replicas=replicas)
+        self._num_chunks = num_chunks
+        self._rows: list[tuple[int, ...]] = [()] * num_chunks
+        self._next: list[tuple[int, ...]] = []
+        self._wanted: list[tuple[int, ...]] = []
+        self._rounds: deque[tuple[Move, ...]] = deque()
+        self._nodes: tuple[int, ...] = ()
+        self._departing: tuple[int, ...] = ()
+
+    def keepers(self, *, skip: bool = False) -> tuple[tuple[int, ...], ...]:
+        """Of each chunk, its owner first: who is to compute its state in the next round, or, if the
+        step is skipped, who has it."""
+        return tuple(self._rows if skip else self._next)
+
+    @property
+    def num_missing(self) -> int:
+        """Copies that are still to be sent."""
+        return sum(len(pairs) for pairs in self._rounds)
+
+    def begin(
+        self, kept: Mapping[int, Iterable[int]], nodes: Sequence[int], departing: Sequence[int]
+    ) -> str:
+        """Take up what each node says that it keeps. Returns why nobody could go on, or nothing."""
+        holders: list[list[int]] = [[] for _ in range(self._num_chunks)]
+        for node in sorted(kept):
+            for chunk in kept[node]:
+                holders[chunk].append(node)
+        self._rows = [tuple(row) for row in holders]
+        return self.admit(nodes, departing)
+
+    def there(self, node: int, kept: Iterable[int]) -> str:
+        """A member says anew what it keeps. Returns as `begin`."""
+        mine = set(kept)
+        if mine == {chunk for chunk, row in enumerate(self._rows) if node in row}:
+            return ""
+        for chunk, row in enumerate(self._rows):
+            others = tuple(one for one in row if one != node)
+            self._rows[chunk] = (*others, node) if chunk in mine else others
+        return self.admit(self._nodes, self._departing)
+
+    def admit(self, nodes: Sequence[int], departing: Sequence[int]) -> str:
+        """These are the members from now on. Returns as `begin`."""
+        self._nodes, self._departing = tuple(nodes), tuple(departing)
+        view = MembersView(_placement(self._rows), nodes, departing)
+        decision = self._policy.decide(view)
+        if isinstance(decision, Lost):
+            self._rounds.clear()
+            self._wanted = []
+            return decision.reason
+        self._rows = _rows(decision.recovered)
+        self._wanted = _rows(decision.placement)
+        self._rounds = deque(decision.rounds)
+        self._next = [self._settled(chunk) for chunk in range(self._num_chunks)]
+        return ""
+
+    def moves(self) -> tuple[Move, ...]:
+        """What is to move in the next round."""
+        num = max(1, self._num_chunks // (SHARE * max(1, len(self._nodes))))
+        return tuple(move for pairs in list(self._rounds)[:num] for move in pairs)
+
+    def moved(self, moves: Sequence[Move]) -> None:
+        """A round with these was committed."""
+        self._rows = self._next.copy()
+        for move in moves:
+            self._rows[move.chunk] += (move.receiver,)
+            self._next[move.chunk] = self._settled(move.chunk)
+        if moves:
+            done = set(moves)
+            rounds = (tuple(one for one in pairs if one not in done) for pairs in self._rounds)
+            self._rounds = deque(pairs for pairs in rounds if pairs)
+
+    def _settled(self, chunk: int) -> tuple[int, ...]:
+        """The copies of a chunk without those that are not wanted, once all that are wanted exist.
+
+        Those on departing nodes stay for as long as these do: another node may be lost meanwhile.
+        """
+        wanted, row = self._wanted[chunk], self._rows[chunk]
+        if not set(wanted) <= set(row):
+            return row
+        return (*wanted, *(one for one in row if one in self._departing and one not in wanted))
+
+
+def _placement(rows: Sequence[Sequence[int]]) -> Placement:
+    width = max(map(len, rows), default=0)
+    padded = [[*row, *[NOBODY] * (width - len(row))] for row in rows]
+    return Placement(np.array(padded, np.int32).reshape(len(rows), width))
+
+
+def _rows(placement: Placement) -> list[tuple[int, ...]]:
+    return [tuple(node for node in row if node != NOBODY) for row in placement.nodes_CR.tolist()]
