@@ -62,6 +62,7 @@ class Traffic:
     blocks_out: int
     write_stalled_s: float
     read_stalled_s: float
+    sending_s: float
     last_in_s: float
 
 
@@ -104,7 +105,7 @@ class Link:
         self._outgoing: deque[memoryview] = deque()  # in the order of the wire
         self._queued_bytes = self._outgoing_bytes = 0
         self._bytes_in = self._bytes_out = self._blocks_in = self._blocks_out = 0
-        self._reading, self._writing = _Stall(), _Stall()
+        self._reading, self._writing, self._sending = _Stall(), _Stall(), _Stall()
         self._last_in_s = self._last_out_s = clock()
         self._selector: selectors.BaseSelector | None = None
         self._interest = 0
@@ -146,6 +147,7 @@ class Link:
             blocks_out=self._blocks_out,
             write_stalled_s=self._writing.total_s(now_s),
             read_stalled_s=self._reading.total_s(now_s),
+            sending_s=self._sending.total_s(now_s),
             last_in_s=self._last_in_s,
         )
 
@@ -167,6 +169,7 @@ class Link:
         if len(body) != block.length:
             raise ValueError(f"{len(body)} bytes for the payload of {block}")
         self._blocks.append((block, body))
+        self._sending.begin(self._clock())
         self._update_interest()
 
     def discard_blocks(self, unwanted: Callable[[Block], bool]) -> None:
@@ -176,6 +179,8 @@ class Link:
         incoming = self._parser.incoming
         if incoming is not None and unwanted(incoming):
             self._parser.redirect_payload(self._drop(incoming))
+        if not self.has_unsent:
+            self._sending.end(self._clock())
         self._update_interest()
 
     def flush(self) -> None:
@@ -210,6 +215,7 @@ class Link:
     def _queue_message(self, frame: bytes) -> None:
         self._messages.append(frame)
         self._queued_bytes += len(frame)
+        self._sending.begin(self._clock())
 
     def _next_buffers(self) -> bool:
         """Decide what goes out next, as late as possible."""
@@ -244,6 +250,8 @@ class Link:
                 return
             num_bytes -= len(first)
             self._outgoing.popleft()
+        if not self.has_unsent:
+            self._sending.end(now_s)
 
     # -------------------------------------------------------------- receiving
 

@@ -24,7 +24,7 @@ from typing import TypeVar
 import torch
 
 from actors.exchanging import Arrays, Left, Round
-from actors.links import WAIT, Link, Memory
+from actors.links import WAIT, Link, Memory, Traffic
 from elastic.core.errors import ProtocolError
 from elastic.core.mapped import Sizes, Version, bytes_of
 from elastic.core.protocol import events
@@ -44,6 +44,7 @@ SQUARES = 2
 """It holds the squares of the norms of the sender's own chunks, in their order, as float64."""
 
 _ROUND_BITS = 22
+_LEAST_BYTES = 1 << 20  # with less a link's speed is not known
 
 
 def round_number(term: int, number: int) -> int:
@@ -68,6 +69,7 @@ class _Running:
     has_told: bool = False
     stepping: Future[float] | None = None
     is_complete: bool = False
+    before: dict[int, Traffic] = field(default_factory=dict)
 
 
 class Rounds:
@@ -94,6 +96,7 @@ class Rounds:
         self._ready: deque[tuple[_Running, SumReady | Updated]] = deque()
         self._job: Future[None] | None = None
         self._running: _Running | None = None
+        self._speeds: dict[int, float] = {}
         self._last = 0
 
     def close(self) -> None:
@@ -152,11 +155,12 @@ class Rounds:
             needs_counters=counters is None and layout.counters_bytes > 0,
             squares={one: torch.zeros(num, dtype=torch.float64) for one, num in owned.items()},
             needs_squares={one for one, num in owned.items() if num and one != self._me},
+            before={node: link.traffic for node, link in present.items()},
         )
         if counters is not None and layout.counters_bytes:
             self._send_all(running, COUNTERS, running.counters)
         if self._me not in update.observers:
-            self._job = self._submit(self._add_up, running, exchange.order())
+            self._job = self._submit(self._add_up, running, exchange.order(self._speeds))
         self._go_on(running)
 
     def pass_over(self, number: int) -> None:
@@ -236,7 +240,21 @@ class Rounds:
         norm = 0.0 if running.stepping is None else running.stepping.result()
         self._updater.seal(running.plan, running.update.kept_by(self._me), running.counters)
         self._last, self._running = running.number, None
+        self._measure(running)
         return norm
+
+    def _measure(self, running: _Running) -> None:
+        """How fast the links took what was sent: the next round begins with the slow ones."""
+        speeds = {}
+        for node, link in running.round.links.items():
+            before, now = running.before[node], link.traffic
+            num_bytes, sending_s = (
+                now.bytes_out - before.bytes_out,
+                now.sending_s - before.sending_s,
+            )
+            if num_bytes > _LEAST_BYTES and sending_s > 0:
+                speeds[node] = num_bytes / sending_s
+        self._speeds = {**self._speeds, **speeds}
 
     def give_up(self) -> None:
         """Stop the round that is under way, if one is."""

@@ -282,6 +282,17 @@ def test_not_all_nodes_begin_with_the_same_owner() -> None:
     assert [keepers[chunk][0] for chunk in orders[3]] == [1, 2, 3, 1, 2, 3, 3]
 
 
+def test_a_slow_link_begins_first_and_all_end_together() -> None:
+    nodes = [0, 1, 2]
+    keepers = interleaved(30, nodes, 1)
+    one = Exchange(0, me=0, nodes=nodes, keepers=keepers, lengths=lengths(make_chunks([1] * 30)))
+    assert one.order({1: 9e6, 2: 1e7}) == one.order(), "about as fast: in turn"
+    owners = [keepers[chunk][0] for chunk in one.order({1: 1e9, 2: 1e8})]
+    assert sorted(one.order({1: 1e9, 2: 1e8})) == list(range(30))
+    assert owners[:6] == [2] * 6
+    assert owners[-9:].count(2) == 1, "the others are as far as it is"
+
+
 def test_totals_leave_in_turn_too() -> None:
     nodes = [0, 1, 2, 3]
     exchange = Exchange(

@@ -248,7 +248,7 @@ class Coordinator:
                 actions.append(Note("node_leaving", reason, node=node))
 
     def _settle_nodes(self, view: View, actions: list[Action]) -> None:
-        """Which nodes take part from now on. One that is new copies the state before it does."""
+        """Which nodes take part from now on. A new one receives the parameters before it does."""
         now = self._membership
         lost = _lost_nodes(view, now.nodes)
         kept = [one for one in now.nodes if one not in lost]
@@ -282,7 +282,7 @@ class Coordinator:
         actions += [Note("node_left", f"node {node}: it held nothing", node=node) for node in left]
         for node in joining:
             if node not in now.joining:
-                reason = f"node {node} copies the state"
+                reason = f"node {node} receives the parameters"
                 actions.append(Note("node_joining", reason, node=node))
         actions += [Note("node_joined", f"node {node}", node=node) for node in joined]
         ended = (*lost, *left, *gone)
@@ -406,7 +406,7 @@ class Coordinator:
         self._num_noted = num
 
     def _waits_for_nodes(self, view: View) -> bool:
-        """A job begins on all nodes that there are; whoever comes later has to copy the state."""
+        """A job begins on all nodes that there are; whoever comes later joins within a step."""
         now = self._membership
         known = {*now.nodes, *now.former, *now.joining}
         few = len(now.nodes) < self.limits.min_nodes

@@ -18,7 +18,8 @@ No I/O, no time, no numbers: only who has what. Integers add in any order, so bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from elastic.core.errors import ProtocolError
@@ -166,15 +167,29 @@ class Exchange:
         """Whether this node updates a chunk by its total."""
         return self._me in self._keepers[chunk]
 
-    def order(self) -> list[int]:
-        """All chunks, in the order in which this node's sums are best made ready: in turn one for
-        each other owner, so that at any time each owner receives from few."""
+    def order(self, speeds: Mapping[int, float] | None = None) -> list[int]:
+        """All chunks, in the order in which this node's sums are best made ready.
+
+        In turn one for each other owner, so that at any time each owner receives from few; but the
+        more time a link needs for what is still to go over it, the sooner it is its turn. So all
+        links come to their end together, and a slow one does not begin late.
+
+        Args:
+            speeds: of the links to other nodes, in bytes per second, as far as they are known.
+        """
         turns: dict[int, list[int]] = {node: [] for node in (*self._others, self._me)}
         for chunk, (owner, *_) in enumerate(self._keepers):
             turns[owner].append(chunk)
-        longest = max(map(len, turns.values()), default=0)
-        rounds = (one[at : at + 1] for at in range(longest) for one in turns.values())
-        return [chunk for part in rounds for chunk in part]
+        paces = _paces(speeds or {})
+        needs = {node: paces.get(node, 1.0) * len(chunks) for node, chunks in turns.items()}
+        last = max(needs.values(), default=0.0) - max(paces.values(), default=1.0)
+        entries: list[tuple[float, int, int]] = []
+        for turn, (node, chunks) in enumerate(turns.items()):
+            begin = max(0.0, last - needs[node])
+            entries += [
+                (begin + at * paces.get(node, 1.0), turn, chunk) for at, chunk in enumerate(chunks)
+            ]
+        return [chunk for _, _, chunk in sorted(entries)]
 
     def check(self, node: int, block: Block) -> None:
         """Let a block of this round in, before it has a place.
@@ -295,3 +310,14 @@ class Exchange:
         for offset in range(0, size, self.block_bytes):
             length = min(self.block_bytes, size - offset)
             yield Block(self.number, stage, tensor, chunk, offset, length)
+
+
+def _paces(speeds: Mapping[int, float]) -> dict[int, float]:
+    """How long each link needs for one chunk, where the fastest needs 1: in powers of two, since
+    what is measured of like links differs a little in each step."""
+    fastest = max(speeds.values(), default=0.0)
+    return {
+        node: 2.0 ** round(math.log2(fastest / speed))
+        for node, speed in speeds.items()
+        if speed > 0
+    }
