@@ -15,6 +15,7 @@ import select
 import selectors
 import socket
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,15 @@ from elastic.core.compute import deterministic, make_sizes, model_tensors
 from elastic.core.errors import ChannelClosed, ConfigError
 from elastic.core.faults import Fault
 from elastic.core.journal import Journal
-from elastic.core.mapped import Control, MappedFile, Record, Slot, Version, open_manifest
+from elastic.core.mapped import (
+    Control,
+    MappedFile,
+    Record,
+    Slot,
+    Version,
+    bytes_of,
+    open_manifest,
+)
 from elastic.core.model import ModelSpec
 from elastic.core.optim import without_compiler
 from elastic.core.protocol import aggregator as protocol
@@ -261,7 +270,14 @@ class AggregatorShell:
             rows,
             kept={self._setup.node: version.kept_chunks},
             next_kept=other.kept_chunks,
+            checksum=self._checksum(version) if self._setup.has_nodes else 0,
         )
+
+    def _checksum(self, version: Version) -> int:
+        """What other hosts must have begun with, too."""
+        if self._took_over:
+            return 0
+        return zlib.crc32(bytes_of(version.counters), zlib.crc32(bytes_of(version.values)))
 
     def _is_needed(self) -> bool:
         if self._left or self._protocol.phase is protocol.Phase.ENDED:

@@ -144,6 +144,8 @@ class Recovered:
     """The chunks whose state each node keeps; of one that is not named: all."""
     next_kept: frozenset[int] = frozenset()
     """The same of the version that this node has prepared."""
+    checksum: int = 0
+    """Of the version, if it is the one that the task made on this node."""
 
 
 @dataclass(slots=True)

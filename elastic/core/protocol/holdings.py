@@ -36,6 +36,7 @@ class Memory:
     kept: frozenset[int]
     next_kept: frozenset[int]
     node: int
+    checksum: int
     workers: set[int] = field(default_factory=set)
 
     def take(self, action: Action) -> None:
@@ -44,7 +45,7 @@ class Memory:
                 if state.key != self.state.key:
                     self.rows.clear()
                 if state.step != self.state.step:
-                    self.kept = self.next_kept
+                    self.kept, self.checksum = self.next_kept, 0
                 self.state = state
             case Update() if action.keepers:
                 self.next_kept = action.kept_by(self.node)
@@ -61,7 +62,15 @@ class Memory:
 
     def holds(self, term: int) -> Holds:
         manifests = dict(self.manifests)
-        return Holds(term, self.state, self.prepared, manifests, self.kept, self.next_kept)
+        return Holds(
+            term,
+            self.state,
+            self.prepared,
+            manifests,
+            self.kept,
+            self.next_kept,
+            self.checksum,
+        )
 
 
 def can_follow(state: State, prepared: int, newest: State) -> bool:

@@ -51,7 +51,7 @@ from elastic.core.protocol.events import (
 )
 from elastic.core.protocol.holdings import VOID, Memory, can_follow, merged
 from elastic.core.protocol.joining import Observing
-from elastic.core.protocol.messages import Admit, Membership, Outcome, Report, State
+from elastic.core.protocol.messages import Admit, Membership, Outcome, Report, State, Stop
 from elastic.core.protocol.orders import (
     Ask,
     Complete,
@@ -176,6 +176,7 @@ class Node:
             kept=recovered.kept.get(node, frozenset(range(rules.num_chunks))),
             next_kept=recovered.next_kept,
             node=node,
+            checksum=recovered.checksum,
         )
         self._own_term = term
         self._term: int | None = None
@@ -592,6 +593,14 @@ class Node:
         if not can_follow(holds.state, holds.prepared, self._lead.state):
             self._gone_s[node] = NEVER_S
             return self._led(NodeGone(node), now_s)
+        checksum = self._memory.checksum
+        if checksum and holds.checksum and checksum != holds.checksum:
+            reason = (
+                f"the task makes other parameters on node {node} than on node {self.node}:"
+                f" their checksums are {holds.checksum:#010x} and {checksum:#010x}; they must be"
+                " a function of the seed alone"
+            )
+            return self._led(Received(None, Stop(reason, failed=True, at_once=True)), now_s)
         kept = holds.kept_at(self._lead.state.step)
         return self._led(NodeThere(node, holds.manifests, kept), now_s)
 

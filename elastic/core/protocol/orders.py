@@ -51,6 +51,7 @@ class Holds:
 
     `prepared` is the word of the key whose next version is complete here, 0: of none. `kept` are
     the chunks whose state is here in the version of `state`, `next_kept` in the one prepared.
+    `checksum` is of that version if it is the one that the task made here, else 0.
     """
 
     term: int
@@ -59,6 +60,7 @@ class Holds:
     manifests: Mapping[int, Manifest]
     kept: frozenset[int] = frozenset()
     next_kept: frozenset[int] = frozenset()
+    checksum: int = 0
 
     def kept_at(self, step: int) -> frozenset[int]:
         """The chunks whose state is here in the version of that step."""

@@ -81,6 +81,7 @@ _KEY = struct.Struct("<BQH")
 _COMPLETE_BODY = struct.Struct("<Qd")
 _ROUND = struct.Struct("<Q")
 _STEP = struct.Struct("<Q")
+_PREPARED = struct.Struct("<QI")
 _COPY_HEAD = struct.Struct("<QIQ")
 
 
@@ -153,7 +154,7 @@ def _decode(tag: int, term: int, body: bytes) -> NodeMessage:
 def _pack_holds(holds: Holds) -> bytes:
     parts = [
         holds.state.to_bytes(),
-        struct.pack("<Q", holds.prepared),
+        _PREPARED.pack(holds.prepared, holds.checksum),
         _pack_chunks(holds.kept),
         _pack_chunks(holds.next_kept),
     ]
@@ -172,16 +173,18 @@ def _unpack_holds(term: int, body: bytes) -> Holds:
         parts.append(body[at : at + length])
         at += length
     state, prepared, kept, next_kept, *entries = parts
+    word, checksum = _PREPARED.unpack(prepared)
     manifests = {
         _NUMBER.unpack_from(entry)[0]: _manifest(entry[_NUMBER.size :]) for entry in entries
     }
     return Holds(
         term,
         State.from_bytes(state),
-        struct.unpack("<Q", prepared)[0],
+        word,
         manifests,
         _unpack_chunks(kept),
         _unpack_chunks(next_kept),
+        checksum,
     )
 
 
