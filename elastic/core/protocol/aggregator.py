@@ -698,8 +698,7 @@ class Aggregator:
         """The next version is complete: make it the state."""
         before = self.state
         skipped = len(self._outcomes) < self._rules.num_micro_batches
-        if not skipped:
-            self._keeping.moved(self._moves)
+        moved = "" if skipped else self._keeping.moved(self._moves)
         outcomes = self._in_order()
         samples = hashlib.sha256(bytes.fromhex(before.samples) + before.step.to_bytes(8, "little"))
         state = replace(before, step=before.step + 1, attempt=0)
@@ -737,7 +736,8 @@ class Aggregator:
         )
         self._begin(state)
         self._move(Phase.LEASING)
-        return [SaveState(state), committed, *self._drop_slots()]
+        notes = [Note("state_moved", moved)] if moved else []
+        return [SaveState(state), committed, *notes, *self._drop_slots()]
 
     def _begin(self, state: State) -> None:
         self.state = state

@@ -36,6 +36,7 @@ class Keeping:
         self._next: list[tuple[int, ...]] = []
         self._wanted: list[tuple[int, ...]] = []
         self._rounds: deque[tuple[Move, ...]] = deque()
+        self._num_moved = self._num_steps = 0
         self._nodes: tuple[int, ...] = ()
         self._departing: tuple[int, ...] = ()
 
@@ -90,16 +91,23 @@ class Keeping:
         num = max(1, self._num_chunks // (SHARE * max(1, len(self._nodes))))
         return tuple(move for pairs in list(self._rounds)[:num] for move in pairs)
 
-    def moved(self, moves: Sequence[Move]) -> None:
-        """A round with these was committed."""
+    def moved(self, moves: Sequence[Move]) -> str:
+        """A round with these was committed. Returns what was done, once all is where it belongs."""
         self._rows = self._next.copy()
         for move in moves:
             self._rows[move.chunk] += (move.receiver,)
             self._next[move.chunk] = self._settled(move.chunk)
         if moves:
-            done = set(moves)
-            rounds = (tuple(one for one in pairs if one not in done) for pairs in self._rounds)
+            sent = set(moves)
+            rounds = (tuple(one for one in pairs if one not in sent) for pairs in self._rounds)
             self._rounds = deque(pairs for pairs in rounds if pairs)
+        self._num_moved += len(moves)
+        self._num_steps += bool(moves)
+        if self._rounds or not self._num_moved:
+            return ""
+        done = f"{self._num_moved} copies of chunks' state were sent in {self._num_steps} steps"
+        self._num_moved = self._num_steps = 0
+        return done
 
     def _settled(self, chunk: int) -> tuple[int, ...]:
         """The copies of a chunk without those that are not wanted, once all that are wanted exist.
