@@ -220,6 +220,7 @@ def _fill(node: Node) -> None:
     """The starting values, in version 0 only, so that nothing can read version 1 by mistake."""
     spec, values, version = node.spec, node.prepared.values, node.versions[0]
     node.versions[1].values.fill_(torch.nan)
+    version.kept.fill_(1)
     for one in spec.layout.fields:
         version.values[one.start : one.stop].view(one.shape).copy_(values[one.name])
     if node.job.ema:

@@ -16,6 +16,7 @@ from actors.checkpointing import Checkpointer
 from actors.setup import JobSetup
 from elastic.core.checkpoint import find_checkpoint
 from elastic.core.config import load_job
+from elastic.core.errors import StorageError
 from elastic.core.layout import make_layout
 from elastic.core.ownership import OWNER_FILE, Owner
 from elastic.core.protocol.messages import State
@@ -26,16 +27,21 @@ LAYOUT = make_layout([[("weight", (8,))]], buffers=[], chunk_elements=1024)
 
 @dataclass
 class FakeSnapshot:
-    """A version that is copied at once."""
+    """A version that is copied at once. `problem`: why other nodes' share of it does not come."""
 
     step: int
     values: torch.Tensor = field(default_factory=lambda: torch.ones(LAYOUT.num_elements))
     counters: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
     states: dict[str, torch.Tensor] = field(default_factory=dict)
     scalars: dict[str, torch.Tensor] = field(default_factory=dict)
+    problem: str = ""
 
     def copy(self) -> None:
         self.values.fill_(self.step)
+
+    def wait_until_whole(self, timeout_s: float) -> None:
+        if self.problem:
+            raise StorageError(self.problem)
 
 
 class Job:
@@ -56,6 +62,7 @@ class Job:
         )
         self.setup = JobSetup(job, self.run, "mine", bytes(32))
         self.events: list[tuple[str, str]] = []
+        self.problem = ""
         self.background = ThreadPoolExecutor(1)
         self.checkpoints = self.act(0)
 
@@ -67,7 +74,9 @@ class Job:
             self.background,
             first=State(step, 0, None),
             chunks=LAYOUT.chunks,
-            take=lambda state: FakeSnapshot(state.step),  # type: ignore[arg-type,return-value]
+            take=lambda state: FakeSnapshot(  # type: ignore[arg-type,return-value]
+                state.step, problem=self.problem
+            ),
             release=lambda snapshot: None,
             weights=lambda snapshot, averaged: {"weight": snapshot.values},
             trained=lambda state: {"loss": state.loss},
@@ -162,6 +171,16 @@ def test_a_last_one_that_is_refused_is_given_up_with_the_reason(job: Job) -> Non
     assert str(job.storage) in problem
     job.recover()
     assert job.finish(15) == ""
+
+
+def test_one_whose_state_does_not_come_from_other_nodes_is_not_written(job: Job) -> None:
+    job.problem = "node 3 was lost"
+    assert job.turn(10) == ["checkpoint_failed"]
+    assert "node 3 was lost" in job.events[-1][1]
+    assert job.steps() == []
+    job.problem = ""
+    assert job.finish(10) == ""
+    assert job.steps() == [10]
 
 
 def test_where_another_job_took_over_nothing_is_written(job: Job) -> None:

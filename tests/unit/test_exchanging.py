@@ -14,7 +14,8 @@ import pytest
 from actors.exchanging import Arrays, Round
 from actors.links import WAIT, Link
 from elastic.core.errors import ProtocolError
-from elastic.core.layout import Chunk
+from elastic.core.layout import Chunk, Layout
+from elastic.core.mapped import Sizes
 from elastic.core.protocol.exchange import (
     Arrived,
     Exchange,
@@ -25,11 +26,16 @@ from elastic.core.protocol.exchange import (
 )
 from elastic.core.protocol.frames import Block, Stage, block_header
 from elastic.core.protocol.messages import Stop
+from policies.resharding import Move
 
 SIZES = (3000, 20, 5000, 1, 700)
 SIZE = sum(SIZES)
 CHUNKS = [Chunk(i, 0, sum(SIZES[:i]), size) for i, size in enumerate(SIZES)]
+LAYOUT = Layout((), (), (), tuple(CHUNKS))
+STORE = Sizes(LAYOUT, 1, optimizer_keys=("momentum",), scalar_keys=("step",))
 BLOCK_BYTES = 4096
+
+Keepers = list[list[int]]
 
 
 class Node:
@@ -38,20 +44,36 @@ class Node:
     def __init__(self, me: int) -> None:
         dice = np.random.default_rng(me)
         sums_N = dice.integers(-(2**28), 2**28, SIZE, np.int32)
-        self.arrays = Arrays(sums_N, np.full(SIZE, 7, np.int32), np.zeros(SIZE, np.float32))
+        self.values_N = np.zeros(SIZE, np.float32)
+        self.momenta_N = np.zeros(SIZE, np.float32)
+        self.steps_C = np.zeros(len(CHUNKS), np.float64)
+        tensors = [one.data.cast("B") for one in (self.values_N, self.momenta_N, self.steps_C)]
+        self.arrays = Arrays(sums_N, np.full(SIZE, 7, np.int32), tensors)
         self.me, self.links = me, dict[int, Link]()
         self.is_complete = False
 
-    def begin(self, number: int, nodes_CR: np.ndarray, nodes: Sequence[int]) -> None:
+    def begin(
+        self,
+        number: int,
+        keepers: Keepers,
+        nodes: Sequence[int],
+        *,
+        moves: Sequence[Move] = (),
+        observers: Sequence[int] = (),
+    ) -> None:
         exchange = Exchange(
             number,
             me=self.me,
             nodes=nodes,
-            nodes_CR=nodes_CR,
-            chunks=CHUNKS,
+            keepers=keepers,
+            lengths=[STORE.lengths(chunk) for chunk in CHUNKS],
+            moves=moves,
+            observers=observers,
             block_bytes=BLOCK_BYTES,
         )
-        self.round = Round(exchange, chunks=CHUNKS, links=self.links, arrays=self.arrays)
+        self.round = Round(
+            exchange, sizes=STORE, links={**self.links}, arrays=self.arrays, observers=observers
+        )
         self.is_complete = False
 
     def contribute(self) -> None:
@@ -64,7 +86,9 @@ class Node:
                 case TotalComplete(index):
                     chunk = CHUNKS[index]
                     part = slice(chunk.start, chunk.stop)
-                    self.arrays.values_N[part] = self.arrays.totals_N[part] / 8
+                    self.values_N[part] = self.arrays.totals_N[part] / 8
+                    self.momenta_N[part] = self.arrays.totals_N[part] / 4
+                    self.steps_C[index] = 1 + index
                     self.handle(Updated(index))
                 case RoundComplete():
                     self.is_complete = True
@@ -122,10 +146,11 @@ def run(nodes: Sequence[Node], until: Callable[[], bool]) -> None:
                 link.detach()
 
 
-def keepers(num_nodes: int, num_replicas: int) -> np.ndarray:
-    return np.array(
-        [[(c + r) % num_nodes for r in range(num_replicas)] for c in range(len(CHUNKS))]
-    )
+def keepers(num_nodes: int, num_replicas: int) -> Keepers:
+    return [
+        [(chunk + replica) % num_nodes for replica in range(num_replicas)]
+        for chunk in range(len(CHUNKS))
+    ]
 
 
 @pytest.mark.parametrize(("num_nodes", "num_replicas"), [(2, 2), (2, 1), (3, 3), (3, 2), (4, 1)])
@@ -141,10 +166,52 @@ def test_all_nodes_end_with_the_same_numbers(
         run(nodes, lambda: all(node.is_complete for node in nodes))
         total = np.sum(before, axis=0, dtype=np.int32)
         for node, sums in zip(nodes, before, strict=True):
-            assert (node.arrays.values_N == (total / 8).astype(np.float32)).all()
+            assert (node.values_N == (total / 8).astype(np.float32)).all()
             assert (node.arrays.sums_N == sums).all()
-            node.arrays.values_N.fill(0)
+            node.values_N.fill(0)
             node.arrays.totals_N.fill(7)
+
+
+def test_state_that_moves_is_that_of_its_sender(connect: Connect) -> None:
+    """All tensors of it; of other chunks nothing changes."""
+    nodes = connect(3)
+    moves = [Move(0, 0, 2), Move(2, 2, 1), Move(4, 1, 0)]
+    for node in nodes:
+        node.begin(1, keepers(3, 1), range(3), moves=moves)
+        node.contribute()
+    run(nodes, lambda: all(node.is_complete for node in nodes))
+    for chunk in CHUNKS:
+        part = slice(chunk.start, chunk.stop)
+        has = {chunk.index % 3, *(one.receiver for one in moves if one.chunk == chunk.index)}
+        owner = nodes[chunk.index % 3]
+        assert owner.momenta_N[part].any()
+        for node in nodes:
+            if node.me in has:
+                assert (node.momenta_N[part] == owner.momenta_N[part]).all()
+                assert node.steps_C[chunk.index] == 1 + chunk.index
+            else:
+                assert not node.momenta_N[part].any()
+                assert not node.steps_C[chunk.index]
+
+
+def test_what_goes_to_an_observer_is_a_copy(connect: Connect) -> None:
+    """Nobody waits until it is sent: what it is sent from is overwritten meanwhile."""
+    nodes = connect(3)
+    members, observer = nodes[:2], nodes[2]
+    for node in nodes:
+        node.begin(1, keepers(2, 2), range(2), observers=[2])
+    for node in members:
+        node.contribute()
+    unread = [node.links.pop(2) for node in members]
+    run(members, lambda: all(node.is_complete for node in members))
+    assert all(link.has_unsent for link in unread)
+    expected = members[0].values_N.copy()
+    for node in members:
+        node.values_N.fill(0)
+        node.links[2] = unread[node.me]
+    run(nodes, lambda: observer.is_complete)
+    assert (observer.values_N == expected).all()
+    assert not observer.momenta_N.any()
 
 
 def test_a_node_that_begins_later_finds_what_was_sent(connect: Connect) -> None:

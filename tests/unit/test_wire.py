@@ -39,8 +39,8 @@ from elastic.core.protocol.messages import (
 )
 from elastic.core.protocol.orders import (
     Ask,
+    CaughtUp,
     Complete,
-    Copied,
     Holds,
     NodeMessage,
     Order,
@@ -50,6 +50,7 @@ from elastic.core.protocol.orders import (
     Stalled,
 )
 from elastic.core.protocol.wire import decode, encode
+from policies.resharding import Move
 
 TERM = 2**63
 KEY = Key(0, 70_000, 3)
@@ -71,22 +72,45 @@ ORDERS = (
     MarkUndone(()),
     SaveMembership(MEMBERSHIP),
     SaveState(STATE),
-    Update(5, (2, 0), 70_000, ((9, 1),), (4, -9), 0.1 + 0.2, 60_000, skip=True, observers=(3, 4)),
+    Update(
+        5,
+        (2, 0),
+        70_000,
+        ((9, 1),),
+        (4, -9),
+        0.1 + 0.2,
+        60_000,
+        skip=True,
+        keepers=((2, 0), (0,)),
+        moves=(Move(1, 0, 2),),
+        observers=(3, 4),
+    ),
     GiveUp(5),
-    Copy(2**40, 3, (2, 0), STATE),
+    Copy(2**40, 3, 70_000, (2, 0, 2)),
 )
 MESSAGES: tuple[Message | NodeMessage, ...] = (
     *(Order(TERM, action) for action in ORDERS),
     Ask(TERM, MEMBERSHIP),
     Row(TERM, OUTCOME),
     Holds(TERM, STATE, KEY.word, {9: MANIFEST, 10: Manifest(KEY)}),
+    Holds(TERM, STATE, KEY.word, {}, frozenset({0, 8, 70_000}), frozenset({15})),
     Relayed(TERM, 9, COMMIT),
     Relayed(TERM, 9, None),
     Progress(TERM, {9: 2**40, 10: 0}),
     Complete(TERM, 5, 0.1 + 0.2),
     Stalled(TERM, 5),
-    Copied(TERM, 2**40, 70_000),
-    Report(3, MEMBERSHIP, (3,), node=2, leads=False, gone=(0,), ready=(3,), free=(0,)),
+    CaughtUp(TERM, 70_000),
+    Report(
+        3,
+        MEMBERSHIP,
+        (3,),
+        node=2,
+        leads=False,
+        gone=(0,),
+        ready=(3,),
+        free=(0,),
+        num_missing=70_000,
+    ),
 )
 
 
@@ -125,6 +149,15 @@ def test_what_is_cut_short_is_refused_or_says_less(message: Message | NodeMessag
 def test_no_bytes_raise_anything_else(body: bytes, kind: int) -> None:
     with contextlib.suppress(ProtocolError):
         decode(bytes([kind]) + body)
+
+
+@given(st.frozensets(st.integers(0, 200)), st.frozensets(st.integers(0, 200)))
+def test_which_chunks_are_kept_comes_through(
+    kept: frozenset[int], next_kept: frozenset[int]
+) -> None:
+    again = decode(encode(Holds(TERM, STATE, 0, {}, kept, next_kept)))
+    assert isinstance(again, Holds)
+    assert (again.kept, again.next_kept) == (kept, next_kept)
 
 
 def test_a_length_beyond_the_end_takes_no_memory() -> None:
