@@ -7,14 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from actors.copying import Receiver, Sender
-from actors.following import Following
+from actors.collecting import Receiver, Sender
 from actors.links import WAIT, Link, Memory
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Address, Mesh, find_address
@@ -29,7 +28,7 @@ from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Admit, Membership, Message, Peers, Stop
 from elastic.core.protocol.orders import NodeMessage, Order, Progress
 from elastic.core.runs import RunFolder
-from elastic.core.update import Plan
+from elastic.core.update import Plan, Snapshot
 
 HOST, SECRET = "127.0.0.1", bytes(32)
 BLOCK = Block(round_number(5, 7), Stage.TOTAL, 0, 0, 0, 4)
@@ -67,8 +66,8 @@ class FakeRounds:
         norm, self.norm = self.norm, None
         return norm
 
-    def begin(self, number: int, plan: Plan, **_: Any) -> None:
-        self.begun.append(number)
+    def begin(self, term: int, update: events.Update, plan: Plan, **_: Any) -> None:
+        self.begun.append(round_number(term, update.round))
 
     def pass_over(self, number: int) -> None:
         self.passed_over = max(self.passed_over, number)
@@ -80,27 +79,42 @@ class FakeRounds:
         self.is_closed = True
 
 
-class FakeFollowing:
-    """Of a node that takes part."""
-
-    newest_dropped = 0
-
-    def observes(self, number: int) -> bool:
-        return False
-
-    def drop(self, number: int) -> None: ...
-
-    def turn(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
+@dataclass
 class FakeSender:
-    """Nobody copies."""
+    """Remembers what it was told to send."""
+
+    begun: list[tuple[int, events.Copy, Link | None]] = field(default_factory=list)
+    is_closed: bool = False
+
+    def begin(self, number: int, copy: events.Copy, link: Link | None) -> None:
+        self.begun.append((number, copy, link))
 
     def turn(self, links: Mapping[int, Link]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@dataclass
+class FakeReceiver:
+    """Has a place for whatever comes, and remembers who was lost."""
+
+    memory: Memory = None
+    begun: list[tuple[int, events.Copy]] = field(default_factory=list)
+    arrivals: list[tuple[int, Block]] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+
+    def begin(self, number: int, copy: events.Copy, *_: Any) -> None:
+        self.begun.append((number, copy))
+
+    def place(self, node: int, block: Block) -> Memory:
+        return self.memory
+
+    def arrived(self, node: int, block: Block) -> None:
+        self.arrivals.append((node, block))
+
+    def lost(self, node: int) -> None:
+        self.gone.append(node)
 
 
 @dataclass
@@ -113,15 +127,17 @@ class World:
     others: dict[int, Mesh]
     neighbours: list[Neighbours] = field(default_factory=list)
     rounds: FakeRounds = field(default_factory=FakeRounds)
+    sender: FakeSender = field(default_factory=FakeSender)
+    receiver: FakeReceiver = field(default_factory=FakeReceiver)
     handled: list[node.NodeEvent] = field(default_factory=list)
     heard: list[Message | None] = field(default_factory=list)
     term: int | None = 5
 
     def begin(self, inherited: socket.socket | None = None) -> Neighbours:
         """The node's process starts, or its successor's does."""
-        following = cast(Following, FakeFollowing())
-        sender = cast(Sender, FakeSender())
-        parts = Parts(cast(Rounds, self.rounds), following, sender, cast(Receiver, None))
+        parts = Parts(
+            cast(Rounds, self.rounds), cast(Sender, self.sender), cast(Receiver, self.receiver)
+        )
         made = Neighbours(
             self.setup,
             self.folder,
@@ -276,7 +292,7 @@ def test_a_block_of_a_lead_that_is_gone_holds_up_no_link(world: World) -> None:
 def test_nobody_waits_for_the_blocks_of_an_update_that_was_ordered(
     term: int, expected: int, world: World
 ) -> None:
-    """One that joins may ignore the order, while the owners send it the totals."""
+    """One that joins may ignore the order, while the owners send it parameters."""
     meet(world)
     world.link(0).send(Order(term, UPDATE))
     world.until(lambda: world.handled)
@@ -309,6 +325,42 @@ def test_only_the_round_that_is_under_way_can_be_given_up(world: World) -> None:
     assert world.handled == []
 
 
+COPY = events.Copy(2, 1, 3, (0, 1))
+
+
+def test_what_is_missing_from_a_checkpoint_comes_over_the_links(world: World) -> None:
+    """Beside rounds: it has places of its own, and numbers of its own in each term."""
+    meet(world)
+    world.neighbours[-1].collect(COPY, cast(Snapshot, None), term=5)
+    assert world.receiver.begun == [(round_number(5, 2), COPY)]
+    memory = bytearray(4)
+    world.receiver.memory = memoryview(memory)
+    part = Block(round_number(5, 2), Stage.STATE, 1, 0, 0, 4)
+    world.link(0).send_block(part, memoryview(b"1234"))
+    world.link(0).flush()
+    world.until(lambda: world.receiver.arrivals)
+    assert world.receiver.arrivals == [(0, part)]
+    assert memory == b"1234"
+    assert world.rounds.num_arrived == 0
+
+
+def test_state_is_sent_to_the_one_that_writes_if_there_is_a_link(world: World) -> None:
+    meet(world)
+    ours = world.neighbours[-1]
+    to_0, to_7 = replace(COPY, node=0), replace(COPY, node=7)
+    ours.send_state(to_0, term=5)
+    ours.send_state(to_7, term=5)
+    number = round_number(5, 2)
+    assert world.sender.begun == [(number, to_0, ours._mesh.links[0]), (number, to_7, None)]
+
+
+def test_a_checkpoint_hears_of_a_link_that_is_lost(world: World) -> None:
+    meet(world)
+    world.others[0].close(1, "the test says so")
+    world.until(lambda: world.receiver.gone)
+    assert world.receiver.gone == [0]
+
+
 def test_a_successor_listens_there_and_knows_the_others(world: World) -> None:
     meet(world)
     succeed(world)
@@ -321,6 +373,7 @@ def succeed(world: World, inherited: socket.socket | None = None) -> None:
     address = world.address
     world.neighbours[-1].close()
     assert world.rounds.is_closed
+    assert world.sender.is_closed
     world.selector.close()
     world.selector = selectors.DefaultSelector()
     if inherited is not None:

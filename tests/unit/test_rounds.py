@@ -16,15 +16,20 @@ import torch
 from torch import nn
 
 from actors.links import WAIT, Link
-from actors.rounds import COUNTERS, Rounds, round_number
+from actors.rounds import COUNTERS, SQUARES, Rounds, round_number
 from elastic.core.errors import ProtocolError
+from elastic.core.layout import BUFFERS
 from elastic.core.mapped import Version
+from elastic.core.protocol.events import Update
 from elastic.core.protocol.frames import Block, Stage
-from elastic.core.update import Plan, Updater
+from elastic.core.update import Plan, Snapshot, Updater
+from policies.resharding import Move
 
 MakeNode = Callable[..., Any]
 NUM = 4  # micro-batches
 TERM = 5
+
+Keepers = Sequence[Sequence[int]]
 
 
 def wide() -> nn.Module:
@@ -34,13 +39,30 @@ def wide() -> nn.Module:
     )
 
 
-def bits(version: Version) -> list[torch.Tensor]:
-    """Everything in a version."""
-    return [version.values, version.counters, *version.states.values(), *version.scalars.values()]
+def parameters(version: Version) -> list[torch.Tensor]:
+    """What every node has of a version."""
+    return [version.values, version.counters]
 
 
-def equal(one: Version, other: Version) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(bits(one), bits(other), strict=True))
+def state(version: Version, chunk: Any) -> list[torch.Tensor]:
+    """What those that keep a chunk have of it besides."""
+    if chunk.group == BUFFERS:
+        return []
+    part = slice(chunk.start, chunk.stop)
+    tensors = [one[part] for one in version.states.values()]
+    return [*tensors, *(one[chunk.index] for one in version.scalars.values())]
+
+
+def same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def in_turn(num_chunks: int, nodes: Sequence[int], replicas: int) -> Keepers:
+    """Owners in turn, replicas behind them."""
+    return tuple(
+        tuple(nodes[(chunk + one) % len(nodes)] for one in range(replicas))
+        for chunk in range(num_chunks)
+    )
 
 
 class Member:
@@ -55,7 +77,7 @@ class Member:
         self.rounds = Rounds(
             self.updater,
             node.versions,
-            node.spec.layout,
+            node.sizes,
             me,
             lambda: os.eventfd_write(self.woken, 1),
         )
@@ -74,22 +96,52 @@ class Member:
         plan: Plan = self.node.plan(weight=weight)
         return plan
 
-    def begin(self, number: int, nodes: Sequence[int], weight: float, teller: int = 0) -> None:
+    @property
+    def chunks(self) -> Sequence[Any]:
+        chunks: Sequence[Any] = self.node.spec.layout.chunks
+        return chunks
+
+    def begin(
+        self,
+        number: int,
+        nodes: Sequence[int],
+        weight: float,
+        *,
+        teller: int = 0,
+        keepers: Keepers | None = None,
+        moves: Sequence[Move] = (),
+        observers: Sequence[int] = (),
+    ) -> None:
+        """Begin a round. If `keepers` are not named, all nodes keep all chunks."""
         counters = None
         if self.me == teller:
             counters = self.node.slots[self.me].counters[self.node.live[self.me]]
-        self.norm = None
-        self.rounds.begin(
-            round_number(TERM, number),
-            self.plan(weight),
-            nodes=nodes,
-            observers=(),
-            links=self.links,
-            counters=counters,
+        update = Update(
+            round=number,
+            nodes=tuple(nodes),
+            step=self.node.state.step,
+            slots=(),
+            exponents=(),
+            weight=weight,
+            num_updates=0,
+            keepers=in_turn(len(self.chunks), nodes, len(nodes)) if keepers is None else keepers,  # type: ignore[arg-type]
+            moves=tuple(moves),
+            observers=tuple(observers),
         )
+        self.norm = None
+        plan = self.plan(weight)
+        self.rounds.begin(TERM, update, plan, links=self.links, counters=counters)
         for node, link in self.links.items():
             if link.waits:
                 self.read(node)
+
+    def equals(self, expected: Version) -> bool:
+        """All parameters, and the state of those chunks that are kept here."""
+        ours = self.next_version
+        return same(parameters(ours), parameters(expected)) and all(
+            same(state(ours, self.chunks[index]), state(expected, self.chunks[index]))
+            for index in ours.kept_chunks
+        )
 
     def read(self, node: int) -> None:
         link = self.links[node]
@@ -209,7 +261,7 @@ def test_steps_equal_those_of_one_node_with_all_slots(
 ) -> None:
     """Bit for bit: parameters, float buffers, integer counters, the optimizer's state, the norm."""
     world = make_world(num_nodes, **job)
-    first = [one.clone() for one in bits(world.alone.versions[0])]
+    first = world.alone.versions[0].values.clone()
     for step in range(3):
         expected = world.step_alone()
         shares = share(num_nodes, step)
@@ -218,11 +270,11 @@ def test_steps_equal_those_of_one_node_with_all_slots(
             member.begin(step, range(num_nodes), weight, teller=step % num_nodes)
         world.finish()
         for member in world.members:
-            assert equal(member.next_version, expected)
+            assert member.equals(expected)
+            assert len(member.next_version.kept_chunks) == len(member.chunks)
             assert member.norm == world.norms[step]
             member.node.commit()
-    last = bits(world.alone.versions[1])
-    assert not any(torch.equal(a, b) for a, b in zip(first, last, strict=True) if a.numel())
+    assert not torch.equal(first, world.alone.versions[1].values)
     assert world.alone.versions[1].counters.numel()
 
 
@@ -234,7 +286,7 @@ def test_a_node_without_a_slot_gets_the_same_version(make_world: MakeWorld) -> N
         member.begin(0, range(3), weight, teller=1)
     assert world.members[2].plan(weight).slots == []
     world.finish()
-    assert all(equal(member.next_version, expected) for member in world.members)
+    assert all(member.equals(expected) for member in world.members)
 
 
 def test_a_round_is_not_complete_before_the_counters_are_there(make_world: MakeWorld) -> None:
@@ -244,15 +296,108 @@ def test_a_round_is_not_complete_before_the_counters_are_there(make_world: MakeW
     zero, one = world.members
     for member in world.members:
         member.begin(0, range(2), weight, teller=-1)
-    done = [member.rounds._running.round.exchange for member in world.members]
-    world.run(lambda: all(exchange.has_totals for exchange in done))
+    running = [member.rounds._running for member in world.members]
+    world.run(lambda: all(one is not None and one.is_complete for one in running))
     assert (zero.norm, one.norm) == (None, None)
     counters = zero.node.slots[0].counters[zero.node.live[0]]
     block = Block(round_number(TERM, 0), Stage.TOTAL, COUNTERS, 0, 0, counters.numel())
     zero.links[1].send_block(block, counters.numpy().data)
     world.run(lambda: one.norm is not None)
     assert zero.norm is None
-    assert equal(one.next_version, expected)
+    assert one.equals(expected)
+
+
+# --- state on some nodes only ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", [{}, {"clip_norm": 0.1}], ids=["plain", "clipped"])
+@pytest.mark.parametrize(("num_nodes", "replicas"), [(2, 1), (3, 1), (3, 2)])
+def test_all_have_the_parameters_and_keepers_the_state(
+    num_nodes: int, replicas: int, job: Mapping[str, Any], make_world: MakeWorld
+) -> None:
+    world = make_world(num_nodes, **job)
+    num_chunks = len(world.members[0].chunks)
+    keepers = in_turn(num_chunks, range(num_nodes), replicas)
+    for step in range(3):
+        expected = world.step_alone()
+        shares = share(num_nodes, step)
+        weight = sum(m.compute(part) for m, part in zip(world.members, shares, strict=True))
+        for member in world.members:
+            member.begin(step, range(num_nodes), weight, keepers=keepers)
+        world.finish()
+        for member in world.members:
+            kept = {chunk for chunk in range(num_chunks) if member.me in keepers[chunk]}
+            assert 0 < len(kept) < num_chunks
+            assert member.next_version.kept_chunks == kept
+            assert member.equals(expected)
+            assert member.norm == world.norms[step]
+            member.node.commit()
+
+
+def test_state_that_moved_is_the_senders_and_is_gone_on_with(make_world: MakeWorld) -> None:
+    """Once with it, the receiver may be the only one that keeps a chunk."""
+    world = make_world(3)
+    num_chunks = len(world.members[0].chunks)
+    before = in_turn(num_chunks, range(3), 1)
+    moves = [Move(chunk, row[0], (row[0] + 1) % 3) for chunk, row in enumerate(before)]
+    after = tuple((move.receiver,) for move in moves)
+    for step, (keepers, now) in enumerate([(before, []), (before, moves), (after, [])]):
+        expected = world.step_alone()
+        weight = sum(m.compute(part) for m, part in zip(world.members, share(3), strict=True))
+        for member in world.members:
+            member.begin(step, range(3), weight, keepers=keepers, moves=now)
+        world.finish()
+        for member in world.members:
+            kept = {chunk for chunk, row in enumerate(keepers) if member.me in row}
+            kept |= {move.chunk for move in now if move.receiver == member.me}
+            assert member.next_version.kept_chunks == kept
+            assert member.equals(expected)
+            member.node.commit()
+
+
+def test_who_observes_gets_everything_but_state_and_nobody_waits_for_it(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(3)
+    *members, observer = world.members
+    num_chunks = len(observer.chunks)
+    expected = world.step_alone()
+    weight = sum(m.compute(part) for m, part in zip(members, share(2), strict=True))
+    keepers = in_turn(num_chunks, range(2), 1)
+    for member in members:
+        member.begin(0, range(2), weight, keepers=keepers, observers=[2])
+    world.run(lambda: all(member.norm is not None for member in members))
+    assert all(member.equals(expected) for member in members)
+    assert not same(parameters(observer.next_version), parameters(expected))
+    observer.begin(0, range(2), weight, keepers=keepers, observers=[2])
+    world.finish()
+    assert same(parameters(observer.next_version), parameters(expected))
+    assert observer.next_version.kept_chunks == frozenset()
+
+
+def test_parameters_wait_until_a_snapshot_has_copied_what_they_replace(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(2)
+    zero, one = world.members
+    version = zero.next_version
+    version.values.fill_(7)
+    snapshot = Snapshot(zero.node.sizes, 1, version)
+    zero.updater.snapshots.append(snapshot)
+    expected = world.step_alone()
+    weight = sum(m.compute(part) for m, part in zip(world.members, share(2), strict=True))
+    keepers = ((1,),) * len(zero.chunks)
+    for member in world.members:
+        member.begin(0, range(2), weight, keepers=keepers)
+    world.run(lambda: zero.links[1].waits)
+    assert zero.norm is None
+    assert (version.values == 7).all()
+    snapshot.copy()
+    zero.read(1)
+    world.finish()
+    assert zero.equals(expected)
+    for chunk in zero.chunks:
+        assert (snapshot.values[chunk.start : chunk.stop] == 7).all()
 
 
 # --- rounds that are given up ----------------------------------------------------------------
@@ -279,19 +424,21 @@ def test_a_round_begun_anew_with_other_slots_gives_the_right_version(
     for member in world.members:
         member.begin(2, range(2), weight)
     world.finish()
-    assert all(equal(member.next_version, expected) for member in world.members)
+    assert all(member.equals(expected) for member in world.members)
 
 
 class Held:
-    """An updater whose second half begins when the test says so."""
+    """An updater whose `what` begins when the test says so."""
 
-    def __init__(self, updater: Updater) -> None:
-        self.add_up, self._finish = updater.add_up, updater.finish
-        self.go = threading.Event()
+    def __init__(self, updater: Updater, what: str) -> None:
+        self._updater, self._what = updater, what
+        self.begun, self.go = threading.Event(), threading.Event()
 
-    def finish(self, *given: Any) -> float:
-        assert self.go.wait(30)
-        return self._finish(*given)
+    def __getattr__(self, name: str) -> Any:
+        if name == self._what:
+            self.begun.set()
+            assert self.go.wait(30)
+        return getattr(self._updater, name)
 
 
 def test_a_node_that_is_left_alone_goes_on_by_itself(make_world: MakeWorld) -> None:
@@ -301,13 +448,11 @@ def test_a_node_that_is_left_alone_goes_on_by_itself(make_world: MakeWorld) -> N
     shares = share(2)
     weight = sum(m.compute(part) for m, part in zip(world.members, shares, strict=True))
     left = world.members[0]
-    held = Held(left.updater)
+    held = Held(left.updater, "step")
     left.rounds._updater = cast(Updater, held)
     for member in world.members:
         member.begin(1, range(2), weight)
-    running = left.rounds._running
-    assert running is not None
-    world.run(lambda: running.is_finishing)
+    world.run(held.begun.is_set)
     settling = threading.Thread(target=left.rounds.settle)
     settling.start()
     settling.join(0.1)
@@ -317,8 +462,42 @@ def test_a_node_that_is_left_alone_goes_on_by_itself(make_world: MakeWorld) -> N
     left.compute(shares[1])
     left.updater.run(left.plan(weight), lambda _: None)
     left.turn()
-    assert equal(left.next_version, expected)
+    assert len(left.next_version.kept_chunks) == len(left.chunks)
+    assert left.equals(expected)
     assert left.norm is None
+
+
+@pytest.mark.parametrize("what", ["take", "step"])
+def test_a_round_given_up_by_its_second_half_is_begun_anew(
+    what: str, make_world: MakeWorld
+) -> None:
+    """One node has told its norms, or updated its chunks already; another one has not yet."""
+    world = make_world(2, clip_norm=0.1)
+    expected = world.step_alone()
+    weight = sum(m.compute(part) for m, part in zip(world.members, share(2), strict=True))
+    keepers = in_turn(len(world.members[0].chunks), range(2), 1)
+    zero, one = world.members
+    held = Held(one.updater, what)
+    one.rounds._updater = cast(Updater, held)
+    for member in world.members:
+        member.begin(1, range(2), weight, keepers=keepers)
+    running = zero.rounds._running
+    assert running is not None
+    if what == "take":
+        world.run(lambda: held.begun.is_set() and running.has_told)
+        assert running.stepping is None
+    else:
+        world.run(lambda: held.begun.is_set() and bool(running.stepping))
+        assert running.stepping is not None
+        running.stepping.result(30)
+    for member in world.members:
+        member.rounds.give_up()
+    for member in world.members:
+        member.begin(2, range(2), weight, keepers=keepers)
+    held.go.set()
+    world.finish()
+    assert all(member.equals(expected) for member in world.members)
+    assert (zero.norm, one.norm) == (world.norms[0], world.norms[0])
 
 
 def test_what_waits_to_be_sent_of_a_round_that_is_given_up_is_not_sent(
@@ -387,7 +566,30 @@ def test_counters_that_come_twice_are_refused(make_world: MakeWorld) -> None:
         member.rounds.place(0, block)
 
 
-@pytest.mark.parametrize("half", ["add_up", "finish"])
+def test_squares_are_let_in_once_and_of_each_owner_as_many_as_it_owns(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(3)
+    member = world.members[0]
+    keepers = [(0,), *[(1, 2)] * (len(member.chunks) - 1)]
+    member.begin(0, range(3), member.compute(range(NUM)), keepers=keepers)
+    size_bytes = 8 * (len(member.chunks) - 1)
+    block = Block(round_number(TERM, 0), Stage.TOTAL, SQUARES, 0, 0, size_bytes)
+    assert isinstance(member.rounds.place(1, block), memoryview)
+    for node, wrong in [
+        (1, block._replace(length=size_bytes - 8)),
+        (1, block._replace(chunk=1)),
+        (2, block),
+        (2, block._replace(length=8)),
+    ]:
+        with pytest.raises(ProtocolError, match="not its to send"):
+            member.rounds.place(node, wrong)
+    member.rounds.arrived(1, block)
+    with pytest.raises(ProtocolError, match="not its to send"):
+        member.rounds.place(1, block)
+
+
+@pytest.mark.parametrize("half", ["add_up", "take"])
 def test_an_error_on_a_thread_ends_the_node(half: str, make_world: MakeWorld) -> None:
     """It escapes from the loop, like those of a node that is alone."""
     world = make_world(2)
