@@ -29,6 +29,7 @@ STATE = State(step=3, attempt=0, exponents=(10,))
 NEXT = replace(STATE, step=4)
 MEMBERS = Membership(generation=1, members=(0, 1), next_worker=2, nodes=(0, 1, 2))
 RULES = agg.Rules(num_steps=5, num_micro_batches=2, num_chunks=1)
+EVERY = range(RULES.num_chunks)
 
 
 def only(kind: type[T], actions: Sequence[Any]) -> list[T]:
@@ -54,9 +55,10 @@ class Host:
         *,
         state: State = STATE,
         prepared: int = 0,
+        kept: Sequence[int] = EVERY,
         linked: Sequence[int] = (0, 1, 2),
     ) -> None:
-        recovered = agg.Recovered(state, membership)
+        recovered = agg.Recovered(state, membership, kept={node: frozenset(kept)})
         self.now_s = 0.0
         self.node = nodes.Node(node, RULES, recovered, term=10 + node, prepared=prepared)
         self.begun = self.do(ev.Started())
@@ -72,11 +74,17 @@ class Host:
         return self.do(nodes.FromNode(node, message))
 
     def holds(
-        self, node: int, state: State = STATE, prepared: int = 0, **manifests: Manifest
+        self,
+        node: int,
+        state: State = STATE,
+        prepared: int = 0,
+        *,
+        kept: Sequence[int] = EVERY,
+        **manifests: Manifest,
     ) -> list[nodes.NodeAction]:
-        """The answer of another node to this one, which leads."""
+        """The answer of another node to this one, which leads; `manifests` are of workers w1..."""
         by_worker = {int(name[1:]): one for name, one in manifests.items()}
-        held = orders.Holds(10 + self.node.node, state, prepared, by_worker)
+        held = orders.Holds(10 + self.node.node, state, prepared, by_worker, frozenset(kept))
         return self.hear(node, held)
 
     def told(self) -> Report:

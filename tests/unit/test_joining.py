@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from hosts import (
     MEMBERS,
     NEXT,
+    RULES,
     STATE,
     Host,
     commit,
@@ -19,7 +19,6 @@ from hosts import (
     ordered,
     said,
     says,
-    updating,
     view,
 )
 
@@ -27,13 +26,16 @@ from elastic.core.protocol import coordinator as coord
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import node as nodes
 from elastic.core.protocol import orders
+from elastic.core.protocol.aggregator import Aggregator, Recovered
 from elastic.core.protocol.holdings import VOID
 from elastic.core.protocol.messages import Admit, Hello, Manifest, Membership, Report, State
+from policies.resharding import Move
 
 WITH_3 = replace(MEMBERS, generation=2, joining=(3,))
 MEMBER_3 = replace(WITH_3, generation=3, nodes=(0, 1, 2, 3), joining=())
-COPY = ev.Copy(1, 3, (0, 1, 2), STATE)
-UPDATE = ev.Update(7, (0, 1, 2), 3, (), (10,), 1.0, 0, observers=(3,))
+UPDATE = ev.Update(7, (0, 1, 2), 3, (), (10,), 1.0, 0, keepers=((0, 1),), observers=(3,))
+SECOND = replace(UPDATE, round=8, step=4)
+AFTER_NEXT = replace(NEXT, step=5)
 
 
 def admit(host: Host, membership: Membership) -> list[nodes.NodeAction]:
@@ -43,43 +45,37 @@ def admit(host: Host, membership: Membership) -> list[nodes.NodeAction]:
 # The lead
 
 
-def copying() -> Host:
-    """Node 0 leads, and a copy goes to node 3."""
+def observed() -> Host:
+    """Node 0 leads, and node 3 has answered."""
     host = leading()
     admit(host, WITH_3)
     host.do(nodes.Reached(3))
-    host.holds(3, State(0, 0, None))
+    host.holds(3, State(0, 0, None), VOID)
     return host
 
 
-def test_a_copy_begins_once_the_node_answers_and_all_members_carry_it_out() -> None:
+def all_granted(host: Host) -> list[nodes.NodeAction]:
+    host.do(ev.Received(0, commit(0)))
+    return host.hear(1, orders.Relayed(10, 1, commit(1)))
+
+
+def test_it_takes_part_in_rounds_once_it_answers() -> None:
     host = leading()
-    assert not only(ev.Copy, admit(host, WITH_3))
-    assert said(host.do(nodes.Reached(3)), 3) == [orders.Ask(10, WITH_3)]
-    actions = host.holds(3, State(0, 0, None))
-    assert only(ev.Copy, actions) == [COPY], "the lead sends its share, too"
-    for node in (1, 2, 3):
-        assert ordered(actions, node) == [COPY]
-
-
-def test_no_copy_begins_while_a_member_is_away_or_a_round_runs() -> None:
-    host, update = updating()
     admit(host, WITH_3)
-    host.do(nodes.Reached(3))
-    assert not only(ev.Copy, host.holds(3, State(0, 0, None)))
+    assert said(host.do(nodes.Reached(3)), 3) == [orders.Ask(10, WITH_3)]
+    (update,) = only(ev.Update, all_granted(host))
+    assert update.observers == ()
+    host.holds(3, State(0, 0, None), VOID)
     host.do(nodes.Lost(1))
     host.do(nodes.Reached(1))
-    actions = host.holds(1, w1=Manifest(STATE.key, 0, (1,)))
-    (copy,) = only(ev.Copy, actions)
-    (again,) = only(ev.Update, actions)
-    assert actions.index(copy) < actions.index(again), "it gets the totals of all that follows"
-    assert (copy.state, again.observers, again.round) == (STATE, (3,), update.round + 1)
+    held = Manifest(STATE.key, 0, (1,))
+    (again,) = only(ev.Update, host.holds(1, w1=held))
+    assert (again.nodes, again.observers) == ((0, 1, 2), (3,))
 
 
 def test_who_joins_gets_all_orders_and_is_not_waited_for() -> None:
-    host = copying()
-    host.do(ev.Received(0, commit(0)))
-    actions = host.hear(1, orders.Relayed(10, 1, commit(1)))
+    host = observed()
+    actions = all_granted(host)
     (update,) = only(ev.Update, actions)
     assert (update.nodes, update.observers) == ((0, 1, 2), (3,))
     assert update in ordered(actions, 3)
@@ -91,41 +87,54 @@ def test_who_joins_gets_all_orders_and_is_not_waited_for() -> None:
 
 
 def test_losing_who_joins_gives_no_round_up() -> None:
-    host = copying()
-    host.do(ev.Received(0, commit(0)))
-    host.hear(1, orders.Relayed(10, 1, commit(1)))
+    host = observed()
+    all_granted(host)
     assert not only(ev.GiveUp, host.do(nodes.Lost(3)))
     assert host.told().gone == ()
 
 
 def test_it_is_ready_once_it_is_at_most_one_step_behind() -> None:
-    host = copying()
+    host = observed()
     assert host.told().ready == ()
-    host.hear(3, orders.Copied(10, 2, 3))
-    assert host.told().ready == (), "of another copy"
-    host.hear(3, orders.Copied(10, 1, 1))
+    host.hear(3, orders.CaughtUp(9, 3))
+    assert host.told().ready == (), "of an earlier lead"
+    host.hear(3, orders.CaughtUp(10, 1))
     assert host.told().ready == (), "two steps behind"
-    host.hear(3, orders.Copied(10, 1, 2))
+    host.hear(3, orders.CaughtUp(10, 2))
     assert host.told().ready == (3,)
 
 
 @pytest.mark.parametrize(
     "trouble",
-    [
-        [nodes.Lost(3), nodes.Reached(3)],
-        [nodes.FromNode(3, orders.Stalled(10, 0))],
-        [nodes.Lost(1), nodes.Reached(1), nodes.FromNode(1, orders.Holds(10, STATE, 0, {}))],
-    ],
-    ids=["its link", "a link of its own", "a member's link"],
+    [nodes.Lost(3), nodes.FromNode(3, orders.Stalled(10, 0))],
+    ids=["its link", "a link of its own"],
 )
-def test_a_copy_begins_anew_after_trouble(trouble: Sequence[nodes.NodeEvent]) -> None:
-    host = copying()
-    host.hear(3, orders.Copied(10, 1, 3))
-    begun = [one for event in trouble for one in only(ev.Copy, host.do(event))]
+def test_after_trouble_it_takes_part_once_it_answers_anew(trouble: nodes.NodeEvent) -> None:
+    host = observed()
+    host.hear(3, orders.CaughtUp(10, 3))
+    assert host.told().ready == (3,)
+    host.do(trouble)
+    host.hear(3, orders.CaughtUp(10, 3))
+    assert host.told().ready == (), "it crossed the news"
+    host.do(nodes.Reached(3))
+    host.holds(3, STATE, VOID)
     assert host.told().ready == ()
-    if not begun:
-        begun = only(ev.Copy, host.holds(3, State(0, 0, None)))
-    assert begun == [replace(COPY, number=2)]
+    (update,) = only(ev.Update, all_granted(host))
+    assert update.observers == (3,)
+
+
+def test_who_does_not_answer_any_more_observes_no_round() -> None:
+    host = observed()
+    host.do(nodes.Lost(3))
+    (update,) = only(ev.Update, all_granted(host))
+    assert update.observers == ()
+
+
+def test_who_joins_no_more_observes_no_round() -> None:
+    host = observed()
+    admit(host, replace(WITH_3, generation=3, joining=(), former=(3,)))
+    (update,) = only(ev.Update, all_granted(host))
+    assert update.observers == ()
 
 
 def test_a_new_lead_asks_who_joins_once_it_leads() -> None:
@@ -135,21 +144,21 @@ def test_a_new_lead_asks_who_joins_once_it_leads() -> None:
     assert not said(actions, 3)
     actions = host.holds(2)
     assert said(actions, 3)[-1] == orders.Ask(11, without)
-    assert only(ev.Copy, host.holds(3))[0].nodes == (1, 2)
+    assert host.told().ready == ()
 
 
 def test_a_ready_node_is_asked_what_it_holds_before_it_counts() -> None:
-    host = copying()
+    host = observed()
     actions = admit(host, MEMBER_3)
     assert said(actions, 3)[-1] == orders.Ask(10, MEMBER_3)
-    host.do(ev.Received(0, commit(0)))
-    assert not only(ev.Update, host.hear(1, orders.Relayed(10, 1, commit(1))))
-    (update,) = only(ev.Update, host.holds(3))
+    assert not only(ev.Update, all_granted(host))
+    (update,) = only(ev.Update, host.holds(3, kept=()))
     assert (update.nodes, update.observers) == ((0, 1, 2, 3), ())
+    assert all(3 not in keepers for keepers in update.keepers)
 
 
-def test_who_became_a_member_without_a_copy_is_gone() -> None:
-    host = copying()
+def test_who_became_a_member_without_a_version_is_gone() -> None:
+    host = observed()
     admit(host, MEMBER_3)
     host.holds(3, STATE, VOID)
     assert host.told().gone == (3,)
@@ -166,120 +175,189 @@ def joining(*linked: int) -> Host:
 
 
 def order(host: Host, action: ev.Action) -> list[nodes.NodeAction]:
-    return host.hear(0, orders.Order(10, action))
+    """What it does on an order, besides what it tells the coordinator."""
+    actions = host.hear(0, orders.Order(10, action))
+    return [one for one in actions if not isinstance(one, ev.Tell)]
 
 
-def caught_up() -> Host:
+def holding(*records: State) -> Host:
+    """It has the version of step 4, or of the last of these records."""
     host = joining()
-    order(host, COPY)
-    host.do(ev.Copied(1))
+    for number, record in enumerate(records or (NEXT,)):
+        order(host, replace(UPDATE, round=number, step=record.step - 1))
+        host.do(ev.Updated(0.5, number))
+        order(host, ev.SaveState(record))
     return host
 
 
 def test_it_answers_once_it_reaches_all_members() -> None:
     host = joining(0, 1)
     assert not said(host.begun, 0)
-    (held,) = said(host.do(nodes.Reached(2)), 0)
-    assert isinstance(held, orders.Holds)
+    void, held = host.do(nodes.Reached(2))
+    assert void == nodes.SavePrepared(VOID), "what it has is of no use"
+    assert isinstance(held, nodes.SendNode)
+    assert isinstance(held.message, orders.Holds)
+    assert held.message.prepared == VOID
 
 
-def test_before_a_copy_it_carries_out_no_order_but_the_membership() -> None:
+def test_it_carries_out_rounds_and_the_membership_only() -> None:
     host = joining()
-    for action in (ev.SaveState(STATE), UPDATE, ev.MarkDone((0,), STATE.key), ev.GiveUp(7)):
+    others = replace(UPDATE, observers=(4,))
+    for action in (ev.SaveState(STATE), others, ev.MarkDone((0,), STATE.key), ev.GiveUp(7)):
         assert order(host, action) == []
     other = replace(WITH_3, generation=4)
     assert only(ev.SaveMembership, order(host, ev.SaveMembership(other)))
+    assert order(host, UPDATE) == [UPDATE]
 
 
-def test_what_it_holds_is_void_until_the_copy_is_complete() -> None:
+def test_its_first_version_is_void_until_the_record_is_there() -> None:
+    """Between the two the record of before would be taken for that of the new version."""
     host = joining()
-    assert order(host, COPY) == [nodes.SavePrepared(VOID), COPY]
-    assert host.do(ev.Copied(2)) == [], "another one"
-    saved, whole, *rest = host.do(ev.Copied(1))
-    assert [saved, whole] == [ev.SaveState(STATE), nodes.SavePrepared(0)], "in that order"
-    assert said(rest, 0) == [orders.Copied(10, 1, 3)]
-
-
-def test_totals_are_kept_and_applied_in_order_and_the_record_follows() -> None:
-    host = joining()
-    order(host, COPY)
-    assert order(host, UPDATE) == [UPDATE], "its totals are kept"
-    assert order(host, ev.SaveState(NEXT)) == []
-    later = replace(UPDATE, round=8, step=4)
-    assert order(host, later) == [later]
-    assert ev.Apply(7) in host.do(ev.Copied(1))
-    assert host.do(ev.Updated(0.5, 8)) == [], "not its turn"
-    actions = host.do(ev.Updated(0.5, 7))
-    assert actions[:2] == [nodes.SavePrepared(STATE.key.word), ev.SaveState(NEXT)]
-    assert actions[2] == ev.Apply(8)
-    assert said(actions, 0) == [orders.Copied(10, 1, 4)]
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_a_round_that_is_given_up_is_dropped(before: bool) -> None:
-    host = joining() if before else caught_up()
-    if before:
-        order(host, COPY)
     order(host, UPDATE)
+    assert host.do(ev.Updated(0.5, 6)) == [], "another one"
+    assert host.do(ev.Updated(0.5, 7)) == []
+    saved, whole, told = order(host, ev.SaveState(NEXT))
+    assert [saved, whole] == [ev.SaveState(NEXT), nodes.SavePrepared(0)], "in that order"
+    assert said([told], 0) == [orders.CaughtUp(10, 4)]
+
+
+def test_a_record_that_comes_before_the_round_is_complete_waits_for_it() -> None:
+    host = joining()
+    order(host, UPDATE)
+    assert order(host, ev.SaveState(NEXT)) == [], "the others were faster"
+    saved, whole, told, *_ = host.do(ev.Updated(0.5, 7))
+    assert [saved, whole] == [ev.SaveState(NEXT), nodes.SavePrepared(0)]
+    assert said([told], 0) == [orders.CaughtUp(10, 4)]
+
+
+def test_it_goes_on_from_version_to_version_as_a_member_does() -> None:
+    host = holding()
+    assert order(host, SECOND) == [SECOND]
+    assert host.do(ev.Updated(0.5, 8)) == [nodes.SavePrepared(NEXT.key.word)]
+    saved, told = order(host, ev.SaveState(AFTER_NEXT))
+    assert saved == ev.SaveState(AFTER_NEXT)
+    assert said([told], 0) == [orders.CaughtUp(10, 5)]
+
+
+def test_a_record_of_an_earlier_step_said_again_is_ignored() -> None:
+    host = holding()
+    assert order(host, ev.SaveState(STATE)) == []
+    order(host, SECOND)
+    assert order(host, ev.SaveState(STATE)) == []
+    assert host.do(ev.Updated(0.5, 8)) == [nodes.SavePrepared(NEXT.key.word)]
+
+
+def test_a_record_of_its_own_step_said_again_is_its_own() -> None:
+    """A step may be begun anew, with another attempt."""
+    host = holding()
+    again = replace(NEXT, attempt=1)
+    assert only(ev.SaveState, order(host, ev.SaveState(again))) == [ev.SaveState(again)]
+
+
+def test_a_record_of_a_step_that_it_missed_voids_what_it_has() -> None:
+    host = holding()
+    assert order(host, ev.SaveState(AFTER_NEXT)) == [nodes.SavePrepared(VOID)]
+
+
+def test_too_slow_for_a_round_it_goes_on_with_the_next() -> None:
+    host = joining()
+    order(host, UPDATE)
+    order(host, ev.SaveState(NEXT))
+    assert order(host, SECOND) == [ev.GiveUp(7), SECOND]
+    assert host.do(ev.Updated(0.5, 7)) == [], "of no use any more"
+    assert host.do(ev.Updated(0.5, 8)) == []
+    assert only(ev.SaveState, order(host, ev.SaveState(AFTER_NEXT)))
+
+
+def test_before_a_round_overwrites_what_is_needed_its_version_is_void() -> None:
+    host = holding()
+    later = replace(UPDATE, round=9, step=6)
+    assert order(host, later) == [nodes.SavePrepared(VOID), later]
+
+
+def test_a_step_that_is_skipped_takes_the_version_of_before() -> None:
+    skip = replace(SECOND, skip=True)
+    assert order(holding(), skip) == [skip]
+    host = joining()
+    assert order(host, skip) == []
+    assert host.do(ev.Updated(0.5, 8)) == []
+    order(host, UPDATE)
+    assert order(host, skip) == [ev.GiveUp(7)]
+
+
+def test_a_round_that_is_given_up_is_dropped() -> None:
+    host = joining()
+    order(host, UPDATE)
+    assert order(host, ev.GiveUp(6)) == []
+    order(host, ev.SaveState(NEXT))
     assert order(host, ev.GiveUp(7)) == [ev.GiveUp(7)]
-    if before:
-        assert not only(ev.Apply, host.do(ev.Copied(1)))
     assert host.do(ev.Updated(0.5, 7)) == []
     again = replace(UPDATE, round=8)
-    assert ev.Apply(8) in order(host, again)
+    assert order(host, again) == [again]
+    assert host.do(ev.Updated(0.5, 8)) == [], "its record is still to come"
 
 
 @pytest.mark.parametrize("event", [nodes.Lost(2), nodes.Reached(2)])
-def test_a_link_to_a_member_voids_the_copy(event: nodes.NodeEvent) -> None:
+def test_a_link_to_a_member_ends_its_round(event: nodes.NodeEvent) -> None:
     host = joining()
-    order(host, COPY)
     order(host, UPDATE)
     actions = host.do(event)
     assert only(ev.GiveUp, actions) == [ev.GiveUp(7)]
     assert said(actions, 0)[0] == orders.Stalled(10, 0)
     answers = said(actions + host.do(nodes.Reached(2)), 0)
-    assert isinstance(answers[-1], orders.Holds), "another copy may begin"
-    assert host.do(ev.Copied(1)) == []
-
-
-def test_a_link_to_another_that_joins_voids_nothing() -> None:
-    host = joining()
-    order(host, COPY)
-    host.do(nodes.Reached(4))
-    host.do(nodes.Lost(4))
-    assert only(ev.SaveState, host.do(ev.Copied(1)))
-
-
-def test_nothing_of_a_copy_outlives_its_lead() -> None:
-    host = caught_up()
-    host.do(nodes.Lost(0))
-    without = replace(WITH_3, generation=3, nodes=(1, 2), former=(0,))
-    (held,) = said(host.hear(1, orders.Ask(11, without)), 1)
-    assert isinstance(held, orders.Holds)
-    assert order(host, ev.SaveState(NEXT)) == []
+    assert isinstance(answers[-1], orders.Holds), "it takes part in the next one"
     assert host.do(ev.Updated(0.5, 7)) == []
 
 
-def test_as_a_member_it_answers_once_it_has_applied_what_was_ordered_before() -> None:
-    host = caught_up()
-    order(host, UPDATE)
-    order(host, ev.SaveState(NEXT))
-    assert not said(host.hear(0, orders.Ask(10, MEMBER_3)), 0)
-    *_, held = said(host.do(ev.Updated(0.5, 7)), 0)
+def test_a_link_without_a_round_on_it_voids_nothing() -> None:
+    host = holding()
+    assert host.do(nodes.Lost(2)) == host.do(nodes.Reached(2)) == []
+    order(host, SECOND)
+    host.do(nodes.Reached(4))
+    host.do(nodes.Lost(4))
+    assert host.do(ev.Updated(0.5, 8)) == [nodes.SavePrepared(NEXT.key.word)]
+
+
+def test_nothing_outlives_its_lead() -> None:
+    host = holding()
+    order(host, SECOND)
+    host.do(nodes.Lost(0))
+    without = replace(WITH_3, generation=3, nodes=(1, 2), former=(0,))
+    actions = host.hear(1, orders.Ask(11, without))
+    assert nodes.SavePrepared(VOID) in actions
+    (held,) = said(actions, 1)
     assert isinstance(held, orders.Holds)
-    assert held.state == NEXT
-    whole = replace(UPDATE, round=9, nodes=(0, 1, 2, 3), observers=(), step=4)
+    assert order(host, ev.SaveState(AFTER_NEXT)) == [], "of the lead before"
+    assert host.do(ev.Updated(0.5, 8)) == []
+
+
+def test_as_a_member_it_answers_once_the_round_under_way_is_complete() -> None:
+    host = holding()
+    order(host, SECOND)
+    order(host, ev.SaveState(AFTER_NEXT))
+    assert not said(host.hear(0, orders.Ask(10, MEMBER_3)), 0)
+    *_, held = said(host.do(ev.Updated(0.5, 8)), 0)
+    assert isinstance(held, orders.Holds)
+    assert (held.state, held.prepared) == (AFTER_NEXT, 0)
+    assert held.kept_at(5) == frozenset(), "it keeps no state yet"
+    whole = replace(UPDATE, round=9, nodes=(0, 1, 2, 3), observers=(), step=5)
     assert order(host, whole) == [whole]
     assert orders.Complete(10, 9, 0.5) in said(host.do(ev.Updated(0.5, 9)), 0)
 
 
-def test_as_a_member_without_a_complete_copy_it_says_so_at_once() -> None:
-    host = joining()
-    order(host, COPY)
-    (held,) = said(host.hear(0, orders.Ask(10, MEMBER_3)), 0)
+def test_as_a_member_it_answers_at_once_if_the_round_is_given_up() -> None:
+    host = holding()
+    order(host, SECOND)
+    host.hear(0, orders.Ask(10, MEMBER_3))
+    (held,) = said(order(host, ev.GiveUp(8)), 0)
+    assert isinstance(held, orders.Holds)
+    assert held.state == NEXT
+
+
+def test_as_a_member_without_a_version_it_says_so_at_once() -> None:
+    (held,) = said(joining().hear(0, orders.Ask(10, MEMBER_3)), 0)
     assert isinstance(held, orders.Holds)
     assert held.prepared == VOID
-    assert order(host, replace(COPY, number=2)) == [], "a member receives no copy"
 
 
 def test_who_holds_nothing_never_leads() -> None:
@@ -391,3 +469,60 @@ def test_a_node_is_free_once_nothing_of_the_running_step_is_there() -> None:
     host.do(ev.Updated(0.5, number))
     assert host.node.state.step == 4
     assert host.told().free == (1, 2)
+
+
+def test_a_node_is_free_once_the_state_that_it_keeps_is_elsewhere() -> None:
+    """A planned leave loses nothing: the moves are made first, while others train."""
+    host = Host(0, kept=())
+    host.holds(1)
+    host.holds(2, kept=())
+    host.do(ev.Received(0, Hello(0, 0)))
+    host.hear(1, orders.Relayed(10, 1, Hello(1, 1)))
+    admit(host, replace(MEMBERS, generation=2, departing=(1, 2)))
+    assert (host.told().free, host.told().num_missing) == ((), 1)
+    (update,) = only(ev.Update, all_granted(host))
+    assert (update.keepers, update.moves) == (((1,),), (Move(0, 1, 0),))
+    for node in (1, 2):
+        host.hear(node, orders.Complete(10, update.round, 0.5))
+    assert host.told().free == (), "it is not committed yet"
+    host.do(ev.Updated(0.5, update.round))
+    assert (host.told().free, host.told().num_missing) == ((1, 2), 0)
+
+
+def test_a_move_of_a_round_that_is_given_up_is_still_to_be_made() -> None:
+    host = Host(0, kept=())
+    host.holds(1)
+    host.holds(2, kept=())
+    host.do(ev.Received(0, Hello(0, 0)))
+    host.hear(1, orders.Relayed(10, 1, Hello(1, 1)))
+    (update,) = only(ev.Update, all_granted(host))
+    assert len(update.moves) == 1
+    host.hear(2, orders.Stalled(10, update.round))
+    assert host.told().num_missing == 1
+
+
+def test_losing_the_last_copy_ends_the_job_and_says_why() -> None:
+    rules = replace(RULES, num_chunks=2)
+    kept = {0: frozenset({0}), 1: frozenset({1})}
+    members = replace(MEMBERS, nodes=(0, 1))
+    lead = Aggregator(rules, Recovered(STATE, members, kept=kept))
+    assert not only(ev.Finish, lead.handle(ev.Started(), 0.0))
+    left = replace(members, generation=2, nodes=(0,), former=(1,))
+    (finish,) = only(ev.Finish, lead.handle(ev.Received(None, Admit(left)), 0.0))
+    assert not finish.is_whole
+    assert finish.failure == (
+        "step 3: no copy of 1 of 2 chunks is left: nodes [1] are lost; replicas: 2 would have"
+        " kept them"
+    )
+
+
+def test_a_member_that_comes_back_without_the_last_copy_ends_the_job() -> None:
+    """Its memory outlives its process; but not a host that begins anew under the same number."""
+    host = Host(0, kept=())
+    host.holds(1, kept=())
+    host.holds(2)
+    host.do(nodes.Lost(2))
+    host.do(nodes.Reached(2))
+    (finish,) = only(ev.Finish, host.holds(2, kept=()))
+    assert not finish.is_whole
+    assert "no copy of 1 of 1 chunks is left" in finish.failure

@@ -514,6 +514,7 @@ class Node:
         ended = self._stop_observing()
         if self.node not in self.membership.nodes and self._memory.prepared != VOID:
             ended.append(SavePrepared(VOID))
+            self._memory.prepared = VOID  # it says so at once: it may have been admitted meanwhile
         self._is_asked = False
         lead, term = self.membership.nodes[0], self._term
         rows = [SendNode(lead, Row(term, outcome)) for outcome in self._memory.rows.values()]
