@@ -39,7 +39,7 @@ EVERY = range(4)
 
 
 def test_where_all_keep_everything_replicas_are_left_and_nothing_moves() -> None:
-    keeping = begun({node: EVERY for node in range(3)})
+    keeping = begun(dict.fromkeys(range(3), EVERY))
     assert keeping.num_missing == 0
     assert keeping.moves() == ()
     assert all(len(row) == 2 for row in keeping.keepers())
@@ -48,7 +48,7 @@ def test_where_all_keep_everything_replicas_are_left_and_nothing_moves() -> None
 
 
 def test_a_copy_that_is_dropped_exists_until_a_round_is_committed_without_it() -> None:
-    keeping = begun({node: EVERY for node in range(3)})
+    keeping = begun(dict.fromkeys(range(3), EVERY))
     assert all(len(row) == 3 for row in keeping.keepers(skip=True)), "who has it in this version"
     keeping.moved(())
     assert keeping.keepers(skip=True) == keeping.keepers()
@@ -105,7 +105,7 @@ def test_a_departing_node_keeps_its_copies_for_as_long_as_it_stays() -> None:
 
 
 def test_a_node_that_is_lost_is_replaced_from_the_other_replicas() -> None:
-    keeping = begun({node: EVERY for node in range(3)})
+    keeping = begun(dict.fromkeys(range(3), EVERY))
     keeping.moved(())
     assert keeping.admit((0, 2), ()) == ""
     assert keeping.num_missing > 0

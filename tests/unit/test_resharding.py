@@ -308,3 +308,73 @@ def test_ten_thousand_nodes_are_decided_on_without_searching_far(nodes: range) -
     assert len(change.moves) == lower_bound(old, nodes, 2)
     assert spread(change.placement.owners, nodes) <= 1
     assert spread(change.placement.nodes_CR, nodes) <= 1
+
+
+# --- nodes that leave as planned -------------------------------------------------------------
+
+
+leavings = st.tuples(
+    st.integers(2, 7), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2), SEEDS
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(leavings)
+def test_what_leaving_nodes_hold_is_sent_to_those_that_stay(
+    drawn: tuple[int, int, int, int, int],
+) -> None:
+    """Nothing is placed on them, and no more is sent than if their copies were gone already."""
+    num_nodes, replicas, num_chunks, num_joined, seed = drawn
+    dice = random.Random(seed)
+    before = list(range(num_nodes))
+    leaving = dice.sample(before, dice.randrange(1, num_nodes))
+    members = [*before, *range(10, 10 + num_joined)]
+    stay = [node for node in members if node not in leaving]
+    old = placed(num_chunks, before, replicas)
+    decision = Interleaved(replicas=replicas).decide(MembersView(old, members, leaving))
+    assert isinstance(decision, Reshard), "nothing is lost while they have a copy"
+    check_placement(decision.placement, stay, replicas)
+    bound = lower_bound(old, stay, replicas)
+    assert bound <= len(decision.moves) <= bound + 2
+    holders = [set(row) for row in rows(old)]
+    for move in decision.moves:
+        assert move.sender in holders[move.chunk]
+        assert move.receiver in stay
+        assert move.receiver not in holders[move.chunk]
+    for row, kept, move_to in zip(
+        rows(decision.placement),
+        holders,
+        [{m.receiver for m in decision.moves if m.chunk == c} for c in range(num_chunks)],
+        strict=True,
+    ):
+        assert set(row) <= kept | move_to, "every copy is there or on its way"
+
+
+def test_a_leaving_node_sends_what_it_alone_holds() -> None:
+    old = placed(8, [0, 1], 1)
+    decision = Interleaved(replicas=1).decide(MembersView(old, [0, 1], [1]))
+    assert isinstance(decision, Reshard)
+    assert {(move.sender, move.receiver) for move in decision.moves} == {(1, 0)}
+    assert sorted(move.chunk for move in decision.moves) == [
+        chunk for chunk, row in enumerate(rows(old)) if row == [1]
+    ]
+
+
+def test_recovered_names_leaving_nodes_too() -> None:
+    """They still own and update what they hold: no copy was made yet."""
+    old = placed(6, [0, 1, 2], 2)
+    decision = Interleaved(replicas=2).decide(MembersView(old, [0, 1, 2], [2]))
+    assert isinstance(decision, Reshard)
+    assert [set(row) for row in rows(decision.recovered)] == [set(row) for row in rows(old)]
+
+
+def test_a_leaving_node_that_is_lost_is_lost() -> None:
+    old = placed(6, [0, 1, 2], 1)
+    decision = Interleaved(replicas=1).decide(MembersView(old, [0, 1], [1]))
+    assert isinstance(decision, Lost)
+    assert decision.replicas == 2
+
+
+def test_one_node_has_to_stay() -> None:
+    with pytest.raises(ValueError, match=r"nodes \[0, 1\] are all leaving: one has to stay"):
+        Interleaved().decide(MembersView(placed(4, [0, 1], 2), [0, 1], [1, 0]))

@@ -379,7 +379,7 @@ def test_parameters_wait_until_a_snapshot_has_copied_what_they_replace(
     make_world: MakeWorld,
 ) -> None:
     world = make_world(2)
-    zero, one = world.members
+    zero = world.members[0]
     version = zero.next_version
     version.values.fill_(7)
     snapshot = Snapshot(zero.node.sizes, 1, version)
