@@ -211,8 +211,9 @@ def test_a_node_may_be_lost_anywhere_while_another_joins(do: str, point: tuple[s
 def test_steps_go_on_while_a_joining_node_is_frozen() -> None:
     """Faster than anybody could notice: nobody waits, not even for it to be taken for dead."""
     num_frozen = 0
-    for seed in range(12):
-        schedule = replace(directed(seed, JOIN, FREEZE_JOINING), num_steps=40, evaluate_every=0)
+    for seed in range(24):  # it joins within a step or two: not every fault strikes meanwhile
+        freeze = replace(FREEZE_JOINING, offset_s=0.3 + 0.02 * seed)
+        schedule = replace(directed(seed, JOIN, freeze), num_steps=40, evaluate_every=0)
         job = Job(schedule, Build(), trace_length=None)
         job.run()
         joined = any(schedule.num_nodes in one.nodes for one in job.generations.values())
@@ -225,7 +226,7 @@ def test_steps_go_on_while_a_joining_node_is_frozen() -> None:
         commits_s = [at_s for at_s in job.commits_s if at_s > struck_s]
         gaps_s = [after - before for before, after in pairwise([struck_s, *commits_s])]
         assert max(gaps_s[:20]) < SILENT_S[0], seed
-    assert num_frozen >= 3
+    assert num_frozen, "no fault struck while it joined"
 
 
 def test_nothing_is_computed_again_when_a_node_leaves_as_planned() -> None:
