@@ -47,10 +47,6 @@ NODE_POINTS = (
     ("GiveUp", "after"),
 )
 JOIN_POINTS = (
-    ("Copy", "before"),
-    ("Copy", "after"),
-    ("Apply", "before"),
-    ("Apply", "after"),
     ("SavePrepared", "after"),
     ("Update", "after"),
     ("GiveUp", "after"),
