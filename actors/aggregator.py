@@ -85,6 +85,9 @@ class AggregatorShell:
         self._task: Task = setup.load_task()
         self._neighbours: Neighbours | None = None
         self._inherited: socket.socket | None = None
+        self._checkpoints: Checkpointer | None = None
+        self._incomplete: deque[tuple[State, Snapshot]] = deque()
+        self._collecting: Snapshot | None = None
 
     def run(self) -> str:
         """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
@@ -94,11 +97,11 @@ class AggregatorShell:
         try:
             return self._live()
         finally:
+            self._end_checkpoints()
             if self._neighbours is not None:
                 self._neighbours.close()
             if hasattr(self, "_updater"):
                 self._updater.close()
-                self._background.shutdown()
             self._close_journal()
             self._store.close()
 
@@ -107,6 +110,17 @@ class AggregatorShell:
         journal, self._event.journal = self._event.journal, None
         if journal is not None:
             journal.close()
+
+    def _end_checkpoints(self) -> None:
+        """Wait until none is being written: only for a disk, never for other nodes."""
+        if self._checkpoints is not None:
+            self._checkpoints.abandon()
+        for _, snapshot in self._incomplete:
+            snapshot.fail("the aggregator ends")
+        if self._neighbours is not None:
+            self._neighbours.stop_collecting()
+        if hasattr(self, "_background"):
+            self._background.shutdown()
 
     def _live(self) -> str:
         if not self._run.job_json.exists():
@@ -202,11 +216,8 @@ class AggregatorShell:
         self._selector = selectors.DefaultSelector()
         self._channels: dict[int | None, Channel] = {}
         self._senders: dict[Channel, int | None] = {}
-        self._checkpoints: Checkpointer | None = None
         self._finishing: Future[None] | None = None
         self._left = ""
-        self._incomplete: deque[tuple[State, Snapshot]] = deque()
-        self._collecting: Snapshot | None = None
         self._update_since_s = self._alone_s = time.monotonic()
         if self._setup.has_nodes:
             self._neighbours = self._meet_neighbours()

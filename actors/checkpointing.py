@@ -68,7 +68,7 @@ class Checkpointer:
         self._failures_s: tuple[float, ...] = ()
         self._written: int | None = None
         self._writing: Future[str] | None = None
-        self._stopped = False
+        self._stopped = self._abandoned = False
         if not durable.exists():
             self._note(first.step)
         self._tried = int(durable.read_text())
@@ -96,6 +96,10 @@ class Checkpointer:
         """Begin no more behind training: `finish` comes."""
         self._stopped = True
 
+    def abandon(self) -> None:
+        """The process ends: `finish` tries no more."""
+        self._abandoned = True
+
     def finish(self, state: State) -> str:
         """Write the last one, patiently, on the thread in the background.
 
@@ -105,7 +109,7 @@ class Checkpointer:
             return ""
         ended_s = time.monotonic()
         problem = ""
-        while True:
+        while not self._abandoned:
             now_s = time.monotonic()
             view = SavingView(now_s, state.step, self._tried, self._failures_s, ended_s)
             match self._saving.decide(view):
@@ -117,6 +121,7 @@ class Checkpointer:
                     problem = self._try(self._take(state), state, "the last one, ")
                     if not problem:
                         return ""
+        return problem
 
     def _try(self, snapshot: Snapshot, state: State, which: str) -> str:
         """Copy, then write. Returns what prevented it, or nothing."""

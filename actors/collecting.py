@@ -5,6 +5,7 @@ Everybody sends out of a snapshot, and the node that writes receives into one: t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Sender:
         link.discard_blocks(lambda block: block.stage is Stage.STATE)
         index = copy.step % 2
         snapshot = Snapshot(self._sizes, index, self._versions[index], mine, self._wake)
+        assert not snapshot.missing, f"chunks {sorted(snapshot.missing)[:8]} are not kept here"
         self._updater.snapshots.append(snapshot)
         job = self._thread.submit(snapshot.copy)
         job.add_done_callback(lambda _: self._wake())
@@ -80,32 +82,39 @@ class Sender:
 
 @dataclass(slots=True)
 class Receiver:
-    """Takes what is missing from a snapshot, at the node that writes the checkpoint."""
+    """Takes what is missing from a snapshot, at the node that writes the checkpoint.
+
+    What still comes of a copy that has failed is dropped.
+    """
 
     sizes: Sizes
     _number: int = 0
-    _memories: list[memoryview] = field(default_factory=list)
     _missing: dict[int, set[Block]] = field(default_factory=dict)
-    _snapshot: Snapshot | None = None
+    _left: Counter[int] = field(default_factory=Counter)
+    _into: tuple[Snapshot, list[memoryview]] | None = None
 
     def begin(self, number: int, copy: Copy, snapshot: Snapshot, links: Mapping[int, Link]) -> None:
         """Expect copy `number`, and nothing of an earlier one."""
-        if self._snapshot is not None:
-            self._snapshot.fail("another checkpoint was begun")
-        self._number, self._snapshot = number, snapshot
-        self._memories = tensors_of(snapshot)
+        self.fail("another checkpoint was begun")
+        self._number, self._into = number, (snapshot, tensors_of(snapshot))
         self._missing = {
             node: set(_blocks(self.sizes, number, copy, node))
             for node in {*copy.senders} - {copy.node}
         }
+        self._left = Counter(block.chunk for blocks in self._missing.values() for block in blocks)
         for node in self._missing.keys() - links.keys():
             self.lost(node)
 
     def lost(self, node: int) -> None:
         """The link to that node broke: what it has not sent will not come."""
-        if self._missing.get(node) and self._snapshot is not None:
-            self._snapshot.fail(f"node {node} was lost")
-            self._snapshot = None
+        if self._missing.get(node):
+            self.fail(f"node {node} was lost")
+
+    def fail(self, problem: str) -> None:
+        """Expect nothing any more, if anything was expected."""
+        if self._into is not None:
+            self._into[0].fail(problem)
+            self._into = None
 
     def place(self, node: int, block: Block) -> Memory:
         """Where the payload of a block belongs; see `Memory`.
@@ -117,19 +126,22 @@ class Receiver:
             return WAIT if block.round > self._number else None
         if block not in self._missing.get(node, ()):
             raise ProtocolError(f"node {node} sends {block}, which is not its to send")
-        if self._snapshot is None:
+        if self._into is None:
             return None
         start = _start(self.sizes, block)
-        return self._memories[block.tensor][start : start + block.length]
+        return self._into[1][block.tensor][start : start + block.length]
 
     def arrived(self, node: int, block: Block) -> None:
         """A block is in its place."""
-        if block.round != self._number or self._snapshot is None:
+        if block.round != self._number or self._into is None:
             return
-        missing = self._missing[node]
-        missing.discard(block)
-        if not any(one.chunk == block.chunk for one in missing):
-            self._snapshot.received(block.chunk)
+        self._missing[node].discard(block)
+        self._left[block.chunk] -= 1
+        if not self._left[block.chunk]:
+            del self._left[block.chunk]
+            self._into[0].received(block.chunk)
+        if not self._left:
+            self._into = None
 
 
 def _blocks(sizes: Sizes, number: int, copy: Copy, sender: int) -> Iterator[Block]:

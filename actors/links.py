@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import Any, Final, Literal
 
 from elastic.core.errors import ChannelClosed
-from elastic.core.protocol.frames import PING, Block, Parser, block_header, message_frame
+from elastic.core.protocol.frames import PING, Block, Parser, Stage, block_header, message_frame
 from elastic.core.protocol.messages import Message
 from elastic.core.protocol.orders import NodeMessage
 from elastic.core.protocol.wire import decode, encode
@@ -102,6 +102,7 @@ class Link:
         self._trash = bytearray()
         self._messages: deque[bytes] = deque()
         self._blocks: deque[tuple[Block, memoryview]] = deque()
+        self._behind: deque[tuple[Block, memoryview]] = deque()  # what no step waits for
         self._outgoing: deque[memoryview] = deque()  # in the order of the wire
         self._queued_bytes = self._outgoing_bytes = 0
         self._bytes_in = self._bytes_out = self._blocks_in = self._blocks_out = 0
@@ -135,7 +136,7 @@ class Link:
 
     @property
     def has_unsent(self) -> bool:
-        return bool(self._outgoing or self._messages or self._blocks)
+        return bool(self._outgoing or self._messages or self._blocks or self._behind)
 
     @property
     def traffic(self) -> Traffic:
@@ -164,11 +165,14 @@ class Link:
         self.flush()
 
     def send_block(self, block: Block, payload: memoryview) -> None:
-        """Queue a block; `flush` sends it. `payload` must stay as it is until then."""
+        """Queue a block; `flush` sends it. `payload` must stay as it is until then.
+
+        Those of a checkpoint's state go behind all others.
+        """
         body = payload.cast("B")
         if len(body) != block.length:
             raise ValueError(f"{len(body)} bytes for the payload of {block}")
-        self._blocks.append((block, body))
+        (self._behind if block.stage is Stage.STATE else self._blocks).append((block, body))
         self._sending.begin(self._clock())
         self._update_interest()
 
@@ -176,6 +180,7 @@ class Link:
         """Forget such blocks: those that have not begun to go out, and one that is coming in, of
         which nothing more is written to its place."""
         self._blocks = deque(one for one in self._blocks if not unwanted(one[0]))
+        self._behind = deque(one for one in self._behind if not unwanted(one[0]))
         incoming = self._parser.incoming
         if incoming is not None and unwanted(incoming):
             self._parser.redirect_payload(self._drop(incoming))
@@ -224,8 +229,8 @@ class Link:
                 frame = self._messages.popleft()
                 self._queued_bytes -= len(frame)
                 self._put_out(frame)
-            elif self._blocks:
-                block, body = self._blocks.popleft()
+            elif self._blocks or self._behind:
+                block, body = (self._blocks or self._behind).popleft()
                 self._put_out(block_header(block))
                 self._put_out(body)
                 self._blocks_out += 1

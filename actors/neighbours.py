@@ -151,6 +151,10 @@ class Neighbours:
         self._parts.receiver.begin(number, copy, snapshot, self._mesh.links)
         self.wake()
 
+    def stop_collecting(self) -> None:
+        """Nobody is to wait for a checkpoint's state any more."""
+        self._parts.receiver.fail("the aggregator ends")
+
     def settle(self) -> None:
         """Give up any round, and wait until nothing of one is written any more."""
         self._update = None

@@ -23,6 +23,8 @@ from elastic.core.store import Store
 from elastic.core.task import Task
 from elastic.core.weights import initialize
 
+MAX_CHUNKS = 16_384
+
 
 def prepare_store(
     setup: JobSetup, store: Store, task: Task, event: Callable[[str, str], None]
@@ -40,6 +42,7 @@ def prepare_store(
     spec = prepared.spec
     if setup.has_nodes:
         _check_counters(spec)
+        _check_chunks(job.chunk_elements, len(spec.layout.chunks))
     evaluated = spec.evaluated_metrics if job.evaluate.every else None
     check_metric(job.checkpoint, spec.metrics, evaluated)
     if setup.initial is not None and setup.resume_from is None:
@@ -70,6 +73,15 @@ def _check_counters(spec: ModelSpec) -> None:
         raise ConfigError(
             f"the model has {size_bytes} bytes of integer buffers; on several hosts (nodes.max > 1)"
             f" at most {MAX_COUNTERS_BYTES} are possible"
+        )
+
+
+def _check_chunks(elements: int, num: int) -> None:
+    """Who keeps what is decided within a fraction of a second, or a lead would seem to hang."""
+    if num > MAX_CHUNKS:
+        raise ConfigError(
+            f"chunk_elements: {elements} makes {num} chunks; on several hosts (nodes.max > 1) at"
+            f" most {MAX_CHUNKS} are possible; use {elements * -(-num // MAX_CHUNKS)} or more"
         )
 
 

@@ -137,6 +137,8 @@ class Rounds:
             moves=update.moves,
             observers=update.observers,
         )
+        missing = {*exchange.kept} - self._versions[plan.source].kept_chunks
+        assert not missing, f"chunks {sorted(missing)[:8]} are to be updated without their state"
         others = {*update.nodes, *update.observers} - {self._me}
         present = {node: links[node] for node in others if node in links}
         for node in present.keys() & set(update.observers):
@@ -235,9 +237,11 @@ class Rounds:
         self._go_on(running)
         if not running.is_complete or running.needs_counters:
             return None
-        if running.stepping is not None and not running.stepping.done():
-            return None
-        norm = 0.0 if running.stepping is None else running.stepping.result()
+        norm = 0.0
+        if self._me not in running.update.observers:
+            if running.stepping is None or not running.stepping.done():
+                return None
+            norm = running.stepping.result()
         self._updater.seal(running.plan, running.update.kept_by(self._me), running.counters)
         self._last, self._running = running.number, None
         self._measure(running)

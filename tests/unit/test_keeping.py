@@ -27,7 +27,7 @@ def begun(
 def settle(keeping: Keeping) -> int:
     """Commit rounds until nothing is missing; how many there were."""
     num = 0
-    while keeping.num_missing:
+    while keeping.is_moving:
         keeping.moved(keeping.moves())
         num += 1
         assert num < 1000, "it has no end"
@@ -40,25 +40,25 @@ EVERY = range(4)
 
 def test_where_all_keep_everything_replicas_are_left_and_nothing_moves() -> None:
     keeping = begun(dict.fromkeys(range(3), EVERY))
-    assert keeping.num_missing == 0
+    assert not keeping.is_moving
     assert keeping.moves() == ()
-    assert all(len(row) == 2 for row in keeping.keepers())
-    owners = [row[0] for row in keeping.keepers()]
+    assert all(len(row) == 2 for row in keeping.keepers)
+    owners = [row[0] for row in keeping.keepers]
     assert sorted(owners.count(node) for node in range(3)) == [1, 1, 2]
 
 
 def test_a_copy_that_is_dropped_exists_until_a_round_is_committed_without_it() -> None:
     keeping = begun(dict.fromkeys(range(3), EVERY))
-    assert all(len(row) == 3 for row in keeping.keepers(skip=True)), "who has it in this version"
+    assert all(len(row) == 3 for row in keeping.holders), "who has it in this version"
     keeping.moved(())
-    assert keeping.keepers(skip=True) == keeping.keepers()
-    assert all(len(row) == 2 for row in keeping.keepers(skip=True))
+    assert keeping.holders == keeping.keepers
+    assert all(len(row) == 2 for row in keeping.holders)
 
 
 def test_what_is_missing_moves_from_those_that_have_it() -> None:
     keeping = begun({0: EVERY, 1: ()})
-    assert keeping.num_missing == 4
-    assert all(row == (0,) for row in keeping.keepers())
+    assert keeping.is_moving
+    assert all(row == (0,) for row in keeping.keepers)
     seen = []
     while moves := keeping.moves():
         assert keeping.moves() == moves, "until they are committed"
@@ -66,10 +66,10 @@ def test_what_is_missing_moves_from_those_that_have_it() -> None:
         keeping.moved(moves)
         seen += [one.chunk for one in moves]
         for one in moves:
-            assert set(keeping.keepers()[one.chunk]) == {0, 1}
+            assert set(keeping.keepers[one.chunk]) == {0, 1}
     assert sorted(seen) == [0, 1, 2, 3]
-    assert keeping.num_missing == 0
-    assert sorted(row[0] for row in keeping.keepers()) == [0, 0, 1, 1]
+    assert not keeping.is_moving
+    assert sorted(row[0] for row in keeping.keepers) == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(("num_chunks", "most"), [(4, 1), (64, 64 // (2 * SHARE))])
@@ -83,68 +83,68 @@ def test_no_copy_is_dropped_before_those_that_are_wanted_exist() -> None:
     """Of one replica: the chunk is on both nodes, then on the other one."""
     keeping = begun({0: EVERY, 1: ()}, replicas=1)
     (move, *_) = moves = keeping.moves()
-    assert keeping.keepers()[move.chunk] == (0,)
+    assert keeping.keepers[move.chunk] == (0,)
     keeping.moved(moves)
-    assert set(keeping.keepers(skip=True)[move.chunk]) == {0, 1}
-    assert keeping.keepers()[move.chunk] == (1,)
+    assert set(keeping.holders[move.chunk]) == {0, 1}
+    assert keeping.keepers[move.chunk] == (1,)
     keeping.moved(keeping.moves())
-    assert keeping.keepers(skip=True)[move.chunk] == (1,)
+    assert keeping.holders[move.chunk] == (1,)
 
 
 def test_a_departing_node_keeps_its_copies_for_as_long_as_it_stays() -> None:
     """Another one may be lost meanwhile."""
     keeping = begun({0: EVERY, 1: EVERY, 2: ()}, departing=(1,))
-    assert keeping.num_missing == 4
+    assert keeping.is_moving
     settle(keeping)
-    for row in keeping.keepers():
+    for row in keeping.keepers:
         assert set(row) == {0, 1, 2}
         assert row[0] != 1
     assert keeping.admit((1, 2), (1,)) == "", "0 is lost: nothing of it is"
     assert keeping.admit((2,), ()) == "", "1 has left"
-    assert keeping.keepers() == ((2,),) * 4
+    assert keeping.keepers == ((2,),) * 4
 
 
 def test_a_node_that_is_lost_is_replaced_from_the_other_replicas() -> None:
     keeping = begun(dict.fromkeys(range(3), EVERY))
     keeping.moved(())
     assert keeping.admit((0, 2), ()) == ""
-    assert keeping.num_missing > 0
+    assert keeping.is_moving
     settle(keeping)
-    assert all(set(row) == {0, 2} for row in keeping.keepers())
+    assert all(set(row) == {0, 2} for row in keeping.keepers)
 
 
 def test_a_new_member_keeps_nothing_at_first_and_gets_its_share() -> None:
     keeping = begun({0: EVERY, 1: EVERY})
     assert keeping.admit((0, 1, 2), ()) == ""
-    assert all(2 not in row for row in keeping.keepers())
+    assert all(2 not in row for row in keeping.keepers)
     settle(keeping)
-    counts = [sum(node in row for row in keeping.keepers()) for node in range(3)]
+    counts = [sum(node in row for row in keeping.keepers) for node in range(3)]
     assert sorted(counts) == [2, 3, 3]
 
 
 def test_a_member_that_says_what_is_known_changes_nothing() -> None:
     keeping = begun({0: EVERY, 1: ()})
     keeping.moved(keeping.moves())
-    before = keeping.keepers(), keeping.moves(), keeping.num_missing
-    mine = [chunk for chunk, row in enumerate(keeping.keepers(skip=True)) if 1 in row]
+    before = keeping.keepers, keeping.moves(), keeping.is_moving
+    mine = [chunk for chunk, row in enumerate(keeping.holders) if 1 in row]
     assert keeping.there(1, mine) == ""
-    assert (keeping.keepers(), keeping.moves(), keeping.num_missing) == before
+    assert (keeping.keepers, keeping.moves(), keeping.is_moving) == before
 
 
 def test_a_member_that_keeps_less_than_was_known_gets_it_again() -> None:
     keeping = begun({0: EVERY, 1: EVERY})
-    assert keeping.num_missing == 0
+    assert not keeping.is_moving
     assert keeping.there(1, [2]) == ""
-    assert keeping.num_missing == 3
+    assert keeping.is_moving
     settle(keeping)
-    assert all(set(row) == {0, 1} for row in keeping.keepers())
+    assert all(set(row) == {0, 1} for row in keeping.keepers)
 
 
 def test_a_member_that_keeps_more_than_was_known_need_not_get_it() -> None:
     keeping = begun({0: EVERY, 1: ()})
     assert keeping.there(1, EVERY) == ""
-    assert keeping.num_missing == 0
-    assert all(set(row) == {0, 1} for row in keeping.keepers())
+    assert not keeping.is_moving
+    assert all(set(row) == {0, 1} for row in keeping.keepers)
 
 
 def test_what_is_lost_is_told_with_the_replicas_that_would_have_kept_it() -> None:
@@ -175,14 +175,14 @@ def test_whatever_happens_a_chunk_has_as_many_copies_as_before_or_as_wanted(
     keeping = begun({0: range(num_chunks)}, replicas=replicas, num_chunks=num_chunks)
     nodes, departing, newest = [0], list[int](), 0
     for what in data.draw(st.lists(st.sampled_from(["join", "depart", "leave", "step"]))):
-        copies = [len(set(row) - set(departing)) for row in keeping.keepers(skip=True)]
+        copies = [len(set(row) - set(departing)) for row in keeping.holders]
         if what == "join" and len(nodes) < 5:
             newest += 1
             nodes.append(newest)
         elif what == "depart" and len(nodes) > len(departing) + 1:
             departing.append(data.draw(st.sampled_from([n for n in nodes if n not in departing])))
             copies = []
-        elif what == "leave" and departing and not keeping.num_missing:
+        elif what == "leave" and departing and not keeping.is_moving:
             keeping.moved(())
             nodes.remove(departing[0])
             del departing[0]
@@ -190,11 +190,11 @@ def test_whatever_happens_a_chunk_has_as_many_copies_as_before_or_as_wanted(
             keeping.moved(keeping.moves())
         assert keeping.admit(tuple(nodes), tuple(departing)) == ""
         wanted = min(replicas, len(nodes) - len(departing))
-        for row, before in zip(keeping.keepers(skip=True), copies, strict=False):
+        for row, before in zip(keeping.holders, copies, strict=False):
             assert len(row) == len(set(row))
             assert set(row) <= set(nodes)
             assert len(set(row) - set(departing)) >= min(before, wanted)
     settle(keeping)
     stay = set(nodes) - set(departing)
-    for row in keeping.keepers(skip=True):
+    for row in keeping.holders:
         assert len(set(row) & stay) == min(replicas, len(stay))

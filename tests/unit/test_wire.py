@@ -100,17 +100,7 @@ MESSAGES: tuple[Message | NodeMessage, ...] = (
     Complete(TERM, 5, 0.1 + 0.2),
     Stalled(TERM, 5),
     CaughtUp(TERM, 70_000),
-    Report(
-        3,
-        MEMBERSHIP,
-        (3,),
-        node=2,
-        leads=False,
-        gone=(0,),
-        ready=(3,),
-        free=(0,),
-        num_missing=70_000,
-    ),
+    Report(3, MEMBERSHIP, (3,), node=2, leads=False, gone=(0,), ready=(3,), free=(0,)),
 )
 
 

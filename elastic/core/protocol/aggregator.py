@@ -249,7 +249,7 @@ class Aggregator:
                 self._observers.there(node)
             case CaughtUp(node, step):
                 self._observers.caught_up(node, step)
-            case Collect(state) if state.step == self.state.step:
+            case Collect(state) if state.step == self.state.step and self._is_whole:
                 return self._collect()
             case Tick(progress):
                 self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
@@ -349,15 +349,14 @@ class Aggregator:
     def _collect(self) -> list[Action]:
         """Have those who own chunks that are not kept here send their state."""
         senders = tuple(
-            self._node if self._node in keepers else keepers[0]
-            for keepers in self._keeping.keepers(skip=True)
+            self._node if self._node in keepers else keepers[0] for keepers in self._keeping.holders
         )
         self._num_copies += 1
         return [Copy(self._num_copies, self._node, self.state.step, senders)]
 
     def _is_free(self, node: int) -> bool:
         """Whether nothing of the running step is on that node alone, and no state."""
-        if self._keeping.num_missing:
+        if self._keeping.is_moving:
             return False
         manifests = [self._manifests.get(worker) for worker in self._workers_of(node)]
         return not any(
@@ -401,16 +400,14 @@ class Aggregator:
 
     def _admit(self, membership: Membership) -> list[Action]:
         actions: list[Action] = [SaveMembership(membership)]
-        nodes, before_departing = self.membership.nodes, self.membership.departing
+        nodes, departing = self.membership.nodes, self.membership.departing
         before = set(self.membership.members) | set(self.membership.leaving)
         after = set(membership.members) | set(membership.leaving)
         self.membership = membership
         self._observers.keep(membership.joining)
-        if nodes != membership.nodes:
-            actions += self._give_up()
-        departing = membership.departing
-        if (nodes, before_departing) != (membership.nodes, departing):
-            self._fail_without(self._keeping.admit(membership.nodes, departing))
+        if (nodes, departing) != (membership.nodes, membership.departing):
+            actions += self._give_up()  # its keepers are those of before
+            self._fail_without(self._keeping.admit(membership.nodes, membership.departing))
         for node in nodes:
             if node not in membership.nodes:
                 actions += self._drop_node(node)
@@ -469,7 +466,6 @@ class Aggregator:
             gone=self.gone,
             ready=self._observers.ready(self.state.step),
             free=tuple(one for one in self.membership.departing if self._is_free(one)),
-            num_missing=self._keeping.num_missing,
         )
         if not self._coordinator or report == self._told:
             return []
@@ -642,7 +638,7 @@ class Aggregator:
             weight=weight,
             num_updates=self.state.num_updates,
             skip=skip,
-            keepers=self._keeping.keepers(skip=skip),
+            keepers=() if skip else self._keeping.keepers,
             moves=self._moves,
             observers=self._observers.nodes,
         )

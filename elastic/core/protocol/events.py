@@ -194,9 +194,9 @@ class Update:
     number of this exchange: the same sums may be exchanged anew.
 
     `keepers`, of each chunk: the nodes that have its state in this version and compute it for the
-    next one, its owner first; all others get the parameters from the owner. Empty: this node is
-    alone. `moves`: who is to keep a chunk's state from the next version on besides, and gets it
-    from whom. `observers` join: they get the parameters of all chunks.
+    next one, its owner first; all others get the parameters from the owner. `moves`: who is to keep
+    a chunk's state from the next version on besides, and gets it from whom. `observers` join: they
+    get the parameters of all chunks.
     """
 
     round: int

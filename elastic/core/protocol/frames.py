@@ -35,7 +35,7 @@ class Stage(IntEnum):
     NODE_SUM = 0  # int32, what one node contributes to the total
     TOTAL = 1  # int32, summed over all nodes
     PARAMETERS = 2  # of the next version
-    STATE = 3  # of a version, copied to a node that joins or replicates
+    STATE = 3  # of the optimizer, on its way to a checkpoint
 
 
 class Block(NamedTuple):

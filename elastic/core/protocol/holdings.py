@@ -47,8 +47,8 @@ class Memory:
                 if state.step != self.state.step:
                     self.kept, self.checksum = self.next_kept, 0
                 self.state = state
-            case Update() if action.keepers:
-                self.next_kept = action.kept_by(self.node)
+            case Update():
+                self.next_kept = self.kept if action.skip else action.kept_by(self.node)
             case SaveRow(_, outcome):
                 self.rows[outcome.micro_batch] = outcome
             case SaveManifest(worker, manifest):

@@ -40,15 +40,20 @@ class Keeping:
         self._nodes: tuple[int, ...] = ()
         self._departing: tuple[int, ...] = ()
 
-    def keepers(self, *, skip: bool = False) -> tuple[tuple[int, ...], ...]:
-        """Of each chunk, its owner first: who is to compute its state in the next round, or, if the
-        step is skipped, who has it."""
-        return tuple(self._rows if skip else self._next)
+    @property
+    def holders(self) -> tuple[tuple[int, ...], ...]:
+        """Of each chunk: who has its state in the committed version, its owner first."""
+        return tuple(self._rows)
 
     @property
-    def num_missing(self) -> int:
-        """Copies that are still to be sent."""
-        return sum(len(pairs) for pairs in self._rounds)
+    def keepers(self) -> tuple[tuple[int, ...], ...]:
+        """Of each chunk: who is to compute its state in the next round, its owner first."""
+        return tuple(self._next)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether copies are still to be sent."""
+        return bool(self._rounds)
 
     def begin(
         self, kept: Mapping[int, Iterable[int]], nodes: Sequence[int], departing: Sequence[int]
@@ -74,6 +79,12 @@ class Keeping:
     def admit(self, nodes: Sequence[int], departing: Sequence[int]) -> str:
         """These are the members from now on. Returns as `begin`."""
         self._nodes, self._departing = tuple(nodes), tuple(departing)
+        if all(len(row) == len(nodes) and {*row} == {*nodes} for row in self._rows):
+            stay = [node for node in nodes if node not in departing]  # as a job begins
+            self._wanted = _rows(self._policy.place([1] * self._num_chunks, stay))
+            self._rounds.clear()
+            self._next = [self._settled(chunk) for chunk in range(self._num_chunks)]
+            return ""
         view = MembersView(_placement(self._rows), nodes, departing)
         decision = self._policy.decide(view)
         if isinstance(decision, Lost):

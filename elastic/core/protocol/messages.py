@@ -135,7 +135,7 @@ class Membership:
 
     `nodes` take part in the step, the first of them leads: it is the home of every micro-batch.
     `former` ones did: what their memory holds counts no more, and their numbers never come back.
-    `joining` ones copy the state; `departing` ones are among `nodes` until they hold nothing.
+    `joining` ones receive parameters; `departing` ones are among `nodes` until they hold nothing.
     """
 
     generation: int = 0
@@ -258,7 +258,7 @@ class Report:
 
     `node` says it, and `leads` the step or not. `gone`: members that it cannot reach. `ready`:
     joining nodes that are at most one step behind. `free`: departing ones that hold nothing of the
-    running step, and no state. `num_missing`: copies of chunks' state that are still to be sent.
+    running step, and no state that is nowhere else.
     """
 
     step: int
@@ -274,7 +274,6 @@ class Report:
     gone: tuple[int, ...] = ()
     ready: tuple[int, ...] = ()
     free: tuple[int, ...] = ()
-    num_missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ GRACE_S = 1.0
 NEVER_S = float("-inf")
 
 _OF_ALL = (MarkDone, MarkUndone, SaveMembership, SaveState, Update, GiveUp, Copy)
-"""Actions that every node carries out, or keeps for later while it joins."""
+"""Actions that every node carries out, as far as they concern it."""
 
 _OF_ONE = (Send, OpenSlot, DropSlot, HangUp, SaveRow, SaveManifest)
 """Actions that the node of their worker carries out."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import fields as fields_of
 from enum import IntEnum
 from typing import Any
 
@@ -74,6 +74,7 @@ class _Kind(IntEnum):
     CAUGHT_UP = 40
 
 
+_UPDATE_FIELDS = [one.name for one in fields_of(Update) if one.name not in ("keepers", "moves")]
 _TERM = struct.Struct("<BQ")
 _NUMBER = struct.Struct("<I")
 _COUNT = struct.Struct("<IQ")
@@ -160,10 +161,14 @@ def _pack_holds(holds: Holds) -> bytes:
     ]
     for worker, manifest in holds.manifests.items():
         parts.append(_NUMBER.pack(worker) + manifest_to_bytes(manifest))
+    return _pack_parts(parts)
+
+
+def _pack_parts(parts: Iterable[bytes]) -> bytes:
     return b"".join(_NUMBER.pack(len(part)) + part for part in parts)
 
 
-def _unpack_holds(term: int, body: bytes) -> Holds:
+def _unpack_parts(body: bytes) -> list[bytes]:
     parts, at = [], 0
     while at < len(body):
         (length,) = _NUMBER.unpack_from(body, at)
@@ -172,7 +177,11 @@ def _unpack_holds(term: int, body: bytes) -> Holds:
             raise ValueError(f"{length} bytes are said to follow, {len(body) - at} do")
         parts.append(body[at : at + length])
         at += length
-    state, prepared, kept, next_kept, *entries = parts
+    return parts
+
+
+def _unpack_holds(term: int, body: bytes) -> Holds:
+    state, prepared, kept, next_kept, *entries = _unpack_parts(body)
     word, checksum = _PREPARED.unpack(prepared)
     manifests = {
         _NUMBER.unpack_from(entry)[0]: _manifest(entry[_NUMBER.size :]) for entry in entries
@@ -234,7 +243,7 @@ def _pack_action(action: Action) -> bytes:
         case SaveState(state):
             return b"C" + state.to_bytes()
         case Update():
-            return b"U" + json.dumps(asdict(action), separators=(",", ":")).encode()
+            return b"U" + _pack_update(action)
         case GiveUp(number):
             return b"X" + _ROUND.pack(number)
         case Copy():
@@ -242,13 +251,31 @@ def _pack_action(action: Action) -> bytes:
     raise ProtocolError(f"{type(action).__name__} is no order")
 
 
+def _pack_update(update: Update) -> bytes:
+    """JSON, and arrays of what may be long."""
+    fields = {name: getattr(update, name) for name in _UPDATE_FIELDS}
+    widths = [len(nodes) for nodes in update.keepers]
+    moves = [(one.chunk, one.sender, one.receiver) for one in update.moves]
+    arrays = (widths, [node for nodes in update.keepers for node in nodes], moves)
+    head = json.dumps(fields, separators=(",", ":")).encode()
+    return _pack_parts([head, *(np.array(one, np.uint32).tobytes() for one in arrays)])
+
+
 def _unpack_update(body: bytes) -> Update:
-    fields: dict[str, Any] = json.loads(body)
+    head, *arrays = _unpack_parts(body)
+    fields: dict[str, Any] = json.loads(head)
     for name in ("nodes", "exponents", "observers"):
         fields[name] = tuple(fields[name])
     fields["slots"] = tuple((worker, half) for worker, half in fields["slots"])
-    fields["keepers"] = tuple(tuple(nodes) for nodes in fields["keepers"])
-    fields["moves"] = tuple(Move(**move) for move in fields["moves"])
+    widths, nodes, moves = (np.frombuffer(part, np.uint32) for part in arrays)
+    bounds = np.cumsum(widths)
+    if len(nodes) != (bounds[-1] if len(bounds) else 0):
+        raise ValueError(f"{len(nodes)} keepers")
+    flat, stops = nodes.tolist(), bounds.tolist()
+    fields["keepers"] = tuple(
+        tuple(flat[stop - width : stop]) for stop, width in zip(stops, widths.tolist(), strict=True)
+    )
+    fields["moves"] = tuple(Move(*move) for move in moves.reshape(-1, 3).tolist())
     return Update(**fields)
 
 

@@ -19,7 +19,7 @@ One schedule, to look at it: `check(random_schedule(4711), tried=tried)`, or
 | `search` | many schedules, on all cores; shrinks the first that breaks an invariant |
 | `job` | one job: its processes, and the faults that strike them |
 | `worker_process`, `aggregator_process`, `coordinator_process` | what the actors are in reality |
-| `catching_up` | what the aggregator of a joining node does besides |
+| `updating` | what the aggregators do of a round: sums, parameters, state that moves |
 | `world` | the clock, processes, sockets |
 | `memory` | shared memory, where stores may be half done |
 | `truth` | what an undisturbed job computes, worked out without the protocol |

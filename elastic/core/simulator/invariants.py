@@ -30,7 +30,7 @@ class Violation(Exception):
 
 class Checker:
     """Compares shared memory with the truth. `memories` are those of the members, by node;
-    `joining` those of nodes that copy."""
+    `joining` those of nodes that join."""
 
     def __init__(self, truth: Truth, memories: dict[int, Memory], *, num_nodes: int) -> None:
         self.memories = memories
@@ -58,10 +58,10 @@ class Checker:
         self._check_slots()
 
     def begins_anew(self, node: int) -> None:
-        """What that node holds is about to be overwritten by a copy, maybe of an earlier step."""
+        """What that node holds is about to be overwritten, maybe by an earlier step."""
         memory = self.memories.get(node)
         if memory is not None and node in memory.membership.nodes:
-            raise Violation(f"node {node} receives a copy and knows that it is a member")
+            raise Violation(f"node {node} receives a version and knows that it is a member")
         self._positions.pop(node, None)
 
     def committing(self, step: int, membership: Membership) -> None:
@@ -249,8 +249,6 @@ class Sum:
         for chunk, nodes in enumerate(self._update.keepers):
             if node in nodes:
                 self.states[chunk] = self._next(source, chunk)
-        if not self._update.keepers:
-            self.states = {chunk: self._next(source, chunk) for chunk in source.states}
         self.is_updated = True
 
     def _next(self, source: Version, chunk: int) -> int:
@@ -269,7 +267,7 @@ class Sum:
             self.states.update(part.states)
         if len(chunks) < NUM_CHUNKS:
             raise Violation(f"only {chunks} of {NUM_CHUNKS} chunks are complete by {self._update}")
-        wanted = self._update.kept_by(node) if self._update.keepers else chunks
+        wanted = self._update.kept_by(node)
         if self.states.keys() != wanted:
             raise Violation(f"node {node} has the state of {set(self.states)}, not of {wanted}")
         self._complete()

@@ -323,7 +323,7 @@ class Job:
     def _begin_step(self, step: int) -> None:
         self._step = step
         if self.clock.now_s - max([*self.commits_s[-1:], 0.0]) > 1.0:
-            self._calm_s = max(self._calm_s, self.clock.now_s)  # nobody was there to copy from
+            self._calm_s = max(self._calm_s, self.clock.now_s)  # nobody was there to receive from
         self._touch(0.0)
         self._check_joining()
         for fault in self.schedule.faults:

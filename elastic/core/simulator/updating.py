@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from elastic.core.protocol.events import Update, Updated
 from elastic.core.simulator.invariants import Sum
-from elastic.core.simulator.truth import NUM_CHUNKS
 from elastic.core.simulator.world import Block, Parameters
 
 if TYPE_CHECKING:
@@ -93,14 +92,14 @@ class Updating:
             running.add([sums[one].entries for one in update.nodes], self._node)
             self._release(update, running)
         received = self._parameters.get(self._name, {})
-        owners = {nodes[0] for nodes in _keepers(update)} | {one.sender for one in update.moves}
+        owners = {nodes[0] for nodes in update.keepers} | {one.sender for one in update.moves}
         if received.keys() >= owners - {self._node}:
             running.receive([received[one] for one in sorted(owners - {self._node})], self._node)
             self._end(update)
 
     def _release(self, update: Update, running: Sum) -> None:
         """Send the parameters of own chunks to all, and the state of those that move."""
-        owned = tuple(c for c, nodes in enumerate(_keepers(update)) if nodes[0] == self._node)
+        owned = tuple(c for c, nodes in enumerate(update.keepers) if nodes[0] == self._node)
         for peer in {*update.nodes, *update.observers} - {self._node}:
             moved = [
                 (one.chunk, running.states[one.chunk])
@@ -118,7 +117,3 @@ class Updating:
     @property
     def _node(self) -> int:
         return self._process.node
-
-
-def _keepers(update: Update) -> tuple[tuple[int, ...], ...]:
-    return update.keepers or ((update.nodes[0],),) * NUM_CHUNKS
