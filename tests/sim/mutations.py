@@ -313,27 +313,6 @@ class TrustsEveryMember(RecordedAggregator):
         self._keeping.begin(dict.fromkeys(nodes, every), nodes, self.membership.departing)
 
 
-class MovesBeforeTheCommit(RecordedAggregator):
-    """What was to move in a round that was given up is taken to have moved."""
-
-    def _give_up(self) -> list[ev.Action]:
-        if self.phase is agg.Phase.UPDATING:
-            self._keeping.moved(self._moves)
-        return super()._give_up()
-
-
-class EndsTheRoundThoughANodeDeparts(RecordedAggregator):
-    """What is to be kept where changes while a round runs, and the round goes on."""
-
-    def _admit(self, membership: Membership) -> list[ev.Action]:
-        self._is_same = membership.nodes == self.membership.nodes
-        return super()._admit(membership)
-
-    def _give_up(self) -> list[ev.Action]:
-        is_same, self._is_same = getattr(self, "_is_same", False), False
-        return [] if is_same else super()._give_up()
-
-
 class ComesBackAsItWas(Coordinator):
     """A node that was lost may be a member again, with what its memory holds."""
 
@@ -390,7 +369,6 @@ DURING_THE_COPY = tuple(  # or a little before or after it
     for offset_s in (0.75, 1.0)
 )
 KILL_NODE = Fault(do="kill_node", step=2, offset_s=0.05)
-DEPARTS = Fault(do="leave_node", step=0, point=("Update", "during"), target=1)
 DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
 ALL_STOPPED = tuple(Fault(do="stop_worker", step=2, target=target) for target in range(8))
 
@@ -430,8 +408,6 @@ MUTATIONS = (
     _aggregator(WaitsForTheJoining, JOIN, FREEZE_JOINING),
     _node(BelievesWhatItHears, JOIN, *DURING_THE_COPY),
     _aggregator(TrustsEveryMember, JOIN, *DURING_THE_COPY),
-    _aggregator(MovesBeforeTheCommit, KILL_NODE, JOIN, *DURING_THE_COPY),
-    _aggregator(EndsTheRoundThoughANodeDeparts, DEPARTS),
     _node(LeasesBeforeItKnows),
     Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), num_seeds=400),
     Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False), num_seeds=400),

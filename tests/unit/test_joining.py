@@ -501,6 +501,17 @@ def test_a_move_of_a_round_that_is_given_up_is_still_to_be_made() -> None:
     assert again.moves == update.moves
 
 
+def test_who_is_to_keep_what_changes_only_between_rounds() -> None:
+    """A departure wants other copies: a round that goes by the old ones cannot say that they are."""
+    host, update = updating()
+    actions = admit(host, replace(MEMBERS, generation=2, departing=(1,)))
+    assert only(ev.GiveUp, actions) == [ev.GiveUp(update.round)]
+    (again,) = only(ev.Update, actions)
+    for node in (0, 1, 2):
+        assert again.kept_by(node) <= {0}, "what it has in the version of before"
+    assert 0 in again.kept_by(0) | again.kept_by(2), "one that stays"
+
+
 def test_losing_the_last_copy_ends_the_job_and_says_why() -> None:
     rules = replace(RULES, num_chunks=2)
     kept = {0: frozenset({0}), 1: frozenset({1})}
