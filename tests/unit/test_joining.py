@@ -19,6 +19,7 @@ from hosts import (
     ordered,
     said,
     says,
+    updating,
     view,
 )
 
@@ -502,7 +503,7 @@ def test_a_move_of_a_round_that_is_given_up_is_still_to_be_made() -> None:
 
 
 def test_who_is_to_keep_what_changes_only_between_rounds() -> None:
-    """A departure wants other copies: a round that goes by the old ones cannot say that they are."""
+    """A departure wants other copies; a round that goes by the old ones cannot make them."""
     host, update = updating()
     actions = admit(host, replace(MEMBERS, generation=2, departing=(1,)))
     assert only(ev.GiveUp, actions) == [ev.GiveUp(update.round)]
