@@ -288,6 +288,10 @@ class HostJob:
                 if process.own_pid == own_pid:
                     os.kill(process.pid, signal.SIGKILL)
 
+    def outlive(self) -> None:
+        """Wait until its driver has died with its host."""
+        self._driver.wait(_SETTLE_S)
+
     def stop(self) -> HostRun:
         """End the job in good order."""
         done = self._bed.run(HEAD, *_CLI, "stop", self._job.name)

@@ -24,6 +24,7 @@ from tests.integration.support import TAG, make_job, wait_until
 REASON = why_impossible()
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.chaos,
     pytest.mark.skipif(bool(REASON), reason=REASON),
     pytest.mark.timeout(400),
 ]
@@ -112,6 +113,7 @@ def test_another_cluster_goes_on_where_the_head_was_lost(
     job = HostJob(bed, job_on(2, "headless", storage))
     wait_until(lambda: newest_step(storage) >= 100, "two checkpoints are written", timeout_s=120)
     bed.host(HEAD).kill()
+    job.outlive()
     lost_at = newest_step(storage)
     assert lost_at < NUM_STEPS
     assert not job.run.result_json.exists()
