@@ -50,7 +50,7 @@ def measure_join(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
             end_s = time.time()
             runs.append(job.stop())
             longest.append(longest_over_median(runs[-1], begin_s, up_s, end_s))
-            moved += moved_bytes(runs[-1])
+            moved += copies_moved(runs[-1])
     figures = [
         figure(
             f"host joins: longest step of the others / median, {size}",
@@ -64,7 +64,7 @@ def measure_join(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:
         _lost(f"host joins: steps lost, {size}", runs),
     ]
     if moved:
-        figures.append(figure(f"host joins: bytes of state moved, {size}", moved, unit="B"))
+        figures.append(figure(f"host joins: copies of state sent, {size}", moved, unit="chunks"))
     return figures
 
 
@@ -77,10 +77,10 @@ def longest_over_median(run: HostRun, begin_s: float, up_s: float, end_s: float)
     return max(around) / statistics.median(before)
 
 
-def moved_bytes(run: HostRun) -> list[float]:
-    """The state that nodes sent each other because a node came or went, of each change; empty as
-    long as steps do not say it in `moved_bytes`."""
-    return [float(one["moved_bytes"]) for one in run.metrics if one.get("moved_bytes")]
+def copies_moved(run: HostRun) -> list[float]:
+    """How many chunks' state nodes sent each other because a node came or went, of each change."""
+    moved = [one["reason"] for one in run.events if one["kind"] == "state_moved"]
+    return [float(reason.split()[0]) for reason in moved]
 
 
 def measure_frozen(bed: Testbed, size: str, *, quick: bool) -> list[Figure]:

@@ -76,7 +76,7 @@ def measure(
     others, num_done = 0, 0
     for number in range(seed, seed + num_runs):
         with timed(f"chaos, seed {number}, run {num_done + 1} of {num_runs}"):
-            job = HostJob(bed, host_job("chaos", size, NUM_HOSTS, steps))
+            job = HostJob(bed, host_job("chaos", size, NUM_HOSTS, steps, f"replicas={NUM_HOSTS}"))
             job.settle(1)
             for what in schedule(number):
                 say(f"  {what}")

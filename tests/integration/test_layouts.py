@@ -31,10 +31,16 @@ def bed() -> Iterator[Testbed]:
         yield made
 
 
-def job_on(bed: Testbed, num_nodes: int, *, workers: int) -> HostJob:
-    nodes = {"min": num_nodes, "max": num_nodes}
-    name = f"on-{num_nodes}"
-    job = make_job(name, workers=workers, steps=NUM_STEPS, nodes=nodes, checkpoint={"every": 0})
+def job_on(bed: Testbed, num_nodes: int, *, workers: int, replicas: int = 2) -> HostJob:
+    job = make_job(
+        f"on-{num_nodes}",
+        workers=workers,
+        steps=NUM_STEPS,
+        nodes={"min": num_nodes, "max": num_nodes},
+        replicas=replicas,
+        chunk_elements=1024,
+        checkpoint={"every": 0},
+    )
     return HostJob(bed, job)
 
 
@@ -49,15 +55,17 @@ def alone(bed: Testbed) -> tuple[str, str]:
     return bits(job_on(bed, 1, workers=1).end())
 
 
-@pytest.mark.parametrize(("num_nodes", "workers"), [(1, 3), (2, 2), (3, 4), (5, 5)])
+@pytest.mark.parametrize(
+    ("num_nodes", "workers", "replicas"), [(1, 3, 2), (2, 2, 2), (3, 4, 1), (5, 5, 2)]
+)
 def test_one_two_three_and_five_hosts_end_alike(
-    num_nodes: int, workers: int, bed: Testbed, alone: tuple[str, str]
+    num_nodes: int, workers: int, replicas: int, bed: Testbed, alone: tuple[str, str]
 ) -> None:
-    assert bits(job_on(bed, num_nodes, workers=workers).end()) == alone
+    assert bits(job_on(bed, num_nodes, workers=workers, replicas=replicas).end()) == alone
 
 
 def test_two_of_five_hosts_may_die_at_once(bed: Testbed, alone: tuple[str, str]) -> None:
-    job = job_on(bed, NUM_HOSTS, workers=NUM_HOSTS)
+    job = job_on(bed, NUM_HOSTS, workers=NUM_HOSTS, replicas=3)
     job.settle(1)
     job.go_on(10)
     with ThreadPoolExecutor(2) as threads:
