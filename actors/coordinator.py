@@ -309,16 +309,16 @@ class CoordinatorShell:
                 self._event("node_leaving", f"node {node}: {refusal or reason}")
 
     def _now(self) -> Now:
-        """For the monitor, on its thread. Every node that takes part holds every chunk."""
-        status = self.status()
+        """For the monitor, on its thread. Copies that are still on their way count."""
+        status, job = self.status(), self._setup.job
         with self._lock:
             node_of = dict(self._processes.homes("worker"))
-        nodes = self._setup.job.nodes
+        wanted = min(job.replicas, job.nodes.max)
         return Now(
             status=status,
             node_of=node_of,
-            replicas=status.num_nodes,
-            replicas_wanted=nodes.min,
+            replicas=min(wanted, status.num_nodes),
+            replicas_wanted=wanted,
         )
 
     def _grow(self) -> None:
