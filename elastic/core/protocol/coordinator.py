@@ -258,7 +258,8 @@ class Coordinator:
         if departing and set(departing) == set(kept):
             actions.append(Note("node_stays", f"nobody else is left than {departing}"))
             departing = []
-        left = [one for one in self._free(view) if one in departing]
+        free = [] if lost else self._free(view)  # it may keep what the lost one kept
+        left = [one for one in free if one in departing]
         kept = [one for one in kept if one not in left]
         joining = [one for one in now.joining if one in view.aggregators]
         joined = []
