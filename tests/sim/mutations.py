@@ -369,6 +369,19 @@ DURING_THE_COPY = tuple(  # or a little before or after it
     for offset_s in (0.75, 1.0)
 )
 KILL_NODE = Fault(do="kill_node", step=2, offset_s=0.05)
+CUT_AT_THE_START = (  # later it would have to receive a whole version first
+    Fault(do="stop_worker", step=0, point=("Compute", "during"), for_s=2.5),
+    Fault(do="stop_worker", step=0, point=("Compute", "during"), target=1, for_s=2.5),
+    Fault(do="cut_node", step=0, point=("SaveManifest", "after"), for_s=0.9),
+)
+TWO_COORDINATORS = (  # both replace the workers that die
+    Fault(do="split_coordinator", step=1, for_s=3.0),
+    *(
+        Fault(do="kill_worker", step=1, offset_s=0.05 + 0.1 * target, target=target)
+        for target in range(3)
+    ),
+    KILL_NODE,
+)
 DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
 ALL_STOPPED = tuple(Fault(do="stop_worker", step=2, target=target) for target in range(8))
 
@@ -409,8 +422,8 @@ MUTATIONS = (
     _node(BelievesWhatItHears, JOIN, *DURING_THE_COPY),
     _aggregator(TrustsEveryMember, JOIN, *DURING_THE_COPY),
     _node(LeasesBeforeItKnows),
-    Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), num_seeds=400),
-    Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False), num_seeds=400),
+    Mutation("ComesBackAsItWas", Build(coordinator=ComesBackAsItWas), CUT_AT_THE_START),
+    Mutation("GenerationWithoutPutIfAbsent", Build(needs_generations=False), TWO_COORDINATORS),
     Mutation(
         "NumbersAreUsedAgain",
         Build(coordinator=NumbersAreUsedAgain),
