@@ -204,7 +204,9 @@ def test_a_node_may_be_lost_anywhere(do: str, point: tuple[str, str]) -> None:
 @pytest.mark.parametrize("point", JOIN_POINTS, ids=" ".join)
 def test_a_node_may_be_lost_anywhere_while_another_joins(do: str, point: tuple[str, str]) -> None:
     fault = Fault(do=do, step=1, offset_s=0.6, point=point, for_s=1.0)
-    more = KILL_NODE if point == ("GiveUp", "after") else Fault(do="kill_worker", step=3)
+    more = Fault(do="kill_worker", step=3)
+    if point == ("GiveUp", "after"):
+        more = Fault(do="kill_node", step=1, offset_s=0.62, point=("Update", "during"), target=1)
     see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, JOIN, more, fault))
 
 

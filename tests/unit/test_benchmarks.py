@@ -413,11 +413,12 @@ def test_a_join_is_as_bad_as_its_longest_step() -> None:
     assert changes.longest_over_median(run, 10.0, 19.5, 23.0) == pytest.approx(1.4)
 
 
-def test_state_is_counted_where_steps_say_so() -> None:
+def test_copies_that_were_sent_are_counted_by_change() -> None:
     run = a_host_run([1.0] * 3, at_s=[])
-    assert changes.moved_bytes(run) == []
-    run.metrics[1]["moved_bytes"] = 700
-    assert changes.moved_bytes(run) == [700.0]
+    assert changes.copies_moved(run) == []
+    reason = "90 copies of chunks' state were sent in 9 steps"
+    run.events.append({"kind": "state_moved", "reason": reason})
+    assert changes.copies_moved(run) == [90.0]
 
 
 def test_the_first_contribution_of_each_worker() -> None:
