@@ -11,6 +11,7 @@ ElasticError
     │   ├── TaskError       the model, optimizer or loss is refused, by name
     │   └── StoreError      shared memory is too small, or the store is held by another job
     ├── CheckpointError     a checkpoint is damaged or belongs to another model
+    ├── RepositoryError     a model repository is damaged, or does not hold what is asked of it
     ├── NonFiniteError      the model's own gradient or loss is NaN or infinite
     ├── ProcessError        processes ended in a way that another start may not meet
     ├── CallbackError       a user's callback raised
@@ -61,6 +62,10 @@ class StoreError(ConfigError):
 
 class CheckpointError(FatalError):
     """A checkpoint is damaged or belongs to another model."""
+
+
+class RepositoryError(FatalError):
+    """A model repository is damaged, or does not hold what is asked of it."""
 
 
 class NonFiniteError(FatalError):
