@@ -115,6 +115,21 @@ def giver(loads: Mapping[int, int], node: int) -> int | None:
     return most if loads[most] - loads[node] >= 2 else None
 
 
+def moves(loads: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Which node should give a worker to which, one after the other, until all have alike."""
+    after = dict(loads)
+    made: list[tuple[int, int]] = []
+    while after:
+        taker = min(after, key=lambda one: (after[one], one))
+        node = giver(after, taker)
+        if node is None:
+            break
+        made.append((node, taker))
+        after[node] -= 1
+        after[taker] += 1
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class HostView:
     """When the job lost the host, or its processes there, without being asked to; oldest first."""
@@ -142,7 +157,7 @@ class Refuse:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readmission:
     """Take a lost host back at once, `free` times within `window_s`; then wait twice as long after
-    each loss, then never. Each time costs the others a copy of the state."""
+    each loss, then never. Each time the others send it the parameters and a share of the state."""
 
     free: int = 2
     limit: int = 8

@@ -23,6 +23,8 @@ class World:
             coord.Limits(**{**everything, **limits}), workers, fresh
         )
         self.step = step
+        self.is_slow = False
+        """A node that joins does not get there."""
         self.nodes = set(nodes)
         self.homes: dict[int, int] = {}
         self.lives: dict[int, coord.Life] = {}
@@ -33,8 +35,9 @@ class World:
         now = self.told
         lead = now.nodes[0]
         living = tuple(one for one, life in self.lives.items() if life is coord.Life.ALIVE)
+        ready = () if self.is_slow else now.joining
         report = Report(
-            self.step, now, connected=living, node=lead, ready=now.joining, free=now.departing
+            self.step, now, connected=living, node=lead, ready=ready, free=now.departing
         )
         others = {
             node: Report(self.step, now, connected=(), node=node, leads=False)
@@ -189,6 +192,48 @@ def test_a_new_node_gets_its_share_of_the_workers() -> None:
     told = world.told
     world.settle()
     assert world.told == told, "and then it is still"
+
+
+def test_workers_of_a_new_node_load_while_it_joins() -> None:
+    """All that it will be given, so that it is of use at once."""
+    world = World(0, workers=6)
+    world.settle()
+    world.step, world.is_slow = 5, True
+    world.nodes.add(1)
+    world.decide()
+    assert [world.homes[one] for one in world.lives].count(1) == 3
+    world.settle()
+    assert world.loads() == {0: 6}, "those that compute stay until it has joined"
+    assert len(world.lives) == 9
+    world.is_slow = False
+    world.settle()
+    assert world.loads() == {0: 3, 1: 3}
+    assert max(world.homes) == 8, "none was started for it again"
+
+
+def test_a_node_that_does_not_get_there_is_no_reason_to_do_with_fewer_workers() -> None:
+    world = World(0, workers=4)
+    world.settle()
+    world.step, world.is_slow = 5, True
+    world.nodes.add(1)
+    world.settle()
+    world.lives[0] = coord.Life.DEAD
+    world.settle()
+    assert world.loads() == {0: 4}
+    assert 0 not in world.told.members
+
+
+def test_what_was_started_for_a_refused_node_is_ended() -> None:
+    world = World(0, workers=4)
+    world.settle()
+    world.step = 5
+    world.nodes.add(1)
+    world.decide()
+    world.coordinator.leave(1)
+    actions = world.decide()
+    killed = [one.worker for one in only(coord.KillWorker, actions)]
+    assert killed == [worker for worker, node in world.homes.items() if node == 1]
+    assert killed
 
 
 def test_fewer_workers_leave_the_node_that_has_most() -> None:

@@ -17,6 +17,7 @@ from policies.growing import (
     Refuse,
     Take,
     Wait,
+    moves,
 )
 
 NOW_S = 1000.0
@@ -171,3 +172,18 @@ def test_a_host_is_taken_again_once_its_losses_are_forgotten(losses_s: list[floa
     if isinstance(decided, Wait):
         assert now_s < decided.until_s <= now_s + HOSTS.cap_s
     assert isinstance(HOSTS.decide(HostView(now_s + HOSTS.window_s, sorted(losses_s))), Take)
+
+
+@pytest.mark.parametrize(
+    ("loads", "made"),
+    [
+        ({}, []),
+        ({0: 3}, []),
+        ({0: 2, 1: 1}, []),
+        ({0: 4, 1: 0}, [(0, 1), (0, 1)]),
+        ({0: 3, 1: 3, 2: 0}, [(1, 2), (0, 2)]),
+        ({0: 4, 1: 0, 2: 0}, [(0, 1), (0, 2)]),
+    ],
+)
+def test_moves_even_out(loads: dict[int, int], made: list[tuple[int, int]]) -> None:
+    assert moves(loads) == made

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from elastic.core.protocol.messages import Membership, Report
-from policies.growing import giver
+from policies.growing import giver, moves
 from policies.restarts import BackOff, GiveUp, Hold, RestartView, Start
 
 
@@ -316,14 +316,16 @@ class Coordinator:
         for worker, life in sorted(view.processes.items()):
             if worker in self._gone:
                 continue
-            if worker not in hung and life is not Life.DEAD:
+            is_left_over = life is Life.STARTING and view.home(worker) in self._membership.former
+            if worker not in hung and life is not Life.DEAD and not is_left_over:
                 continue
             actions.append(KillWorker(worker))  # a dead one may have left its process behind
             self._gone.add(worker)
             if worker in leaving:
                 actions.append(Note("worker_left", "finished what it held", worker))
                 continue
-            if view.home(worker) not in self._membership.former:  # else a host died, not a worker
+            if view.home(worker) not in (*self._membership.former, *self._membership.joining):
+                # else a host died, not a worker
                 self._deaths_s.append(view.now_s)
                 self._failed_starts += worker not in self._came
             reason = hung.get(worker) or view.ends.get(worker, "its process is gone")
@@ -335,7 +337,11 @@ class Coordinator:
         if view.report is None:  # no start can end: there is nothing to connect to
             self._starting_s = {}
             return {}
-        starting = [one for one, life in view.processes.items() if life is Life.STARTING]
+        starting = [
+            one
+            for one, life in view.processes.items()
+            if life is Life.STARTING and view.home(one) not in self._membership.joining
+        ]
         self._starting_s = {one: self._starting_s.get(one, view.now_s) for one in starting}
         limit_s = self.limits.start_s
         return {
@@ -382,13 +388,16 @@ class Coordinator:
             members.remove(leaving[-1])
             loads[view.home(leaving[-1])] -= 1
             actions.append(Note("worker_leaving", f"{self.target} wanted", leaving[-1]))
-        moves = ((one, giver(loads, view.home(one))) for one in spare)
-        move = next(((one, node) for one, node in moves if node is not None), None)
-        if move is not None:
-            leaving.append(max(one for one in members if view.home(one) == move[1]))
-            members[members.index(leaving[-1])] = move[0]
-            reason = f"worker {leaving[-1]} of node {move[1]} leaves for it: nodes share alike"
-            actions.append(Note("worker_joined", reason, move[0]))
+        for worker in spare:
+            node = giver(loads, view.home(worker))
+            if node is None:
+                continue
+            leaving.append(max(one for one in members if view.home(one) == node))
+            members[members.index(leaving[-1])] = worker
+            loads[node] -= 1
+            loads[view.home(worker)] += 1
+            reason = f"worker {leaving[-1]} of node {node} leaves for it: nodes share alike"
+            actions.append(Note("worker_joined", reason, worker))
         if not members and not self._empty and now.members:
             actions.append(Note("no_workers", "waiting for a worker; the state is kept"))
         self._empty = not members
@@ -433,38 +442,51 @@ class Coordinator:
         living = [
             worker
             for worker, life in view.processes.items()
-            if life is not Life.DEAD
-            and worker not in self._gone
-            and worker not in now.leaving
-            and view.home(worker) not in (*now.former, *now.departing)
+            if life is not Life.DEAD and worker not in self._gone and worker not in now.leaving
         ]
-        missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
-        starting = sum(view.processes[worker] is Life.STARTING for worker in living)
-        if starting and len(living) >= self.target:
+        here = [worker for worker in living if view.home(worker) in self._staying]
+        starting = sum(view.processes[worker] is Life.STARTING for worker in here)
+        if starting and len(here) >= self.target:
             return actions  # spares start one at a time, behind those that are needed
-        if missing == 0 and len(now.members) == self.target:
-            loads = self._loads(view, now.members)
-            missing = int(any(giver(loads, node) is not None for node in loads))
-        if self._given_up or missing <= 0:
+        coming = Counter(view.home(worker) for worker in living if worker not in here)
+        if self._given_up or not (places := self._places(view, here, coming)):
             return actions
         deaths = RestartView(view.now_s, self._deaths_s, self._failed_starts)
         match self.limits.restarts.decide(deaths):
             case Start():
-                num = max(1, self.target - len(living))
                 # an earlier coordinator may have died before the aggregator heard of its last one
                 first = max(self._membership.next_worker, 1 + max(view.processes, default=-1))
-                self._change(replace(self._membership, next_worker=first + num))
-                loads = self._loads(view, living)
-                for worker in range(first, first + num):
-                    node = min(loads, key=lambda one: (loads[one], one))
-                    loads[node] += 1
-                    actions.append(StartWorker(worker, node))
+                self._change(replace(self._membership, next_worker=first + len(places)))
+                actions += [StartWorker(first + num, node) for num, node in enumerate(places)]
             case GiveUp(reason):
                 self._given_up = reason
                 actions.append(Note("worker_given_up", reason))
             case Hold():
                 pass
         return actions
+
+    def _places(self, view: View, living: Sequence[int], coming: Counter[int]) -> list[int]:
+        """The nodes on which a worker is to be started, once for each.
+
+        With nothing missing: those that have fewer than others. Workers of a node that is about to
+        take part load meanwhile: `coming` is how many there are, they count for nothing else.
+        """
+        now = self._membership
+        missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
+        if missing > 0:
+            loads, places = self._loads(view, living), []
+            for _ in range(max(1, self.target - len(living))):
+                places.append(min(loads, key=lambda one: (loads[one], one)))
+                loads[places[-1]] += 1
+            return places
+        if missing < 0 or len(now.members) < self.target:
+            return []
+        loads = self._loads(view, now.members)
+        new = [one for one in view.aggregators if one not in (*now.nodes, *now.former)]
+        loads.update(dict.fromkeys(new, 0))
+        takers = Counter(taker for _, taker in moves(loads))
+        spare = Counter(view.home(one) for one in living if one not in now.members)
+        return sorted((takers - spare - coming).elements())
 
     def _loads(self, view: View, living: Iterable[int]) -> Counter[int]:
         """How many workers live on each node that takes part, and will."""
