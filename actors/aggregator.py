@@ -49,9 +49,11 @@ from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol import events, node
 from elastic.core.protocol.messages import (
     Hello,
+    Look,
     Manifest,
     Membership,
     Message,
+    Pulse,
     Scale,
     State,
     manifest_from_bytes,
@@ -420,11 +422,20 @@ class AggregatorShell:
             self._close(channel)
 
     def _receive(self, sender: int | None, message: Message) -> None:
+        if isinstance(message, Look):
+            self._tell(self._pulse())
+            return
         if self._setup.faults:
             step = self._protocol.state.step
             self._at("step_start", step)
             self._at("before_grant", step)
         self._handle(events.Received(sender, message))
+
+    def _pulse(self) -> Pulse:
+        """For the coordinator, which asks for it if somebody watches."""
+        progress = tuple((worker, slot.progress[0]) for worker, slot in self._slots.items())
+        protocol = self._protocol
+        return Pulse(self._setup.node, protocol.state.step, progress, protocol.holding)
 
     def _close(self, channel: Channel) -> None:
         known = channel in self._senders

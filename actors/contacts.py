@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import selectors
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,15 +21,19 @@ from actors.mesh import COORDINATOR, Address, Down, Mesh, Up
 from elastic.core.errors import ChannelClosed, ProtocolError
 from elastic.core.protocol.frames import Block
 from elastic.core.protocol.handshake import Credentials
-from elastic.core.protocol.messages import Membership, Message, Peers, Report, Scale
+from elastic.core.protocol.messages import Membership, Message, Peers, Pulse, Report, Scale
 
 _GREETING = Report(step=0, membership=Membership(), connected=())
 
 
 class Contacts(Protocol):
-    """The nodes that can be reached. `reports` are the newest; None: it has said nothing yet."""
+    """The nodes that can be reached. `reports` are the newest; None: it has said nothing yet.
+
+    `pulses`: answers to `Look`, for whoever asked.
+    """
 
     reports: dict[int, Report | None]
+    pulses: deque[Pulse]
 
     def turn(self, wait_s: float) -> list[Scale]:
         """Take what is said, after at most `wait_s`; greet who is new. Returns what is asked."""
@@ -48,6 +53,7 @@ class OneContact:
         self._path = path
         self._channel: Channel | None = None
         self.reports: dict[int, Report | None] = {}
+        self.pulses: deque[Pulse] = deque()
 
     def turn(self, wait_s: float) -> list[Scale]:
         if self._channel is None:
@@ -70,6 +76,8 @@ class OneContact:
                     self.reports[0] = message
                 elif isinstance(message, Scale):
                     asked.append(message)
+                elif isinstance(message, Pulse):
+                    self.pulses.append(message)
         except ChannelClosed:
             self.close()
         return asked
@@ -106,6 +114,7 @@ class ManyContacts:
         self._selector.register(self._mesh.listener, selectors.EVENT_READ, lambda _: None)
         self._asked: list[Scale] = []
         self.reports: dict[int, Report | None] = {}
+        self.pulses: deque[Pulse] = deque()
 
     def turn(self, wait_s: float) -> list[Scale]:
         self._introduce()
@@ -157,6 +166,8 @@ class ManyContacts:
                         self.reports[node] = message
                     elif isinstance(message, Scale):
                         self._asked.append(message)
+                    elif isinstance(message, Pulse):
+                        self.pulses.append(message)
         except (ChannelClosed, ProtocolError) as error:
             self._drop(node, str(error))
 

@@ -24,6 +24,7 @@ from actors.monitor import Monitor
 from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
 from actors.processes import Processes
+from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.errors import (
     ClusterError,
@@ -85,6 +86,7 @@ class CoordinatorShell:
         self._outage = Outage()
         self._growth = HostGrowth(processes, job.nodes.min)
         self._contacts = self._make_contacts()
+        self._pulses = Pulses(self._contacts, wanted=job.monitoring.detect)
         self._newest = 0
         self._report: Report | None = None
         self._step = 0
@@ -97,7 +99,7 @@ class CoordinatorShell:
         self._phase: PhaseName = "starting"
         self._metrics = _Tail(setup.run.metrics_jsonl, 64)
         self._events = _Tail(setup.run.events_jsonl, _NUM_EVENTS)
-        self._monitor = Monitor(setup, self._now, self._event, self._swap)
+        self._monitor = Monitor(setup, self._now, self._event, self._swap, self._pulses)
         self._thread = threading.Thread(target=self._loop, name="coordinator", daemon=True)
 
     def _is_first(self) -> bool:
@@ -257,6 +259,7 @@ class CoordinatorShell:
         """Take what the aggregators say."""
         for request in self._contacts.turn(_TURN_S):
             self._scale_by(request)
+        self._pulses.turn()
         reports = [one for one in self._contacts.reports.values() if one is not None]
         self._report = next((one for one in reports if _leads(one)), None)
         if self._report is not None:

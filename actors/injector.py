@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from elastic.core.faults import Fault, read_trace
 from elastic.core.permutation import derive_key
+
+_NAP_S = 0.02
 
 
 class Injector:
@@ -169,14 +172,19 @@ class WorkerInjector(Injector):
         self._happens(fault, step)
         return fault.sleep_s
 
-    def stretch(self, step: int, elapsed_s: float) -> float:
-        """Make a computation that took `elapsed_s` take `factor` times as long; by how much."""
+    def stretch(self, step: int, elapsed_s: float, progress: memoryview) -> float:
+        """Make a computation that took `elapsed_s` take `factor` times as long; by how much.
+
+        It is slow, and does not hang: its counter moves.
+        """
         late_s = 0.0
         for fault in self._mine:
             if fault.factor is not None and self._slow_now(fault, step):
                 self._happens(fault, step)
-                time.sleep(elapsed_s * (fault.factor - 1))
                 late_s += elapsed_s * (fault.factor - 1)
+        for _ in range(math.ceil(late_s / _NAP_S)):
+            time.sleep(late_s / math.ceil(late_s / _NAP_S))
+            progress[0] += 1
         return late_s
 
     def poisons(self, step: int) -> bool:

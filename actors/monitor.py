@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.runs import Lines
 from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from actors.ray_metrics import RayMetrics
     from monitoring.detection import Detector
     from monitoring.exporter import Exporter, Values
+    from monitoring.progress import Progress
 
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.25
+_POLL_S = 0.05
 _RAY_S = 5.0
 _EVERYWHERE = ("0.0.0.0", "::")
 _REPLACES = (Remedy.RESTART, Remedy.QUARANTINE)
@@ -47,6 +50,7 @@ class Monitor:
         now: says how the job stands; called from the threads of this and of scrapes.
         event: appends to the events of the run.
         swap: lets a worker leave and another take its place.
+        pulses: of all nodes.
     """
 
     def __init__(
@@ -55,14 +59,19 @@ class Monitor:
         now: Callable[[], Now],
         event: Tells,
         swap: Callable[[int], None],
+        pulses: Pulses,
     ) -> None:
         self._setup, self._now, self._event, self._swap = setup, now, event, swap
+        self._pulses = pulses
+        self._step_s: float | None = None
+        self._turned_s = 0.0
         job, run = setup.job, setup.run
         self._steps = Lines(run.metrics_jsonl)
         self._events = Lines(run.events_jsonl)
         self._evaluations = Lines(run.evaluations_jsonl)
         self._tally = Tally(job.model_dump(mode="json"))
         self._detector: Detector | None = None
+        self._progress: Progress | None = None
         self._held: dict[tuple[str, str], float] = {}
         self._advised: set[tuple[tuple[str, str], Remedy]] = set()
         self._taken: list[Taken] = []
@@ -85,8 +94,9 @@ class Monitor:
             self._begin()
             exporter = self._listen()
             try:
-                while not self._ended.wait(_TURN_S):
-                    self._turn()
+                while not self._ended.wait(_POLL_S if self._detector is not None else _TURN_S):
+                    if self._has_news() or time.monotonic() - self._turned_s >= _TURN_S:
+                        self._turn()
             finally:
                 self._setup.run.prometheus_json.unlink(missing_ok=True)
                 if exporter is not None:
@@ -150,10 +160,11 @@ class Monitor:
     def _begin(self) -> None:
         """Read what there is already: a predecessor may have died, with verdicts that held."""
         from monitoring.detection import NUM_STEPS, Detector  # numpy: behind the job's start
+        from monitoring.progress import Progress
 
         job = self._setup.job
         if job.monitoring.detect:
-            self._detector = Detector()
+            self._detector, self._progress = Detector(), Progress()
         if job.monitoring.ray:
             from ray.util import metrics
 
@@ -164,11 +175,24 @@ class Monitor:
             self._read(self._now().node_of, most_steps=NUM_STEPS)
             self._held = dict.fromkeys(self._tally.verdicts, time.time())
 
+    def _has_news(self) -> bool:
+        """Look at how all processes get on: whether a verdict on it begins or ends."""
+        if self._detector is None or self._progress is None:
+            return False
+        for heard_s, pulse in self._pulses.take():
+            self._progress.take(pulse, heard_s)
+        if self._step_s is None:
+            return False
+        now_s, waiting = time.monotonic(), self._pulses.waiting
+        return self._detector.poll(self._progress.view(now_s, self._step_s, waiting))
+
     def _turn(self) -> None:
+        self._turned_s = time.monotonic()
         if self._of_ray is not None and time.monotonic() - self._told_ray_s >= _RAY_S:
             self._told_ray_s = time.monotonic()
             self._of_ray.tell(self._values())
         now = self._now()
+        self._step_s = now.status.step_s_median
         with self._lock:
             self._read(now.node_of)
             if self._detector is None or self._tally.is_over:

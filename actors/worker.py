@@ -205,7 +205,8 @@ class WorkerShell:
             self._injector.sleep(step, self._compute.members)
             self._injector.at("before_compute", step)
             outcome = self._compute.compute(lease)
-            late_s = self._injector.stretch(step, outcome.end_s - outcome.start_s)
+            took_s = outcome.end_s - outcome.start_s
+            late_s = self._injector.stretch(step, took_s, self._compute.progress)
             outcome = replace(outcome, end_s=outcome.end_s + late_s)
             if self._injector.poisons(step):
                 outcome = self._compute.poisoned(outcome)

@@ -15,7 +15,7 @@ from monitoring.account import Done, done_of
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
 from policies.flapping import Departure, DeparturesView, Flapping
-from policies.signals import Computed, Fleet, StepView
+from policies.signals import Computed, Fleet, PollView, StepView
 from policies.verdicts import Kind, Node, Verdict, Worker
 
 NUM_STEPS = 100
@@ -54,9 +54,16 @@ class Detector:
         else:
             self._step(line, node_of)
 
+    def poll(self, view: PollView) -> bool:
+        """Take in how all processes get on; whether a verdict begins or ends by that."""
+        found = self._peers.decide_poll(view, self._memory)
+        self._memory = found.memory
+        return bool(found.begun or found.ended)
+
     def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
         """What holds now. A hang is told of at least once, however soon it was over."""
         found = [*self._memory.verdicts, *self._hung.values()]
+        found = list({one.name: one for one in found}.values())
         for worker in self._over:
             self._hung.pop(worker, None)
         self._over.clear()

@@ -6,6 +6,7 @@ What the tests themselves need is in `support`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,32 @@ class Counting(Layers):
         with torch.no_grad():
             self.layers[1].bias += 1
         return super().forward(features_BF)
+
+
+class Unhurried(Layers):
+    """Each layer takes a while, and no processor."""
+
+    layer_s = 0.0
+
+    def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.layer_s)
+        hidden = features_BF
+        for layer in self.layers:
+            hidden = self.dropout(F.relu(layer(hidden)))
+            time.sleep(self.layer_s)
+        return hidden
+
+
+@dataclass(frozen=True)
+class TakesTime(Tiny):
+    """Its model is `Unhurried`: a step takes as long as it would with a large model."""
+
+    layer_s: float = 0.02
+
+    def model(self) -> nn.Module:
+        model = Unhurried(self.width, self.dropout)
+        model.layer_s = self.layer_s
+        return model
 
 
 class WithCounting(Tiny):

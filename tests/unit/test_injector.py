@@ -178,7 +178,7 @@ def test_a_job_without_faults_touches_nothing(tmp_path: Path) -> None:
     worker = in_worker([], tmp_path)
     worker.at("before_compute", 0)
     worker.sleep(0, list)
-    assert worker.stretch(0, 1.0) == 0.0
+    assert worker.stretch(0, 1.0, memoryview(bytearray(8)).cast("Q")) == 0.0
     assert not worker.poisons(0)
     assert aggregator.injector.fired() == set()
     assert list(tmp_path.iterdir()) == []
@@ -270,12 +270,13 @@ def test_a_slow_worker_sleeps_once_in_every_step(tmp_path: Path, slept: list[flo
 def test_a_slow_worker_takes_a_factor_as_long(tmp_path: Path, slept: list[float]) -> None:
     faults = [Fault(index=0, do="slow", step=2, target=1, factor=2.5)]
     mine = in_worker(faults, tmp_path, 1)
-    late_s = []
+    late_s, progress = [], memoryview(bytearray(8)).cast("Q")
     for step in range(4):
-        late_s.append(mine.stretch(step, 0.1))
+        late_s.append(mine.stretch(step, 0.1, progress))
         mine.sleep(step, lambda: [1])
     assert late_s == [0.0, 0.0, pytest.approx(0.15), pytest.approx(0.15)]
-    assert slept == [pytest.approx(0.15)] * 2
+    assert sum(slept) == pytest.approx(0.3)
+    assert progress[0] == len(slept) > 10  # slow, and no hang
 
 
 def test_slowness_ends_in_time(

@@ -24,11 +24,13 @@ from elastic.core.protocol.messages import (
     Lease,
     Leases,
     Leave,
+    Look,
     Manifest,
     Membership,
     Message,
     Outcome,
     Peers,
+    Pulse,
     Refused,
     Release,
     Report,
@@ -107,6 +109,14 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         Peers, st.lists(st.tuples(IDS, TEXT, st.integers(0, 65535)), max_size=3).map(tuple)
     ),
     Scale: st.builds(Scale, st.integers(-9, 9), st.none() | IDS),
+    Look: st.builds(Look),
+    Pulse: st.builds(
+        Pulse,
+        IDS,
+        IDS,
+        st.lists(st.tuples(IDS, WORDS), max_size=3).map(tuple),
+        st.none() | st.lists(st.tuples(IDS, st.booleans()), max_size=3).map(tuple),
+    ),
 }
 
 

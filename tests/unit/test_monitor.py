@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from actors.contacts import OneContact
 from actors.monitor import Monitor
+from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
 from elastic.core.runs import RunFolder
@@ -121,12 +123,14 @@ class World:
         self.run = RunFolder(path)
         self.run.create()
         self.swapped: list[int] = []
+        self.contacts = OneContact(path / "nobody")
         self._setup = JobSetup(job=job, run=self.run, run_id="x", secret=b"")
         self._time_s = 0.0
         self.monitor = self.make()
 
     def make(self) -> Monitor:
-        return Monitor(self._setup, self._now, self._event, self.swapped.append)
+        pulses = Pulses(self.contacts, wanted=True)
+        return Monitor(self._setup, self._now, self._event, self.swapped.append, pulses)
 
     def _now(self) -> Now:
         status = Status(phase="training", num_steps=9, run_dir="r", num_spare=1)

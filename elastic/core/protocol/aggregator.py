@@ -314,6 +314,11 @@ class Aggregator:
         """The workers that are connected, on whatever node."""
         return frozenset(self._peers)
 
+    @property
+    def holding(self) -> tuple[tuple[int, bool], ...]:
+        """The workers that hold work, and whether they have completed any."""
+        return tuple((one, bool(peer.samples_s)) for one, peer in self._peers.items() if peer.queue)
+
     def _workers_of(self, node: int) -> list[int]:
         return [worker for worker, home in self._homes.items() if home == node]
 

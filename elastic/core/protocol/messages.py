@@ -310,6 +310,25 @@ class Scale:
     worker: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A request for a Pulse, by whoever watches the job. One at a time: nothing piles up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What the counters of a node say now. Nothing that the protocol decides depends on it.
+
+    `progress`: of each worker here, its counter, which moves within a micro-batch, too. `holding`
+    is said by the lead only: who holds work, on whatever node, and whether it has completed any.
+    """
+
+    node: int
+    step: int
+    progress: tuple[tuple[int, int], ...] = ()
+    holding: tuple[tuple[int, bool], ...] | None = None
+
+
 Message = (
     Hello
     | Commit
@@ -326,14 +345,16 @@ Message = (
     | Stop
     | Peers
     | Scale
+    | Look
+    | Pulse
 )
 
 _LEASE = struct.Struct("<BQHBH")
 _OUTCOME = struct.Struct("<Hdd16s8sddHH")
-_COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON = range(1, 8)
+_COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON, _PULSE = range(1, 9)
 _RARE: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Peers, Scale)
+    for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Peers, Scale, Look)
 }
 MAX_MESSAGE_BYTES = 1 << 20
 
@@ -414,6 +435,8 @@ def encode_message(message: Message) -> bytes:
             return bytes([_RELEASE]) + b"".join(map(_pack_lease, leases))
         case Revoke(lease):
             return bytes([_REVOKE]) + _pack_lease(lease)
+        case Pulse(node, step, progress, holding):
+            return bytes([_PULSE]) + json.dumps((node, step, progress, holding)).encode()
         case _:
             body = {"kind": type(message).__name__, **asdict(message)}
             return bytes([_JSON]) + json.dumps(body).encode()
@@ -452,6 +475,10 @@ def _decode(data: bytes) -> Message:
         return Release(_unpack_leases(data, 1))
     if kind == _REVOKE:
         return Revoke(_unpack_lease(data, 1)[0])
+    if kind == _PULSE:
+        node, step, progress, holding = json.loads(data[1:])
+        held = None if holding is None else tuple((one, bool(done)) for one, done in holding)
+        return Pulse(node, step, tuple((one, count) for one, count in progress), held)
     if kind != _JSON:
         raise ValueError(f"kind {kind}")
     body = json.loads(data[1:])

@@ -213,6 +213,11 @@ class Node:
         return self._lead.connected if self._lead is not None else frozenset()
 
     @property
+    def holding(self) -> tuple[tuple[int, bool], ...] | None:
+        """Who holds work, as `Aggregator.holding` says; None: this node does not lead."""
+        return self._lead.holding if self._lead is not None else None
+
+    @property
     def phase(self) -> StepPhase:
         """The phase of the step, as far as this node knows."""
         return self._lead.phase if self._lead is not None else StepPhase.LEASING

@@ -1,0 +1,38 @@
+"""What is wrong with a running job is named in time, whatever is done about it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic.core.runs import RunFolder
+from elastic.result import Result
+from tests.integration.support import make_job, run_job, write_faults
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
+
+TAKES_TIME = "tests.integration.tasks:TakesTime"
+
+
+def told(result: Result, kind: str) -> list[Mapping[str, Any]]:
+    return [event for event in result.events if event["kind"] == kind]
+
+
+def test_a_worker_that_stops_in_the_middle_is_named_within_three_steps(tmp_path: Path) -> None:
+    stop = {"do": "stop", "at": {"step": 12, "point": "before_compute"}, "target": "worker-1"}
+    faults = write_faults(tmp_path / "faults.yaml", [{**stop, "for_s": 5.0}])
+    job = make_job("hangs", workers=2, steps=24, task=TAKES_TIME, evaluate={"every": 0})
+    result = run_job(job, run_dir=tmp_path / "run", faults=faults)
+    (fault,), verdicts = told(result, "fault"), told(result, "verdict")
+    assert [(one["verdict"]["kind"], one["worker"]) for one in verdicts] == [
+        ("hang outside communication", 1)
+    ]
+    steps = RunFolder(tmp_path / "run").read_metrics()
+    usual_s = statistics.median(one["step_s"] for one in steps if one["step"] < 12)
+    took_s = verdicts[0]["time_s"] - fault["time_s"]
+    assert took_s <= 3 * usual_s, f"the verdict took {took_s:.2f} s, a step {usual_s:.2f} s"
+    assert len(told(result, "verdict_ended")) == 1
