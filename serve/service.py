@@ -1,0 +1,230 @@
+"""A served repository in one process: the engine on a thread, versions from the folder, health.
+
+The HTTP layer above knows no tensor of an expert, the engine below no request. Reads the clock
+that it is given. Never answers without a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic.core.errors import ConfigError, ElasticError
+from elastic.core.experts.repository import MANIFEST_FILE
+from policies.routing import Selection
+from serve.engine import Engine, Job
+from serve.metrics import Metrics
+from serve.pool import Pool
+from serve.refusals import Refusal, too_late, unavailable
+from serve.rollout import Rollout
+from serve.settings import Serving
+from serve.version import Version, read_version
+from serve.work import Work
+
+log = logging.getLogger(__name__)
+
+UNLOADED_FILE = "unloaded.json"
+"""In the repository's folder: names of experts that an operator took out."""
+_IDLE_S = 0.05
+_STUCK_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request says besides its inputs."""
+
+    request_id: str
+    timeout_s: float
+    policy: Selection | None = None
+    version: str | None = None
+    keeps_trace: bool = False
+
+
+class Service:
+    """`start` it, then `run` requests, from an event loop."""
+
+    def __init__(
+        self, settings: Serving, pool: Pool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Loads the repository. Raises ElasticError where it cannot, or where no expert works."""
+        self.settings, self._pool, self._clock = settings, pool, clock
+        self.metrics = Metrics()
+        self.engine = Engine(pool, settings, clock, self.metrics)
+        self._seen = self._stamp()
+        first = read_version(settings.repository, settings.selection)
+        self._condemn(first, pool.prepare(first))
+        self.rollout = Rollout(first, settings.canary, self.metrics)
+        self._read_unloaded()
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._beat_s = clock()
+        self._threads = [
+            threading.Thread(target=self._serve, name="engine", daemon=True),
+            threading.Thread(target=self._follow, name="repository", daemon=True),
+        ]
+        self._probes = ThreadPoolExecutor(2, thread_name_prefix="probe")
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends the threads; what is in work is not finished."""
+        self._stopping.set()
+        self._wake.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=10)
+        self._probes.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, works: Sequence[Work], version: Version, ask: Ask) -> Job:
+        """Answer rows. Raises Refusal; cancelling it takes the rows out of the engine."""
+        begin_s = self._clock()
+        job = Job(
+            works, version, ask.policy or version.policy, begin_s + ask.timeout_s, ask.keeps_trace
+        )
+        is_good = False
+        self.engine.submit(job)
+        self._wake.set()
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(job.done), ask.timeout_s)
+            is_good = not job.lost
+        except TimeoutError:
+            raise too_late(f"no answer within {ask.timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            is_good = True  # it was the client who left
+            raise
+        finally:
+            self.engine.cancel(job)
+            self.rollout.record(version, self._clock() - begin_s, is_good=is_good)
+        return job
+
+    def version_for(self, ask: Ask) -> Version:
+        """The version that a request pins, or its share of the canary."""
+        if ask.version is not None:
+            return self.rollout.find(ask.version)
+        return self.rollout.choose(ask.request_id)
+
+    def is_live(self) -> bool:
+        """Whether the engine moves."""
+        return self._clock() - self._beat_s < _STUCK_S and self._threads[0].is_alive()
+
+    def is_ready(self) -> bool:
+        """Whether a request would be answered now: the engine moves and an expert is alive."""
+        return self.is_live() and bool(self.engine.patients.alive(self.rollout.current).any())
+
+    def unload(self, name: str) -> None:
+        """Take an expert out, in all replicas that read the folder."""
+        self._write_unloaded(self.engine.patients.unloaded | {name})
+
+    def load(self, name: str) -> None:
+        """Let an expert answer again, and look at the folder at once."""
+        self._write_unloaded(self.engine.patients.unloaded - {name})
+        self.poll()
+
+    def poll(self) -> None:
+        """Look at the folder once; a version that does not work is refused, and the old one stays.
+
+        A manifest is tried once, until it changes.
+        """
+        self._read_unloaded()
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            version = read_version(self.settings.repository, self.settings.selection)
+            self._check(version)
+        except ElasticError as error:
+            self.metrics.swaps.labels("refused").inc()
+            log.error("a new version is refused: %s", error)
+            return
+        self.rollout.offer(version)
+        versions = [*self.rollout.versions(), *self.engine.versions()]
+        self._pool.keep(versions)
+        self.engine.patients.keep({key for one in versions for key in one.keys})
+
+    def _check(self, version: Version) -> None:
+        wrong = self._pool.prepare(version)
+        known = {key for one in self.rollout.versions() for key in one.keys}
+        fresh = [
+            f"{name}: {wrong[name]}"
+            for name, key in zip(version.names, version.keys, strict=True)
+            if name in wrong and key not in known
+        ]
+        if fresh:
+            raise ConfigError("; ".join(fresh))
+
+    def _condemn(self, version: Version, wrong: dict[str, str]) -> None:
+        for name, fault in wrong.items():
+            log.error("expert %s does not work: %s", name, fault)
+        if len(wrong) == len(version.names):
+            raise ConfigError("no expert works: " + "; ".join(map(": ".join, wrong.items())))
+        self.engine.patients.condemn(version, wrong)
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            self._beat_s = self._clock()
+            if not self.engine.tick():
+                self._wake.wait(_IDLE_S)
+                self._wake.clear()
+            self._probe()
+
+    def _probe(self) -> None:
+        version = self.rollout.current
+        for k in self.engine.patients.to_probe(version):
+            self._probes.submit(self._try_again, version, k)
+
+    def _try_again(self, version: Version, k: int) -> None:
+        begin_s = self._clock()
+        limit_s = self.settings.failing.expert_timeout_s
+        try:
+            answer = self._pool.ask(version, {k: version.example()}, limit_s)[k]
+        except Exception as error:  # it must not stay half open for ever
+            answer = error
+        self.engine.patients.examine(version, k, answer, 1, self._clock() - begin_s)
+
+    def _follow(self) -> None:
+        while not self._stopping.wait(self.settings.poll_s):
+            try:
+                self.poll()
+            except Exception:
+                log.exception("cannot look at %s", self.settings.repository)
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            found = (self.settings.repository / MANIFEST_FILE).stat()
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+    def _read_unloaded(self) -> None:
+        path = self.settings.repository / UNLOADED_FILE
+        try:
+            names = json.loads(path.read_text())
+        except FileNotFoundError:
+            names = []
+        except (OSError, ValueError) as error:
+            log.error("%s: cannot be read: %s", path, error)
+            return
+        self.engine.patients.unloaded = frozenset(map(str, names))
+
+    def _write_unloaded(self, names: frozenset[str]) -> None:
+        path: Path = self.settings.repository / UNLOADED_FILE
+        try:
+            draft = path.with_suffix(f".{os.getpid()}.tmp")
+            draft.write_text(json.dumps(sorted(names)))
+            draft.replace(path)
+        except OSError as error:
+            raise unavailable(f"{path}: cannot be written: {error.strerror}") from error
+        self.engine.patients.unloaded = names
+
+
+__all__ = ["UNLOADED_FILE", "Ask", "Refusal", "Service"]
