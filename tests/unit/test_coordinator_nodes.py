@@ -25,6 +25,8 @@ class World:
         self.step = step
         self.is_slow = False
         """A node that joins does not get there."""
+        self.silent: set[int] = set()
+        """Nodes whose aggregators still start."""
         self.nodes = set(nodes)
         self.homes: dict[int, int] = {}
         self.lives: dict[int, coord.Life] = {}
@@ -41,7 +43,7 @@ class World:
         )
         others = {
             node: Report(self.step, now, connected=(), node=node, leads=False)
-            for node in self.nodes - {lead}
+            for node in self.nodes - {lead} - self.silent
         }
         present = self.nodes - set(self.coordinator.membership.former)
         view = coord.View(
@@ -192,6 +194,16 @@ def test_a_new_node_gets_its_share_of_the_workers() -> None:
     told = world.told
     world.settle()
     assert world.told == told, "and then it is still"
+
+
+def test_a_job_that_begins_on_several_nodes_starts_no_worker_twice() -> None:
+    world = World(0, 1, workers=6, min_nodes=2, spare=1)
+    world.silent = {1}
+    world.settle()
+    world.silent = set()
+    world.settle()
+    assert world.loads() == {0: 3, 1: 3}
+    assert len(world.homes) == 7
 
 
 def test_workers_of_a_new_node_load_while_it_joins() -> None:

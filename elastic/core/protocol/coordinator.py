@@ -444,7 +444,9 @@ class Coordinator:
             for worker, life in view.processes.items()
             if life is not Life.DEAD and worker not in self._gone and worker not in now.leaving
         ]
-        here = [worker for worker in living if view.home(worker) in self._staying]
+        here = living
+        if now.members:  # before that the job waits for all nodes, and for their workers
+            here = [worker for worker in living if view.home(worker) in self._staying]
         starting = sum(view.processes[worker] is Life.STARTING for worker in here)
         if starting and len(here) >= self.target:
             return actions  # spares start one at a time, behind those that are needed
