@@ -9,16 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.hosts import HEAD, Happening, HostJob
-from scripts.hosts import why_impossible
 from scripts.testbed import Settings, Testbed
 from tests.integration.support import make_job
+from tests.integration.testbeds import on_hosts
 
-REASON = why_impossible()
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(240),
-]
+pytestmark = on_hosts(240)
 NUM_STEPS = 300
 
 

@@ -12,16 +12,11 @@ import pytest
 
 from benchmarks.hosts import HEAD, HostJob, heal
 from elastic.core.config import JobConfig
-from scripts.hosts import why_impossible
 from scripts.testbed import Testbed
 from tests.integration.support import make_job, wait_until
+from tests.integration.testbeds import on_hosts
 
-REASON = why_impossible()
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(300),
-]
+pytestmark = on_hosts(300)
 
 ELASTIC = ("python", "-c", "from elastic.cli import main; main()")
 NUM_STEPS = 400

@@ -9,17 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from benchmarks.hosts import HostJob, HostRun, heal
-from scripts.hosts import Host, why_impossible
+from scripts.hosts import Host
 from scripts.testbed import Testbed
 from tests.integration.support import make_job
+from tests.integration.testbeds import on_hosts
 
-REASON = why_impossible()
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.chaos,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(600),
-]
+pytestmark = [*on_hosts(600), pytest.mark.chaos]
 NUM_STEPS = 240
 NUM_HOSTS = 5
 

@@ -9,16 +9,11 @@ import pytest
 
 from benchmarks.hosts import HEAD, Happening, HostJob, HostRun, heal
 from elastic.core.config import JobConfig
-from scripts.hosts import why_impossible
 from scripts.testbed import Testbed
 from tests.integration.support import make_job
+from tests.integration.testbeds import on_hosts
 
-REASON = why_impossible()
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(300),
-]
+pytestmark = on_hosts(300)
 
 NUM_STEPS = 240
 LONGEST_S = 20.0

@@ -11,16 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.hosts import HostJob, HostRun
-from scripts.hosts import why_impossible
 from scripts.testbed import Testbed
 from tests.integration.support import make_job
+from tests.integration.testbeds import on_hosts
 
-REASON = why_impossible()
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(240),
-]
+pytestmark = on_hosts(240)
 NUM_STEPS = 300
 STALL_S = 4.0
 """Longer than an aggregator may hang, and than a link may be silent."""

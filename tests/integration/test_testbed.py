@@ -13,16 +13,12 @@ import pytest
 import yaml
 
 from elastic.core.runs import RunFolder
-from scripts.hosts import HostError, why_impossible
+from scripts.hosts import HostError
 from scripts.testbed import ROOT, Settings, Testbed, has_raylet
 from tests.integration.support import make_job, wait_until
+from tests.integration.testbeds import on_hosts
 
-REASON = why_impossible()
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(180),
-]
+pytestmark = on_hosts(180)
 
 NAME = f"test{os.getpid()}"
 COMMAND = [sys.executable, "-m", "scripts.testbed_commands", "--name", NAME]
