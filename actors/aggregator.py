@@ -631,8 +631,8 @@ class AggregatorShell:
 
     def _take_snapshot(self, state: State) -> Snapshot:
         """On any thread. What is not kept here comes from other nodes."""
-        index, wake = state.step % 2, None if self._neighbours is None else self._neighbours.wake
-        snapshot = Snapshot(self._sizes, index, self._versions[index], moved=wake or _nothing)
+        index, wake = state.step % 2, self._neighbours.wake if self._neighbours else None
+        snapshot = Snapshot(self._sizes, index, self._versions[index], moved=wake)
         self._updater.snapshots.append(snapshot)
         if snapshot.missing:
             assert self._neighbours is not None, "a node that is alone keeps everything"
@@ -675,10 +675,6 @@ class AggregatorShell:
             unwritten=unwritten,
             faults_fired=sorted(self._injector.fired()),
         )
-
-
-def _nothing() -> None:
-    """There is no link that could wait."""
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

@@ -145,7 +145,7 @@ class Rounds:
             present[node].discard_blocks(lambda block: _is_older(block, number))
         tensors = tensors_of(self._versions[1 - plan.source])
         arrays = Arrays(self._sums_N.numpy(), self._totals_N.numpy(), tensors)
-        owned = {node: len(exchange.owned_by(node)) for node in update.nodes}
+        owned = {node: len(chunks) for node, chunks in exchange.owned.items()}
         self._running = running = _Running(
             number,
             update,
@@ -288,7 +288,7 @@ class Rounds:
         if not running.has_told:
             running.has_told = True
             taken, own = running.taking.result(), running.squares[self._me]
-            for at, chunk in enumerate(exchange.owned_by(self._me)):
+            for at, chunk in enumerate(exchange.owned[self._me]):
                 own[at] = taken.get(chunk, 0.0)
             if len(own):
                 self._send_all(running, SQUARES, own)
@@ -333,9 +333,9 @@ class Rounds:
         squares = {
             chunk: square
             for node, theirs in running.squares.items()
-            for chunk, square in zip(exchange.owned_by(node), theirs.tolist(), strict=True)
+            for chunk, square in zip(exchange.owned[node], theirs.tolist(), strict=True)
         }
-        owned = exchange.owned_by(self._me)  # others wait for them
+        owned = exchange.owned[self._me]  # others wait for them
         chunks = [*owned, *sorted(set(exchange.kept) - set(owned))]
 
         def done(chunk: int) -> None:

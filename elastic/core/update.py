@@ -52,7 +52,7 @@ class Snapshot:
         version: int,
         source: Version,
         share: Sequence[int] | None = None,
-        moved: Callable[[], None] = lambda: None,
+        moved: Callable[[], None] | None = None,
     ) -> None:
         self.version = version
         self.values = torch.empty_like(source.values)
@@ -82,7 +82,8 @@ class Snapshot:
             with self._changed:
                 self._left.discard(chunk.index)
                 self._changed.notify_all()
-            self._moved()
+            if self._moved is not None:
+                self._moved()
 
     def holds(self, chunk: int) -> bool:
         """Whether the chunk is still to be copied."""

@@ -57,8 +57,10 @@ class Host:
         prepared: int = 0,
         kept: Sequence[int] = EVERY,
         linked: Sequence[int] = (0, 1, 2),
+        checksum: int = 0,
     ) -> None:
-        recovered = agg.Recovered(state, membership, kept={node: frozenset(kept)})
+        own = {node: frozenset(kept)}
+        recovered = agg.Recovered(state, membership, kept=own, checksum=checksum)
         self.now_s = 0.0
         self.node = nodes.Node(node, RULES, recovered, term=10 + node, prepared=prepared)
         self.begun = self.do(ev.Started())
@@ -80,11 +82,13 @@ class Host:
         prepared: int = 0,
         *,
         kept: Sequence[int] = EVERY,
+        checksum: int = 0,
         **manifests: Manifest,
     ) -> list[nodes.NodeAction]:
         """The answer of another node to this one, which leads; `manifests` are of workers w1..."""
         by_worker = {int(name[1:]): one for name, one in manifests.items()}
-        held = orders.Holds(10 + self.node.node, state, prepared, by_worker, frozenset(kept))
+        term, own = 10 + self.node.node, frozenset(kept)
+        held = orders.Holds(term, state, prepared, by_worker, own, checksum=checksum)
         return self.hear(node, held)
 
     def told(self) -> Report:

@@ -333,3 +333,21 @@ def test_a_job_begins_on_all_nodes_that_there_are() -> None:
     coordinator.decide(view(lead, other, replace(other, node=2)))
     assert coordinator.membership.nodes == (0, 1, 2)
     assert coordinator.membership.members == (0,)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "is_refused"), [(0x11, False), (0x22, True), (0, False)], ids=hex
+)
+def test_nodes_whose_task_makes_other_parameters_are_refused(theirs: int, is_refused: bool) -> None:
+    """0: not the parameters that the task made, so there is nothing to compare."""
+    alone = replace(MEMBERS, members=(), nodes=(0,))
+    first = State(step=0, attempt=0, exponents=None)
+    host = Host(0, alone, state=first, checksum=0x11)
+    two = replace(alone, generation=2, nodes=(0, 1))
+    host.do(ev.Received(None, Admit(two)))
+    host.holds(1, first, checksum=theirs)
+    failure = host.told().failure
+    assert bool(failure) == is_refused
+    if is_refused:
+        for part in ("node 1", "node 0", "0x00000022", "0x00000011", "the seed alone"):
+            assert part in failure

@@ -141,6 +141,10 @@ class Exchange:
             self._moves.setdefault(move.chunk, []).append(move)
         self.block_bytes = block_bytes
         self.kept = [chunk for chunk in range(len(keepers)) if me in keepers[chunk]]
+        self.owned: dict[int, list[int]] = {node: [] for node in nodes}
+        """The chunks that each node owns, in order."""
+        for chunk, (owner, *_) in enumerate(keepers):
+            self.owned[owner].append(chunk)
         self._ready: set[int] = set()
         self._arrived: set[tuple[int, Block]] = set()
         self._num_added: dict[tuple[int, int], int] = {}  # sums of others, by chunk and offset
@@ -153,10 +157,6 @@ class Exchange:
         gains = any(move.receiver == self._me for move in self._moves.get(chunk, ()))
         wanted = self._lengths[chunk] if gains else self._lengths[chunk][:1]
         return sum(-(-length // self.block_bytes) for length in wanted)
-
-    def owned_by(self, node: int) -> list[int]:
-        """The chunks of which a node is the owner."""
-        return [chunk for chunk, (owner, *_) in enumerate(self._keepers) if owner == node]
 
     @property
     def has_totals(self) -> bool:
