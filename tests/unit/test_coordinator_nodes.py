@@ -25,6 +25,7 @@ class World:
         self.step = step
         self.is_slow = False
         """A node that joins does not get there."""
+        self.now_s = 0.0
         self.silent: set[int] = set()
         """Nodes whose aggregators still start."""
         self.nodes = set(nodes)
@@ -47,7 +48,7 @@ class World:
         }
         present = self.nodes - set(self.coordinator.membership.former)
         view = coord.View(
-            0.0,
+            self.now_s,
             report if lead in self.nodes else None,
             dict(self.lives),
             dict.fromkeys(sorted(present), 2),
@@ -233,6 +234,24 @@ def test_a_node_that_does_not_get_there_is_no_reason_to_do_with_fewer_workers() 
     world.settle()
     assert world.loads() == {0: 4}
     assert 0 not in world.told.members
+
+
+def test_a_node_that_has_been_joining_for_long_is_told_of_once() -> None:
+    world = World(0, workers=4)
+    world.settle()
+    world.step, world.is_slow = 5, True
+    world.nodes.add(1)
+    world.settle()
+    world.now_s = 30.0
+    world.settle()
+    assert "node_joins_late" not in world.kinds()
+    world.now_s = 31.0
+    world.settle()
+    (late,) = [one for one in world.notes if one.kind == "node_joins_late"]
+    assert (late.node, "node 1 has been joining for 30 s" in late.reason) == (1, True)
+    world.is_slow = False
+    world.settle()
+    assert world.told.nodes == (0, 1)
 
 
 def test_what_was_started_for_a_refused_node_is_ended() -> None:

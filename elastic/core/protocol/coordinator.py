@@ -94,7 +94,8 @@ class Limits:
     `first_step` is the one that the job begins with, another one than 0 if it was resumed.
     `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
     aggregator says nothing for `silence_s` another one is started: it waits while the first
-    prepares, and ends it if it hangs.
+    prepares, and ends it if it hangs. A node that has been joining for `join_s` is told of: nobody
+    waits for it, but somebody may wonder.
     """
 
     min_workers: int
@@ -107,6 +108,7 @@ class Limits:
     restarts: BackOff = BackOff()
     start_s: float = 600.0
     silence_s: float = 10.0
+    join_s: float = 30.0
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ class Coordinator:
     _failed_starts: int = 0
     _starting_s: dict[int, float] = field(default_factory=dict)
     _waits: dict[int, tuple[bool, float]] = field(default_factory=dict)
+    _joining_s: dict[int, float] = field(default_factory=dict)
     _settled: int = 0
     _given_up: str = ""
     _empty: bool = False
@@ -218,6 +221,7 @@ class Coordinator:
         self._note_waiting(view, actions)
         self._settle_nodes(view, actions)
         self._let_surplus_go(actions)
+        self._note_late(view, actions)
         if report is not None:
             self._settle_members(view, report, actions)
             now = self._membership
@@ -414,6 +418,21 @@ class Coordinator:
             reason = f"{num} of {least} nodes (nodes.min) are there; the first step waits for"
             actions.append(Note("waiting_for_nodes", f"{reason} {least - num} more"))
         self._num_noted = num
+
+    def _note_late(self, view: View, actions: list[Action]) -> None:
+        """Say once which nodes have been joining for long."""
+        joining, limit_s = self._membership.joining, self.limits.join_s
+        since_s = {node: self._joining_s.get(node, view.now_s) for node in joining}
+        for node, at_s in since_s.items():
+            if view.now_s - at_s > limit_s:
+                reason = (
+                    f"node {node} has been joining for {limit_s:.0f} s: it has to receive all"
+                    " parameters within one step of the others, which its host or its link has not"
+                    " done yet; the others go on without it"
+                )
+                actions.append(Note("node_joins_late", reason, node=node))
+                since_s[node] = float("inf")
+        self._joining_s = since_s
 
     def _waits_for_nodes(self, view: View) -> bool:
         """A job begins on all nodes that there are; whoever comes later joins within a step."""
