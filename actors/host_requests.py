@@ -34,9 +34,8 @@ class HostRequests:
         self._name, self._bundle = name, dict(bundle)
         self._changed = threading.Condition()
         self._wish: tuple[int, frozenset[str]] = (0, frozenset())
-        self._done: tuple[int, frozenset[str]] | None = (
-            None  # an earlier coordinator's may be there
-        )
+        self._done: tuple[int, frozenset[str]] | None = None
+        """None: an earlier coordinator's may be there."""
         self._is_closed = False
         self._thread = threading.Thread(target=self._loop, name="host requests", daemon=True)
         self._thread.start()

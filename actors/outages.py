@@ -11,9 +11,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from elastic.core.errors import ClusterError
+from policies.pauses import pause_s
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ T = TypeVar("T")
 PATIENCE_S = 60.0
 """After so long without its GCS Ray ends its processes itself, unless it is told otherwise."""
 
-_BASE_S, _CAP_S = 0.1, 5.0
+_pause_s = partial(pause_s, base_s=0.1, cap_s=5.0)
 
 
 @dataclass(slots=True)
@@ -68,7 +70,3 @@ def insist(
             log.warning("%s; asks again", error)
         sleep(_pause_s(num_failures))
     raise AssertionError("it counts for ever")
-
-
-def _pause_s(num_failures: int) -> float:
-    return min(_CAP_S, _BASE_S * 2.0 ** min(num_failures, 16))

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from policies.pauses import pause_s
+
 NEVER_S = float("-inf")
 
 
@@ -172,7 +174,7 @@ class Readmission:
         if len(recent) >= self.limit:
             return Refuse(f"{lost} (limit {self.limit}): not taken again")
         if len(recent) > self.free:
-            wait_s = min(self.cap_s, self.base_s * 2 ** (len(recent) - self.free - 1))
+            wait_s = pause_s(len(recent) - self.free - 1, base_s=self.base_s, cap_s=self.cap_s)
             if view.now_s < recent[-1] + wait_s:
                 return Wait(recent[-1] + wait_s, f"{lost}: taken again after {wait_s:.0f} s")
         return Take(lost)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from policies.pauses import pause_s
+
 
 @dataclass(frozen=True, slots=True)
 class RestartView:
@@ -61,7 +63,7 @@ class BackOff:
             )
         if len(recent) < 2:  # one death is an accident
             return Start(f"{len(recent)} deaths within {self.window_s:.0f} s")
-        wait_s = min(self.cap_s, self.base_s * 2 ** (len(recent) - 2))
+        wait_s = pause_s(len(recent) - 2, base_s=self.base_s, cap_s=self.cap_s)
         until_s = recent[-1] + wait_s
         if view.now_s < until_s:
             return Hold(until_s, f"backing off {wait_s:.1f} s after {len(recent)} deaths")

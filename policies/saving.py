@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from policies.pauses import pause_s
+
 
 @dataclass(frozen=True, slots=True)
 class SavingView:
@@ -61,7 +63,7 @@ class SaveWithBackOff:
         if not view.failures_s:
             return Save("the last one") if view.ended_s is not None else Hold(0.0, "not due")
         num, failed_s = len(view.failures_s), view.failures_s[-1]
-        wait_s = min(self.cap_s, self.base_s * 2.0 ** min(num - 1, 32))
+        wait_s = pause_s(num - 1, base_s=self.base_s, cap_s=self.cap_s)
         until_s = failed_s + wait_s
         if view.ended_s is not None:
             if failed_s < view.ended_s:

@@ -83,17 +83,16 @@ class Keeping:
             stay = [node for node in nodes if node not in departing]  # as a job begins
             self._wanted = _rows(self._policy.place([1] * self._num_chunks, stay))
             self._rounds.clear()
-            self._next = [self._settled(chunk) for chunk in range(self._num_chunks)]
-            return ""
-        view = MembersView(_placement(self._rows), nodes, departing)
-        decision = self._policy.decide(view)
-        if isinstance(decision, Lost):
-            self._rounds.clear()
-            self._wanted = []
-            return decision.reason
-        self._rows = _rows(decision.recovered)
-        self._wanted = _rows(decision.placement)
-        self._rounds = deque(decision.rounds)
+        else:
+            view = MembersView(_placement(self._rows), nodes, departing)
+            decision = self._policy.decide(view)
+            if isinstance(decision, Lost):
+                self._rounds.clear()
+                self._wanted = []
+                return decision.reason
+            self._rows = _rows(decision.recovered)
+            self._wanted = _rows(decision.placement)
+            self._rounds = deque(decision.rounds)
         self._next = [self._settled(chunk) for chunk in range(self._num_chunks)]
         return ""
 

@@ -551,7 +551,7 @@ class Node:
         """An order to a node that joins: it only receives."""
         if self._observing is None:
             self._observing = Observing(self.node)
-        return self._void(self._observing.take(order), self._observing)
+        return self._in_order(self._observing.take(order), self._observing)
 
     def _observed(self, observing: Observing, number: int) -> list[NodeAction]:
         actions = observing.updated(number)
@@ -560,10 +560,11 @@ class Node:
         state, has_version = self._memory.state, self._memory.prepared != VOID
         if not actions and has_version and state.step + 1 == observing.step:
             return [SavePrepared(state.key.word)]
-        return self._void(actions, observing)
+        return self._in_order(actions, observing)
 
-    def _void(self, actions: list[Action], observing: Observing) -> list[NodeAction]:
-        """What its version is complete of is said last, and taken back first."""
+    def _in_order(self, actions: list[Action], observing: Observing) -> list[NodeAction]:
+        """Saves a version before it says so to the lead; says that it has none before one is
+        overwritten."""
         saved = [one.state for one in actions if isinstance(one, SaveState)]
         if saved and self._term is not None:
             done = [SavePrepared(0)] if self._memory.prepared == VOID else []
