@@ -65,6 +65,7 @@ from elastic.core.protocol.orders import Ask
 from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater
+from policies.scheduling import Shares
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +254,9 @@ class AggregatorShell:
             evaluate_every=job.evaluate.every,
             num_evaluated=job.evaluate.micro_batches,
             replicas=job.replicas,
+            scheduling=Shares(
+                copies=1 + job.stragglers.stragglers, helps=job.stragglers.kind != "uncoded"
+            ),
         )
         prepared = self._control.prepared[0]
         return node.Node(self._setup.node, rules, recovered, term=term, prepared=prepared)

@@ -20,6 +20,14 @@ from elastic.core.faults import Fault, read_trace
 from elastic.core.permutation import derive_key
 
 _NAP_S = 0.02
+_LOOK_S = 0.002  # a sleeping worker looks so often whether its step runs
+
+
+def sleep_while(runs: Callable[[], bool], seconds: float) -> None:
+    """Sleep so long, or until something has ended."""
+    end_s = time.monotonic() + seconds
+    while (rest_s := end_s - time.monotonic()) > 0 and runs():
+        time.sleep(min(rest_s, _LOOK_S))
 
 
 class Injector:
@@ -147,14 +155,22 @@ class WorkerInjector(Injector):
             if due and self._happens(fault, step, pid=os.getpid()):
                 os.kill(os.getpid(), signals[fault.do])
 
-    def sleep(self, step: int, members: Callable[[], Sequence[int]]) -> None:
-        """Sleep once in a step, as the schedule wants."""
+    def sleep(
+        self,
+        step: int,
+        members: Callable[[], Sequence[int]],
+        runs: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Sleep once in a step, as the schedule wants; no longer than the pass `runs`.
+
+        Slow work is given up in the middle, too, once nobody waits for it.
+        """
         if step == self._slept_step:
             return
         self._slept_step = step
         seconds = sum(self._sleep_s(fault, step, members) for fault in self._mine)
         if seconds > 0:
-            time.sleep(seconds)
+            sleep_while(runs, seconds)
 
     def _sleep_s(self, fault: Fault, step: int, members: Callable[[], Sequence[int]]) -> float:
         if fault.index in self._traces and step >= fault.step:

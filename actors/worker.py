@@ -202,7 +202,7 @@ class WorkerShell:
         lease = action.lease
         step = lease.key.step
         try:
-            self._injector.sleep(step, self._compute.members)
+            self._injector.sleep(step, self._compute.members, lambda: self._compute.runs(lease))
             self._injector.at("before_compute", step)
             outcome = self._compute.compute(lease)
             took_s = outcome.end_s - outcome.start_s

@@ -1,5 +1,9 @@
 """Who computes what: shares by measured speed, taking what is left, then duplicates.
 
+A repetition (FRC) is the same with groups in the place of workers: all members of a group hold the
+group's share, each begins elsewhere in it, and what one has finished the others skip. So copies
+cost time only where a member has nothing else to do.
+
 Pure: the time and the measured paces arrive in the view. Never decides who is a member, and never
 whether a result counts: duplicates are safe because every answer to a micro-batch is the same.
 """
@@ -10,12 +14,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+from policies.coding.codes import frc
 
 SILENCE = 0.5  # micro-batch times without progress, after which nothing is expected any more
 SILENCE_FLOOR_S = 0.03  # a runnable process may wait that long for a core
 MARGIN = 0.5  # of a micro-batch time, by which a duplicate must be expected to win
 PACE_WINDOW = 9  # samples; the median of them outvotes four bad ones
+LEAST_S = 1e-6  # of a pace: a clock may stand still
+FEW_SAMPLES = 3  # with fewer, the usual pace counts in the place of those missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +95,85 @@ class Wait:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """A step that begins: paces of those who are idle (seconds per micro-batch), what is to be
+    computed, and on which host each worker is, if there are several."""
+
+    paces: Mapping[int, float]
+    micro_batches: Sequence[int]
+    hosts: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The micro-batches of each worker, in the order in which it computes them."""
+
+    queues: Mapping[int, tuple[int, ...]]
+    reason: str
+
+    @property
+    def num_copies(self) -> int:
+        """Leases beyond one for each micro-batch."""
+        held = [one for queue in self.queues.values() for one in queue]
+        return len(held) - len(set(held))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Shares in proportion to speed, then what is left, then duplicates of what is late."""
+    """Shares in proportion to speed, then what is left, then duplicates of what is late.
 
-    kind: Literal["shares"] = "shares"
+    `copies`: so many workers hold each micro-batch from the beginning. Without `helps` shares are
+    even, and nobody computes what another one holds.
+    """
 
-    def shares(self, paces: Mapping[int, float], num: int) -> dict[int, int]:
-        """Split `num` micro-batches over workers so that the last one ends as early as possible.
+    copies: int = 1
+    helps: bool = True
 
-        Args:
-            paces: seconds per micro-batch of each worker, > 0.
-        """
-        ends = dict.fromkeys(paces, 0.0)
-        shares = dict.fromkeys(paces, 0)
-        for _ in range(num if paces else 0):
-            worker = min(ends, key=lambda one: (ends[one] + paces[one], one))
-            ends[worker] += paces[worker]
-            shares[worker] += 1
-        return shares
+    @property
+    def name(self) -> str:
+        """The `kind` of the job file that asks for this, and what it was given."""
+        if not self.helps:
+            return "uncoded"
+        return "speculation" if self.copies == 1 else f"frc with s={self.copies - 1}"
+
+    def assign(self, view: StepView) -> Assignment:
+        """Who holds what at the beginning of a step."""
+        groups = self._groups(view)
+        reason = f"{self.name}: {len(groups)} shares for {len(view.paces)} workers"
+        rates = {
+            one: 1 / max(view.paces[one], LEAST_S) if self.helps else 1.0 for one in view.paces
+        }
+        paces = {
+            number: 1 / sum(rates[one] for one in group) for number, group in enumerate(groups)
+        }
+        queues: dict[int, tuple[int, ...]] = {}
+        rest = list(view.micro_batches)
+        for number, num in split(paces, len(rest)).items():
+            part, rest = rest[:num], rest[num:]
+            begin = 0.0
+            for worker in groups[number]:  # each begins where the one before will be by then
+                first = round(begin * num)
+                queues[worker] = (*part[first:], *part[:first])
+                begin += rates[worker] * paces[number]
+        return Assignment(queues, reason)
+
+    def _groups(self, view: StepView) -> list[tuple[int, ...]]:
+        workers = sorted(view.paces)
+        copies = min(self.copies, len(workers))
+        if copies <= 1:
+            return [(worker,) for worker in workers]
+        hosts = [f"{view.hosts.get(worker, 0):06}" for worker in workers]
+        groups = frc(len(workers), copies - 1, hosts if len(set(hosts)) > 1 else None).groups
+        return [tuple(workers[place] for place in group) for group in groups]
 
     def decide(self, view: IdleView) -> Take | Duplicate | Wait:
         """What an idle worker should do next."""
         if view.pending:
             return Take(view.pending[0], None, "nobody holds it")
+        wait = Wait(view.now_s + max(view.pace_s / 8, 0.005), "every holder will be done first")
+        if not self.helps:
+            return wait
         mine_s = view.now_s + view.pace_s
         ends_s: dict[int, float] = {}
         for queue in view.queues:
@@ -120,7 +182,6 @@ class Shares:
                 ends_s[micro_batch] = min(end_s, ends_s.get(micro_batch, end_s))
         held = [queue for queue in view.queues if queue.micro_batches]
         latest = max(held, key=lambda queue: ends_s[queue.micro_batches[-1]], default=None)
-        wait = Wait(view.now_s + max(view.pace_s / 8, 0.005), "every holder will be done first")
         if latest is None:
             return wait
         micro_batch = latest.micro_batches[-1]
@@ -135,7 +196,23 @@ class Shares:
         return wait
 
 
-def pace(samples_s: Sequence[float], fallback_s: float) -> float:
-    """Seconds per micro-batch: the median of the last samples, robust to a few bad ones."""
+def split(paces: Mapping[int, float], num: int) -> dict[int, int]:
+    """Split `num` micro-batches so that the last one ends as early as possible.
+
+    Args:
+        paces: seconds per micro-batch of each who gets a share, > 0.
+    """
+    ends = dict.fromkeys(paces, 0.0)
+    shares = dict.fromkeys(paces, 0)
+    for _ in range(num if paces else 0):
+        one = min(ends, key=lambda one: (ends[one] + paces[one], one))
+        ends[one] += paces[one]
+        shares[one] += 1
+    return shares
+
+
+def pace(samples_s: Sequence[float], usual_s: float) -> float:
+    """Seconds per micro-batch: the median of the last samples, robust to one bad one at once."""
     recent = list(samples_s)[-PACE_WINDOW:]
-    return statistics.median(recent) if recent else fallback_s
+    missing = max(0, FEW_SAMPLES - len(recent))
+    return statistics.median([*recent, *[usual_s] * missing])

@@ -148,6 +148,13 @@ class MicroBatches:
         """The word of the step and attempt that run now."""
         return self._control.key[0]
 
+    def runs(self, lease: Lease) -> bool:
+        """Whether anything of the pass that a lease belongs to is still to be done."""
+        word, batch, evaluate = lease.key.word, self._job.batch, self._job.evaluate
+        is_evaluation = lease.combine is Combine.EVALUATE
+        num = evaluate.micro_batches if is_evaluation else batch.micro_batches
+        return self.key_word() == word and any(one != word for one in self._control.done[:num])
+
     def _poll(self) -> None:
         self.progress[0] += 1
         if self.between is not None:

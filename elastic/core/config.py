@@ -41,6 +41,7 @@ FREE_AT_RESUME = frozenset(
         "workers",
         "nodes",
         "replicas",
+        "stragglers",
         "standby",
         "nonfinite",
         "evaluate",
@@ -109,6 +110,27 @@ class Nodes(_Section):
     def _in_order(self) -> Nodes:
         if self.min > self.max:
             raise ValueError(f"got min {self.min}, max {self.max}; needs min <= max")
+        return self
+
+
+class Stragglers(_Section):
+    """What is done about workers that are slow now and then: docs/stragglers.md. It changes the
+    speed, never the result."""
+
+    kind: Literal["speculation", "frc", "uncoded"] = "speculation"
+    """speculation: shares by measured speed; who is done takes what is left, and computes besides
+    what is late. frc: `stragglers` + 1 workers hold each share from the beginning, the first to
+    finish each micro-batch counts. uncoded: even shares, nobody helps; to compare with."""
+    stragglers: int = Field(default=0, ge=0, lt=MAX_WORKERS)
+    """With frc: so many workers may straggle, whichever they are, and no step waits for them."""
+
+    @model_validator(mode="after")
+    def _stragglers_of_frc(self) -> Stragglers:
+        if (self.kind == "frc") != (self.stragglers > 0):
+            raise ValueError(
+                f"got kind {self.kind}, stragglers {self.stragglers};"
+                " needs stragglers, at least 1, with frc, and none with other kinds"
+            )
         return self
 
 
@@ -250,6 +272,8 @@ class JobConfig(_Section):
     replicas: int = Field(default=2, ge=1, le=MAX_NODES)
     """Hosts that keep the optimizer state of each chunk, where there are so many. If one fewer
     is lost at once nothing is lost; all hosts keep all parameters in any case."""
+    stragglers: Stragglers = Stragglers()
+    """What is done about slow workers."""
     standby: bool = True
     """Keep a warm second aggregator, on each node, that takes over when the first dies."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -345,6 +369,7 @@ __all__ = [
     "Nodes",
     "Nonfinite",
     "Preemption",
+    "Stragglers",
     "Workers",
     "check_resume",
     "load_job",

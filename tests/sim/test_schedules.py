@@ -24,6 +24,7 @@ from elastic.core.simulator.faults import (
 from elastic.core.simulator.job import Job
 from elastic.core.simulator.network import SILENT_S
 from elastic.core.simulator.search import Tried, check, check_seeds, search
+from policies.scheduling import Shares
 
 PART = 60  # seeds of one test
 NUM_TRIES = 60  # schedules within which a rare thing must be seen
@@ -208,6 +209,33 @@ def test_a_node_may_be_lost_anywhere_while_another_joins(do: str, point: tuple[s
     if point == ("GiveUp", "after"):
         more = Fault(do="kill_node", step=1, offset_s=0.62, point=("Update", "during"), target=1)
     see(f"{do} {point[1]} {point[0]}", lambda seed: directed(seed, JOIN, more, fault))
+
+
+@pytest.mark.parametrize("copies", [2, 3, 8])
+def test_a_repetition_changes_nothing_that_is_computed(copies: int) -> None:
+    """Kills, stops, joins, slow workers, more hosts; with copies from the beginning of a step."""
+    tried = Tried()
+    for seed in range(2000, 2030):
+        schedule = replace(random_schedule(seed), copies=copies)
+        assert check(schedule, tried=tried), str(tried.failure)
+    assert tried.seen["duplicate won"]
+    assert not any(tried.seen[what] for what in NEVER)
+
+
+def test_a_repetition_does_not_wait_for_one_that_stops() -> None:
+    """A worker that stops for ever is as good as absent: the others of its group have its share."""
+    slowest_s = {}
+    for policy in (Shares(helps=False), Shares(copies=2)):
+        waits_s = []
+        for seed in range(12):
+            stop = Fault(do="stop_worker", step=3, point=("Compute", "during"), target=seed)
+            calm = replace(directed(seed, stop), evaluate_every=0, skip_nonfinite=True)
+            job = Job(calm, Build(), trace_length=None)
+            job.rules = replace(job.rules, scheduling=policy)
+            job.run()
+            waits_s.append(job.commits_s[3] - job.commits_s[2])
+        slowest_s[policy.name] = max(waits_s)
+    assert 2 * slowest_s["frc with s=1"] < slowest_s["uncoded"], slowest_s
 
 
 def test_steps_go_on_while_a_joining_node_is_frozen() -> None:

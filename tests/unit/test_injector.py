@@ -60,6 +60,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Sleeps that would have been slept."""
     seconds: list[float] = []
     monkeypatch.setattr(injector.time, "sleep", seconds.append)
+    monkeypatch.setattr(injector, "sleep_while", lambda runs, one: seconds.append(one))
     return seconds
 
 
@@ -309,6 +310,13 @@ def test_a_random_worker_sleeps_in_a_share_of_steps(tmp_path: Path, slept: list[
         assert {worker for _, worker in chosen} == {0, 1, 2, 3}
         sleepers.append(chosen)
     assert sleepers[0] == sleepers[1] != sleepers[2]
+
+
+def test_a_sleep_ends_with_its_step(tmp_path: Path) -> None:
+    faults = [Fault(index=0, do="slow", target=1, sleep_s=3600.0)]
+    looks = iter([True, True, False])
+    in_worker(faults, tmp_path, 1).sleep(0, list, lambda: next(looks))
+    assert next(looks, None) is None
 
 
 def test_recorded_delays_are_replayed(tmp_path: Path, slept: list[float]) -> None:

@@ -456,7 +456,7 @@ def test_a_worker_that_gets_nothing_is_tried_again() -> None:
             worker, num = busy[0], counted[busy[0]]
             node.ask(worker, node.holds(worker)[0], num_base=num, half=num % 2)
             counted[worker] += 1
-        for worker, samples_s in enumerate(([1.0], [1.0], [3.0, 3.0])):
+        for worker, samples_s in enumerate(([1.0] * 3, [1.0] * 3, [3.0] * 3)):
             if worker < 2 or step == 0:
                 peers[worker].samples_s.clear()
                 peers[worker].samples_s.extend(samples_s)

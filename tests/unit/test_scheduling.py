@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.scheduling import (
+    FEW_SAMPLES,
     MARGIN,
     PACE_WINDOW,
     SILENCE,
@@ -17,9 +18,11 @@ from policies.scheduling import (
     IdleView,
     Queue,
     Shares,
+    StepView,
     Take,
     Wait,
     pace,
+    split,
 )
 
 POLICY = Shares()
@@ -40,7 +43,13 @@ NOW_S = 100.0
     ],
 )
 def test_shares(paces: dict[int, float], num: int, shares: dict[int, int]) -> None:
-    assert POLICY.shares(paces, num) == shares
+    assert split(paces, num) == shares
+    assigned = POLICY.assign(StepView(paces, range(num), {}))
+    assert {worker: len(queue) for worker, queue in assigned.queues.items()} == shares
+    assert sorted(one for queue in assigned.queues.values() for one in queue) == list(
+        range(num if paces else 0)
+    )
+    assert assigned.num_copies == 0
 
 
 @settings(max_examples=100)
@@ -49,13 +58,58 @@ def test_shares(paces: dict[int, float], num: int, shares: dict[int, int]) -> No
     st.integers(0, 40),
 )
 def test_shares_add_up_and_no_move_of_one_ends_earlier(paces: dict[int, float], num: int) -> None:
-    shares = POLICY.shares(paces, num)
+    shares = split(paces, num)
     assert sum(shares.values()) == num
     end_s = max(shares[one] * paces[one] for one in paces)
     last = max(paces, key=lambda one: shares[one] * paces[one])
     for other in paces:
         if other != last and num:
             assert (shares[other] + 1) * paces[other] >= end_s * (1 - 1e-9)
+
+
+def test_without_help_shares_are_even_and_nobody_helps() -> None:
+    uncoded = Shares(helps=False)
+    assigned = uncoded.assign(StepView({1: 1.0, 2: 9.0}, range(4), {}))
+    assert assigned.queues == {1: (0, 1), 2: (2, 3)}
+    assert isinstance(uncoded.decide(idle(queue(1, 2, silent=60))), Wait)
+    assert isinstance(uncoded.decide(idle(pending=(3,))), Take), "what a lost worker held"
+
+
+@settings(max_examples=100)
+@given(
+    st.dictionaries(st.integers(0, 30), st.floats(0.01, 10.0), min_size=1, max_size=9),
+    st.integers(0, 40),
+    st.integers(2, 4),
+)
+def test_in_a_repetition_everything_has_as_many_holders(
+    paces: dict[int, float], num: int, copies: int
+) -> None:
+    assigned = Shares(copies=copies).assign(StepView(paces, range(num), {}))
+    holders = {one: [] for one in range(num)}  # type: dict[int, list[int]]
+    for worker, held in assigned.queues.items():
+        assert len(set(held)) == len(held)
+        for one in held:
+            holders[one].append(worker)
+    least = min(copies, len(paces))
+    assert all(len(held) >= least for held in holders.values())
+    groups = {frozenset(held) for held in assigned.queues.values()} - {frozenset()}
+    assert sum(map(len, groups)) == num, "the shares of two groups have nothing in common"
+    assert assigned.num_copies == sum(len(held) - 1 for held in holders.values())
+    assert f"frc with s={copies - 1}" in assigned.reason
+
+
+def test_members_of_a_group_begin_where_others_end() -> None:
+    """One is twice as fast: when it has done two of three, the other has done one."""
+    assigned = Shares(copies=2).assign(StepView({4: 1.0, 7: 2.0}, (5, 6, 7), {}))
+    assert assigned.queues == {4: (5, 6, 7), 7: (7, 5, 6)}
+
+
+def test_the_members_of_a_group_are_on_different_hosts() -> None:
+    hosts = {0: 0, 1: 0, 2: 10, 3: 10, 4: 9, 5: 9}
+    assigned = Shares(copies=2).assign(StepView(dict.fromkeys(hosts, 1.0), range(6), hosts))
+    for part in set(map(frozenset, assigned.queues.values())):
+        members = [one for one, held in assigned.queues.items() if frozenset(held) == part]
+        assert len({hosts[one] for one in members}) == len(members) == 2
 
 
 def idle(*queues: Queue, pending: tuple[int, ...] = (), pace_s: float = 1.0) -> IdleView:
@@ -177,7 +231,8 @@ def test_a_decision_names_work_that_exists(
     ("samples_s", "pace_s"),
     [
         pytest.param([], 7.0, id="none: the fallback"),
-        pytest.param([2.0], 2.0, id="one"),
+        pytest.param([900.0], 7.0, id="one: it may be a bad one"),
+        pytest.param([8.0, 900.0], 8.0, id="two, one of them bad"),
         pytest.param([1.0, 1.0, 9.0], 1.0, id="a bad one does not count"),
         pytest.param([50.0] * 9 + [1.0] * PACE_WINDOW, 1.0, id="old ones are forgotten"),
         pytest.param([1.0] * 5 + [60.0] * 4, 1.0, id="four bad ones do not count"),
@@ -185,3 +240,14 @@ def test_a_decision_names_work_that_exists(
 )
 def test_pace(samples_s: list[float], pace_s: float) -> None:
     assert pace(samples_s, 7.0) == pace_s
+
+
+@given(st.lists(st.floats(0.5, 2.0), max_size=12), st.floats(1e-3, 1e6), st.integers(0, 12))
+def test_one_bad_sample_moves_a_pace_no_further_than_good_ones_lie(
+    good_s: list[float], bad_s: float, place: int
+) -> None:
+    samples_s = [*good_s[:place], bad_s, *good_s[place:]]
+    recent = [*samples_s[-PACE_WINDOW:], *[1.0] * (FEW_SAMPLES - len(samples_s))]
+    if bad_s in recent:
+        recent.remove(bad_s)
+    assert min(recent) <= pace(samples_s, 1.0) <= max(recent)

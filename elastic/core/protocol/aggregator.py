@@ -22,6 +22,7 @@ A step is committed once the next version is complete on every node; nodes that 
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,17 @@ from elastic.core.protocol.messages import (
 )
 from policies.hangs import Silence, WorkerProgress
 from policies.resharding import Move
-from policies.scheduling import PACE_WINDOW, Duplicate, IdleView, Queue, Shares, Take, Wait, pace
+from policies.scheduling import (
+    PACE_WINDOW,
+    Duplicate,
+    IdleView,
+    Queue,
+    Shares,
+    StepView,
+    Take,
+    Wait,
+    pace,
+)
 
 TICK_S = 1.0  # at the latest after so long it looks who makes progress
 
@@ -191,6 +202,7 @@ class Aggregator:
         self._work: list[tuple[int, int, float, float, str]] = []
         self._leased = False
         self._num_duplicates = 0
+        self._shared = ""
         self._watched_s = 0.0
         self._absent_s: dict[int, float] = {}
         self._stop_reason = ""
@@ -774,7 +786,7 @@ class Aggregator:
             return actions
         if not self._leased and not self._stop_reason:
             self._leased = True
-            return actions + self._share(idle, now_s)
+            return actions + self._share(self._ready(), now_s)
         pending = self._pending()
         for worker in idle:
             peer = self._peers[worker]
@@ -793,14 +805,34 @@ class Aggregator:
                 self._lost.add(worker)
         return actions
 
+    def _ready(self) -> list[int]:
+        """Who gets a share: the idle, and, where all is held by several, who is about to be idle.
+
+        It has yet to see that the step before is over. One that did not see it for a whole step
+        may never do so.
+        """
+        step = self.state.step if self._rules.scheduling.copies > 1 else -1
+        return [
+            worker
+            for worker in self.membership.members
+            if worker in self._peers
+            and all(
+                lease.key != self.state.key and lease.key.step in (step, step - 1)
+                for lease in self._peers[worker].queue
+            )
+        ]
+
     def _share(self, idle: list[int], now_s: float) -> list[Action]:
         pending = [one for one in self._pending() if one not in self._nonfinite]
         usual_s = self._usual_pace_s()
         paces = {worker: pace(self._peers[worker].samples_s, usual_s) for worker in idle}
-        shares = self._rules.scheduling.shares(paces, len(pending))
+        assigned = self._rules.scheduling.assign(StepView(paces, pending, self._homes))
+        self._num_duplicates += assigned.num_copies
         actions: list[Action] = []
-        for worker, num in shares.items():
-            mine, pending = pending[:num], pending[num:]
+        if self._rules.scheduling != Shares() and assigned.reason != self._shared:
+            self._shared = assigned.reason
+            actions.append(Note("scheduling", assigned.reason))
+        for worker, mine in assigned.queues.items():
             if mine:
                 actions.append(self._lease(worker, mine, now_s))
             elif samples_s := self._peers[worker].samples_s:
@@ -845,10 +877,10 @@ class Aggregator:
                 peer.ask_s = until_s
         return []
 
-    def _lease(self, worker: int, micro_batches: list[int], now_s: float) -> Send:
+    def _lease(self, worker: int, micro_batches: Iterable[int], now_s: float) -> Send:
         peer = self._peers[worker]
         leases = tuple(Lease(self.state.key, (one,), self._combine) for one in micro_batches)
-        if not peer.queue:
+        if not self._wanted(peer.queue):
             peer.since_s = now_s
         peer.ask_s = 0.0
         peer.queue.extend(leases)
@@ -891,7 +923,7 @@ class Aggregator:
 
     def _usual_pace_s(self) -> float:
         samples = [one for peer in self._peers.values() for one in list(peer.samples_s)[-3:]]
-        return pace(sorted(samples), 1.0) if samples else 1.0
+        return statistics.median(samples[-PACE_WINDOW:]) if samples else 1.0
 
     def _in_order(self) -> list[Outcome]:
         return [self._outcomes[micro_batch] for micro_batch in sorted(self._outcomes)]

@@ -110,6 +110,7 @@ class Schedule:
     evaluate_every: int = 0
     num_evaluated: int = 0
     num_nodes: int = 1
+    copies: int = 1
 
     def __str__(self) -> str:
         head = (
@@ -118,6 +119,8 @@ class Schedule:
         )
         if self.num_nodes > 1:
             head += f", {self.num_nodes} nodes"
+        if self.copies > 1:
+            head += f", each computed by {self.copies}"
         if self.evaluate_every:
             head += f", {self.num_evaluated} evaluated every {self.evaluate_every} steps"
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
@@ -147,6 +150,7 @@ def random_schedule(seed: int) -> Schedule:
         evaluate_every=rng.choice((0, 0, 1, 2, 3)),
         num_evaluated=rng.randint(1, 9),
         num_nodes=num_nodes,
+        copies=rng.choice((1, 1, 1, 2, 3)),
     )
 
 

@@ -37,6 +37,7 @@ from elastic.core.simulator.worker_process import WorkerProcess
 from elastic.core.simulator.world import Clock, Process
 from policies.hangs import Silence
 from policies.restarts import BackOff
+from policies.scheduling import Shares
 
 M = TypeVar("M", bound=Message | NodeMessage)
 
@@ -74,6 +75,7 @@ class Job:
             skip_nonfinite=schedule.skip_nonfinite,
             evaluate_every=schedule.evaluate_every,
             num_evaluated=schedule.num_evaluated,
+            scheduling=Shares(copies=schedule.copies),
             hangs=Silence(factor=8.0, floor_s=0.2),
         )
         self.limits = Limits(

@@ -149,6 +149,8 @@ def _simpler(schedule: Schedule) -> Iterator[Schedule]:
         yield replace(schedule, num_micro_batches=schedule.num_micro_batches - 1)
     if schedule.num_nodes > 1:
         yield replace(schedule, num_nodes=schedule.num_nodes - 1)
+    if schedule.copies > 1:
+        yield replace(schedule, copies=1)
     if schedule.standby:
         yield replace(schedule, standby=False)
     if schedule.evaluate_every:

@@ -1,0 +1,84 @@
+"""Policies against stragglers on real workers: kills, joins and delays change no bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elastic.core.runs import RunFolder
+from tests.integration.fixtures import NUM_STEPS
+from tests.integration.support import (
+    Outcome,
+    check_faults_fired,
+    kinds,
+    make_job,
+    outcome,
+    run_job,
+    write_faults,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
+
+POLICIES = {
+    "frc of two": {"kind": "frc", "stragglers": 1},
+    "frc of all": {"kind": "frc", "stragglers": 7},
+    "uncoded": {"kind": "uncoded"},
+}
+
+
+def write_delays(path: Path, num_workers: int) -> Path:
+    """A tenth of a second for a worker in six, none for the others."""
+    dice = np.random.default_rng(0)
+    seconds_RN = np.where(dice.random((NUM_STEPS, num_workers)) < 1 / 6, 0.1, 1e-4)
+    np.savez(path, dur=seconds_RN)
+    return path
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_changes_no_bit(policy: str, undisturbed: Outcome, tmp_path: Path) -> None:
+    faults = write_faults(
+        tmp_path / "faults.yaml",
+        [
+            {"do": "delays", "trace": str(write_delays(tmp_path / "delays.npz", 4))},
+            {"do": "kill", "at": {"step": 4, "point": "before_compute"}, "target": "worker-1"},
+            {"do": "kill", "at": {"step": 9, "point": "after_encode"}, "target": "worker-2"},
+            {"do": "add_worker", "at": {"step": 12}},
+            {"do": "nan_gradient", "at": {"step": 16}, "target": "worker-0"},
+            {"do": "kill_aggregator", "at": {"step": 20, "point": "after_grant"}},
+            {"do": "remove_worker", "at": {"step": 30}, "target": "worker-0"},
+        ],
+    )
+    job = make_job("coded", workers=3, spare=1, steps=NUM_STEPS, stragglers=POLICIES[policy])
+    result = run_job(job, run_dir=tmp_path / "run", faults=faults)
+    assert outcome(result) == undisturbed
+    check_faults_fired(result, faults)
+    assert {"worker_lost", "worker_joined", "worker_left"} <= set(kinds(result))
+    chosen = [one["reason"] for one in result.events if one["kind"] == "scheduling"]
+    assert chosen
+    assert all(one.startswith(POLICIES[policy]["kind"]) for one in chosen), chosen
+
+
+def test_a_worker_that_never_answers_is_as_good_as_absent(
+    undisturbed: Outcome, tmp_path: Path
+) -> None:
+    """It sleeps for an hour in each step, and no step waits for it; the first one is slow, too, so
+    that the others are there before all is done."""
+    faults = write_faults(
+        tmp_path / "faults.yaml",
+        [
+            {"do": "slow", "at": {"step": 5}, "target": "worker-1", "sleep_s": 3600.0},
+            {"do": "slow", "at": {"step": 0}, "target": "worker-0", "sleep_s": 0.3},
+        ],
+    )
+    stragglers = {"kind": "frc", "stragglers": 1}
+    job = make_job("never", workers=3, steps=NUM_STEPS, stragglers=stragglers)
+    result = run_job(job, run_dir=tmp_path / "run", faults=faults)
+    assert outcome(result) == undisturbed
+    assert result.path is not None
+    lines = RunFolder(result.path).read_metrics()
+    together = [one["num_duplicates"] for one in lines[5:] if one["num_workers"] == 3]
+    assert together
+    assert all(num >= 8 for num in together), "each of 8 was held twice at least"
+    assert "worker_lost" not in kinds(result), "it gives up with its step and is there again"
