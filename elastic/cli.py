@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from elastic.cli_monitoring import dashboards_app, top
+from elastic.cli_serve import serve
 from elastic.core.errors import ConfigError, ElasticError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ simulate_app = typer.Typer(
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(dashboards_app, name="dashboards")
 app.command()(top)
+app.command()(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -71,8 +71,8 @@ class Placement(_Section):
     """Distributed: replicas of each expert."""
     max_expert_replicas: int = Field(default=1, ge=1)
     """Distributed: autoscaling adds up to so many of each expert."""
-    num_cpus: float = Field(default=1.0, ge=0)
-    """Of each replica, as Ray counts."""
+    num_cpus: float = Field(default=0.2, ge=0)
+    """Of each replica, as Ray counts; little, so that they fit beside training jobs."""
     num_gpus: float = Field(default=0.0, ge=0)
     """Of each replica that holds experts."""
     threads: int = Field(default=1, ge=1)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
+import uvicorn
 from torch import Tensor, nn
 
 from elastic.core.experts.manifest import ModelSpec
 from elastic.core.experts.repository import Repository, Trained
+from serve.app import App
 from serve.engine import Engine, Job
 from serve.metrics import Metrics
 from serve.pool import Inputs, LocalPool
+from serve.service import Service
 from serve.settings import Serving, load_serving
 from serve.version import Version, read_version
+from tests.integration.support import wait_until
 
 SHAPE, NUM_CLASSES, CONTEXT = (1, 4, 4), 3, 8
 
@@ -114,6 +124,8 @@ class Unruly(LocalPool):
         self.faults: dict[int, Callable[[Tensor], Tensor | Exception]] = {}
         self.num_rows: list[tuple[int, int]] = []
         """Of each call: which expert, how many rows."""
+        self.only_new: str | None = None
+        """The version that works; all others fail."""
 
     def ask(
         self, version: Version, calls: Mapping[int, Inputs], timeout_s: float
@@ -121,6 +133,8 @@ class Unruly(LocalPool):
         answers = super().ask(version, calls, timeout_s)
         for k, answer in answers.items():
             self.num_rows.append((k, len(calls[k][0])))
+            if self.only_new not in (None, version.identity):
+                answers[k] = RuntimeError("a version that is worse")
             if k in self.faults and isinstance(answer, Tensor):
                 answers[k] = self.faults[k](answer)
         return answers
@@ -148,3 +162,52 @@ class Bench:
     def run(self) -> int:
         """Tick until there is nothing to do; how often that was."""
         return next(num for num in itertools.count() if not self.engine.tick())
+
+
+@contextlib.contextmanager
+def http(path: Path, *, pool: LocalPool | None = None, **settings: Any) -> Iterator[Http]:
+    """A service at an address of loopback, without Ray, until the end of the block."""
+    given = load_serving({"repository": str(path), "poll_s": 0.05, **settings})
+    service = Service(given, pool or Unruly(time.monotonic))
+    config = uvicorn.Config(
+        App(service, "colocated").build(), log_level="warning", lifespan="off", ws="none"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        service.start()
+        thread.start()
+        try:
+            wait_until(lambda: server.started, "the server listens")
+            yield Http(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            service.stop()
+
+
+@dataclass(frozen=True)
+class Http:
+    """Where a service listens."""
+
+    url: str
+    service: Service
+
+    @property
+    def pool(self) -> Unruly:
+        assert isinstance(self.service._pool, Unruly)
+        return self.service._pool
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers=headers, timeout=20)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        if isinstance(body, bytes):
+            return httpx.post(self.url + path, content=body, headers=headers, timeout=20)
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=20)
+
+    def infer(self, name: str, datatype: str, data: list[Any], **more: Any) -> httpx.Response:
+        """One tensor to the repository's model."""
+        shape = more.pop("shape", [len(data)])
+        tensor = {"name": name, "datatype": datatype, "shape": shape, "data": data}
+        return self.post("/v2/models/tiny/infer", {"inputs": [tensor], **more})

@@ -23,7 +23,7 @@ def check_memory(
         TaskError: with the need, what is available, and the settings that change the need.
     """
     one_bytes = 4 * layout.num_elements
-    need_bytes, free_bytes = num_workers * one_bytes, _available_bytes(meminfo, cgroup)
+    need_bytes, free_bytes = num_workers * one_bytes, available_bytes(meminfo, cgroup)
     if need_bytes > free_bytes:
         raise TaskError(
             f"the gradients of {num_workers} workers need {need_bytes / 2**20:.0f} MiB"
@@ -33,7 +33,7 @@ def check_memory(
         )
 
 
-def _available_bytes(meminfo: Path, cgroup: Path) -> int:
+def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
     """What the kernel and the control group of this process would still give."""
     words = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     available = int(words["MemAvailable"].split()[0]) * 1024

@@ -1,0 +1,97 @@
+"""The command `elastic serve`. Never computes anything itself."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+
+def serve(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REPO|CONFIG.yaml", help="A model repository's folder, or a file of settings."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings that win: port=9000 placement.mode=distributed batching.fixed=true",
+            show_default=False,
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print what `serve deploy` takes, and start nothing."),
+    ] = False,
+    new_key: Annotated[
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Print a new API key and its settings."),
+    ] = None,
+) -> None:
+    """Serve experts behind their router: HTTP APIs, and a page to generate with.
+
+    Watches the repository's folder: new versions of experts and router, added and removed experts
+    are taken over without dropping a request. Runs until Ctrl-C, beside training jobs where there
+    are any.
+
+    **Examples**
+
+        elastic serve models/digits
+        elastic serve models/digits placement.mode=distributed placement.expert_replicas=2
+        elastic serve serving.yaml port=9000
+        elastic serve --new-key alice                    # then put what it prints under keys:
+        elastic serve serving.yaml --print-config > deploy.yaml && serve deploy deploy.yaml
+    """
+    if new_key is not None:
+        _print_key(new_key)
+        return
+    if source is None:
+        raise typer.BadParameter("needs REPO or CONFIG.yaml; elastic serve --help says more")
+    from serve.settings import load_serving
+
+    settings = load_serving(source, overrides or ())
+    from serve.launch import Deployed, config, http_options, place
+
+    if print_config:
+        resolved = settings.model_copy(update={"repository": settings.repository.resolve()})
+        text = yaml.safe_dump(config(resolved, place(settings).mode), sort_keys=False)
+        typer.echo(text, nl=False)
+        return
+    from ray import serve as ray_serve
+
+    from elastic.cluster import local_cluster
+
+    console = Console()
+    with local_cluster(), contextlib.suppress(KeyboardInterrupt):
+        placed = place(settings)
+        console.print(Text(f"{placed.mode}: {placed.reason}"))
+        ray_serve.start(http_options=http_options(settings))
+        deployed = Deployed(settings, placed.mode)
+        try:
+            where = f"http://{settings.host}:{settings.port}"
+            console.print(Text(f"{deployed.name} answers at {where}  (Ctrl-C ends it)"))
+            while True:
+                time.sleep(settings.poll_s)
+                deployed.step()
+        finally:
+            deployed.stop()
+            if not ray_serve.status().applications:
+                ray_serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _print_key(name: str) -> None:
+    from serve.keys import new_key
+
+    key, digest = new_key()
+    console = Console()
+    console.print(Text("The key, shown only now: ").append(key, style="bold"), soft_wrap=True)
+    console.print(Text("Its settings:"))
+    typer.echo(yaml.safe_dump({"keys": [{"name": name, "sha256": digest}]}), nl=False)

@@ -1,0 +1,194 @@
+"""Starts the applications of a repository on Ray Serve, and keeps them as the repository is.
+
+The ingress at `/`, and in distributed mode one application for each expert. Never touches
+applications of others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve import Application
+
+from elastic.core.experts.repository import Repository
+from elastic.core.memory import available_bytes
+from policies.placing import Placed, PlacingView, decide
+from policies.routing import All, Policy, TopK
+from serve.replicas import ExpertReplica, Ingress, application_of
+from serve.settings import Placement, Serving
+from serve.version import read_version
+
+log = logging.getLogger(__name__)
+
+_HOP_S = 0.006
+"""A call of another replica by its handle: median on 2 cores with Ray Serve 2.60."""
+_NUM_TIMED = 5
+_SHARE_OF_MEMORY = 0.5
+
+
+def place(settings: Serving) -> Placed:
+    """How the experts are to be placed; `auto` measures a call of the first one."""
+    mode = settings.placement.mode
+    if mode != "auto":
+        return Placed(mode, "placement.mode")
+    version = read_version(settings.repository, settings.selection)
+    repository, policy = version.repository, version.policy
+    expert, inputs = repository.load_expert(version.names[0]), version.example()
+    torch.set_num_threads(settings.placement.threads)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(_NUM_TIMED):
+            begin_s = time.perf_counter()
+            expert(*inputs)
+            seconds.append(time.perf_counter() - begin_s)
+    return decide(
+        PlacingView(
+            call_s=min(seconds),
+            num_asked=min(_most_asked(policy), len(version.names)),
+            hop_s=_HOP_S,
+            experts_bytes=sum(4 * one.num_parameters for one in version.manifest.experts),
+            memory_bytes=int(_SHARE_OF_MEMORY * available_bytes()),
+            num_cpus=len(os.sched_getaffinity(0)),
+        )
+    )
+
+
+def _most_asked(policy: Policy) -> int:
+    if isinstance(policy, TopK):
+        return policy.k
+    return sys.maxsize if isinstance(policy, All) else policy.at_most
+
+
+def ingress(arguments: Mapping[str, Any]) -> Application:
+    """The ingress, for `serve deploy`: `settings` as in a file, and `mode`."""
+    settings = Serving.model_validate(arguments["settings"])
+    own = settings.placement
+    limit = 2 * settings.batching.max_queue_rows  # so that ours refuses, not Serve's
+    deployment = serve.deployment(
+        name="ingress",
+        ray_actor_options={"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
+        max_ongoing_requests=limit,
+        max_queued_requests=limit,
+        health_check_period_s=5,
+        health_check_timeout_s=15,
+        **_replicas(own.replicas, own.max_replicas),
+    )
+    bound = deployment(serve.ingress()(Ingress))
+    return bound.bind(settings.model_dump(mode="json"), arguments["mode"])
+
+
+def expert(arguments: Mapping[str, Any]) -> Application:
+    """One expert, for `serve deploy`: `repository`, `name` and `placement`."""
+    own = Placement.model_validate(arguments["placement"])
+    deployment = serve.deployment(
+        name="expert",
+        ray_actor_options={"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
+        max_ongoing_requests=32,
+        health_check_period_s=5,
+        health_check_timeout_s=15,
+        graceful_shutdown_timeout_s=10,
+        **_replicas(own.expert_replicas, own.max_expert_replicas),
+    )
+    return deployment(ExpertReplica).bind(
+        str(arguments["repository"]), arguments["name"], own.threads
+    )
+
+
+def _replicas(num: int, most: int) -> dict[str, Any]:
+    if most <= num:
+        return {"num_replicas": num}
+    return {"autoscaling_config": {"min_replicas": num, "max_replicas": most}}
+
+
+def config(settings: Serving, mode: str) -> dict[str, Any]:
+    """What `serve deploy` takes, for a cluster whose nodes all see the repository's folder."""
+    names = Repository.open(settings.repository, verify=False)
+    applications: list[dict[str, Any]] = []
+    if mode == "distributed":
+        applications = [
+            {
+                "name": application_of(names.manifest.name, one),
+                "route_prefix": None,
+                "import_path": "serve.launch:expert",
+                "args": {"name": one, **_expert_arguments(settings)},
+            }
+            for one in names.names
+        ]
+    arguments = {"settings": settings.model_dump(mode="json"), "mode": mode}
+    front = {"name": names.manifest.name, "route_prefix": "/"}
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": http_options(settings),
+        "applications": [
+            *applications,
+            {**front, "import_path": "serve.launch:ingress", "args": arguments},
+        ],
+    }
+
+
+def http_options(settings: Serving) -> dict[str, Any]:
+    """Of Serve's proxies; they wait a little longer than we do, to let us say why."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "request_timeout_s": settings.limits.timeout_s + 10,
+    }
+
+
+def _expert_arguments(settings: Serving) -> dict[str, Any]:
+    return {
+        "repository": str(settings.repository.resolve()),
+        "placement": settings.placement.model_dump(mode="json"),
+    }
+
+
+class Deployed:
+    """The applications of one repository. `step` again and again follows the folder."""
+
+    def __init__(
+        self, settings: Serving, mode: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Starts them, and returns once they answer. Raises RuntimeError where they cannot."""
+        resolved = settings.repository.resolve()
+        self._settings = settings.model_copy(update={"repository": resolved})
+        self._mode, self._clock = mode, clock
+        self.name = Repository.open(resolved, verify=False).manifest.name
+        self._experts: set[str] = set()
+        self._gone_s: dict[str, float] = {}
+        self.step()
+        serve.run(
+            ingress({"settings": self._settings.model_dump(mode="json"), "mode": mode}),
+            name=self.name,
+            route_prefix="/",
+        )
+
+    def step(self) -> None:
+        """Start applications of new experts; end those that no request can need any more."""
+        if self._mode != "distributed":
+            return
+        names = set(Repository.open(self._settings.repository, verify=False).names)
+        for one in sorted(names - self._experts):
+            arguments = {"name": one, **_expert_arguments(self._settings)}
+            application = application_of(self.name, one)
+            serve.run(expert(arguments), name=application, route_prefix=None)
+            log.info("expert %s has an application", one)
+            self._experts.add(one)
+        now_s = self._clock()
+        self._gone_s = {one: self._gone_s.get(one, now_s) for one in self._experts - names}
+        for one, since_s in self._gone_s.items():
+            if now_s - since_s > self._settings.limits.timeout_s:
+                serve.delete(application_of(self.name, one))
+                self._experts.discard(one)
+
+    def stop(self) -> None:
+        """End them all; requests in work are finished."""
+        serve.delete(self.name)
+        for one in self._experts:
+            serve.delete(application_of(self.name, one))

@@ -1,0 +1,171 @@
+"""What runs in replicas of Ray Serve: the ingress with its service, and an expert on its own.
+
+Thin shells. The ingress holds all experts in co-located mode, and asks their applications in
+distributed mode. Every wait for another process has a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from starlette.applications import Starlette
+from torch import Tensor, nn
+
+from elastic.core.experts.manifest import ExpertEntry
+from elastic.core.experts.repository import Repository
+from serve.app import App
+from serve.pool import Inputs, LocalPool, Slow
+from serve.service import Service
+from serve.settings import Serving
+from serve.version import Version, comparable, fault_of
+
+log = logging.getLogger(__name__)
+
+_START_S = 60.0
+"""An application of a new expert may take so long to appear."""
+_RETRY_S = 0.2
+_NUM_KEPT = 4
+
+
+def application_of(repository: str, expert: str) -> str:
+    """The name of an expert's Serve application."""
+    return f"{repository}-{expert}"
+
+
+class Ingress:
+    """Takes requests. Serve calls `check_health`, and ends a replica in which it raises."""
+
+    def __init__(self, settings: Mapping[str, Any], mode: str) -> None:
+        given = Serving.model_validate(settings)
+        torch.set_num_threads(given.placement.threads)
+        distributed = mode == "distributed"
+        pool = RemotePool() if distributed else LocalPool(time.monotonic)
+        self._service = Service(given, pool)
+        self._service.start()
+        self._mode = mode
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return App(self._service, self._mode).build()
+
+    def check_health(self) -> None:
+        """Raises where the engine does not move."""
+        if not self._service.is_live():
+            raise RuntimeError("the engine does not move")
+
+    def __del__(self) -> None:
+        self._service.stop()
+
+
+class ExpertReplica:
+    """One expert, in the versions that were asked for last."""
+
+    def __init__(self, repository: str, name: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._path, self._name = Path(repository), name
+        self._modules: dict[str, nn.Module] = {}
+        now = Repository.open(self._path, verify=False)
+        self._manifest = now.manifest
+        self._module(now.expert(name))
+
+    async def ask(self, entry: str, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+        """A comparable answer of the version that `entry`, of a manifest, names."""
+        module = self._module(ExpertEntry.model_validate_json(entry))
+        with torch.inference_mode():
+            answer = module(*(torch.from_numpy(one.copy()) for one in arrays))
+            return comparable(self._manifest.task, answer).numpy()
+
+    def _module(self, entry: ExpertEntry) -> nn.Module:
+        module = self._modules.pop(entry.sha256, None)
+        if module is None:
+            alone = self._manifest.model_copy(update={"experts": (entry,)})
+            module = Repository(self._path, alone).load_expert(self._name)
+        self._modules[entry.sha256] = module  # the last is the newest
+        while len(self._modules) > _NUM_KEPT:
+            del self._modules[next(iter(self._modules))]
+        return module
+
+
+class RemotePool:
+    """Experts in applications of their own. A call is repeated once where its replica died: it
+    changes nothing there, so that is safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._handles: dict[str, Any] = {}
+
+    def prepare(self, version: Version) -> dict[str, str]:
+        wrong: dict[str, str] = {}
+        for k, name in enumerate(version.names):
+            answer = self._first_answer(version, k)
+            fault = fault_of(version, answer, 1) if isinstance(answer, Tensor) else str(answer)
+            if fault is not None:
+                wrong[name] = fault
+        return wrong
+
+    def ask(
+        self, version: Version, calls: Mapping[int, Inputs], timeout_s: float
+    ) -> dict[int, Tensor | Exception]:
+        deadline_s = self._clock() + timeout_s
+        sent = {k: self._send(version, k, inputs) for k, inputs in calls.items()}
+        answers: dict[int, Tensor | Exception] = {}
+        for k, response in sent.items():
+            answer = self._receive(response, deadline_s)
+            if isinstance(answer, RayActorError | RayServeException):
+                log.warning("expert %s is asked again: %s", version.names[k], _line(answer))
+                answer = self._receive(self._send(version, k, calls[k]), deadline_s)
+            answers[k] = answer
+        return answers
+
+    def keep(self, versions: Iterable[Version]) -> None:
+        names = {
+            application_of(version.manifest.name, one)
+            for version in versions
+            for one in version.names
+        }
+        self._handles = {name: one for name, one in self._handles.items() if name in names}
+
+    def _first_answer(self, version: Version, k: int) -> Tensor | Exception:
+        """Wait for the application too, which may only be starting."""
+        deadline_s = self._clock() + _START_S
+        while True:
+            response = self._send(version, k, version.example())
+            answer = self._receive(response, deadline_s)
+            if isinstance(answer, Tensor | RayTaskError) or self._clock() > deadline_s:
+                return answer
+            time.sleep(_RETRY_S)
+
+    def _send(self, version: Version, k: int, inputs: Inputs) -> Any:
+        """A response to wait for, or why there is none."""
+        name = application_of(version.manifest.name, version.names[k])
+        try:
+            if name not in self._handles:
+                self._handles[name] = serve.get_app_handle(name)
+            entry = version.manifest.experts[k].model_dump_json()
+            return self._handles[name].ask.remote(entry, tuple(one.numpy() for one in inputs))
+        except RayServeException as error:
+            return error
+
+    def _receive(self, response: Any, deadline_s: float) -> Tensor | Exception:
+        if isinstance(response, Exception):
+            return response
+        try:
+            answer = response.result(timeout_s=max(deadline_s - self._clock(), 0.001))
+        except TimeoutError:
+            response.cancel()
+            return Slow("no answer within failing.expert_timeout_s")
+        except Exception as error:  # whatever it is, this call of this expert failed
+            return error
+        return torch.from_numpy(np.array(answer))
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
