@@ -30,7 +30,7 @@ from actors.preparing import prepare_store
 from actors.recording import EventLog, Recorder, Scribe, by_name
 from actors.rounds import Rounds
 from actors.setup import NICE_STEP, JobSetup, set_nice
-from elastic.core.compute import deterministic, make_sizes, model_tensors
+from elastic.core.compute import audits_of, deterministic, make_sizes, model_tensors
 from elastic.core.errors import ChannelClosed, ConfigError
 from elastic.core.faults import Fault
 from elastic.core.journal import Journal
@@ -257,6 +257,7 @@ class AggregatorShell:
             scheduling=Shares(
                 copies=1 + job.stragglers.stragglers, helps=job.stragglers.kind != "uncoded"
             ),
+            audits=audits_of(job),
         )
         prepared = self._control.prepared[0]
         return node.Node(self._setup.node, rules, recovered, term=term, prepared=prepared)

@@ -144,6 +144,10 @@ class WorkerInjector(Injector):
         self._traces = {
             fault.index: read_trace(fault.trace) for fault in self._mine if fault.trace is not None
         }
+        self._dice = {
+            fault.index: random.Random(derive_key("flip", seed, fault.index, worker))
+            for fault in self._mine
+        }
         self._slept_step = -1
         self._slow_since_s: dict[int, float] = {}
 
@@ -202,6 +206,16 @@ class WorkerInjector(Injector):
             time.sleep(late_s / math.ceil(late_s / _NAP_S))
             progress[0] += 1
         return late_s
+
+    def flips(self, step: int) -> bool:
+        """Whether a bit of this gradient shall be another, in a share of all micro-batches."""
+        flips = False
+        for fault in self._mine:
+            if fault.do == "flip_bit" and step >= fault.step:
+                flips |= self._dice[fault.index].random() < fault.probability
+                if flips:
+                    self._happens(fault, step)
+        return flips
 
     def poisons(self, step: int) -> bool:
         """Whether this gradient shall be NaN."""

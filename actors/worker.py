@@ -210,6 +210,8 @@ class WorkerShell:
             outcome = replace(outcome, end_s=outcome.end_s + late_s)
             if self._injector.poisons(step):
                 outcome = self._compute.poisoned(outcome)
+            if self._injector.flips(step):
+                outcome = self._compute.flipped(outcome)
             self._injector.at("after_compute", step)
         except AbandonedError:
             return Abandoned(lease)
@@ -221,11 +223,12 @@ class WorkerShell:
 
         assert self._slot is not None
         try:
-            self._compute.encode(action.lease, self._slot, half=action.half, base=action.base)
+            lease, half, base = action.lease, action.half, action.base
+            digest = self._compute.encode(lease, self._slot, half=half, base=base)
         except AbandonedError:
             return Abandoned(action.lease)
         self._injector.at("after_encode", action.lease.key.step)
-        return Encoded()
+        return Encoded(digest)
 
 
 class _Loader(threading.Thread):

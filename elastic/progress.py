@@ -26,6 +26,9 @@ NUM_REPORTS = 10
 _BAD = (
     "worker_lost",
     "worker_hung",
+    "worker_lied",
+    "audited_anew",
+    "audit_undecided",
     "worker_given_up",
     "aggregator_lost",
     "aggregator_hung",

@@ -28,7 +28,7 @@ PARTS: Mapping[str, str] = {
 TROUBLE = frozenset(
     {
         *("fault", "no_workers", "overflow", "nonfinite", "step_skipped"),
-        *("worker_lost", "worker_hung", "worker_given_up", "coordinator_restarted"),
+        *("worker_lost", "worker_hung", "worker_lied", "worker_given_up", "coordinator_restarted"),
         *("aggregator_lost", "aggregator_hung", "aggregator_took_over"),
     }
 )

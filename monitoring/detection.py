@@ -25,7 +25,7 @@ MERGED_S = 0.2
 """Steps that are shorter are looked at together, several at a time: looking costs milliseconds."""
 
 _SURE = 0.95
-"""Of a hang: the aggregator knows what the worker holds, and waits for long."""
+"""Of what the aggregator has seen: it knows what the worker holds, and what others answered."""
 _AT_ONCE_S = 1.0
 """Workers of a node that go within that time go with it: one departure."""
 _GONE = ("worker_left", "worker_lost", "worker_given_up")
@@ -38,7 +38,7 @@ class Detector:
         self._peers, self._flapping = peers or Peers(), flapping or Flapping()
         self._memory = self._peers.begin()
         self._members: set[int] = set()
-        self._hung: dict[int, Verdict] = {}
+        self._told: dict[int, Verdict] = {}
         self._over: set[int] = set()
         self._departures: list[Departure] = []
         self._is_exempt = True
@@ -62,10 +62,10 @@ class Detector:
 
     def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
         """What holds now. A hang is told of at least once, however soon it was over."""
-        found = [*self._memory.verdicts, *self._hung.values()]
+        found = [*self._memory.verdicts, *self._told.values()]
         found = list({one.name: one for one in found}.values())
         for worker in self._over:
-            self._hung.pop(worker, None)
+            self._told.pop(worker, None)
         self._over.clear()
         if num_nodes > 1:
             view = DeparturesView(now_s, self._departures, num_nodes)
@@ -109,7 +109,7 @@ class Detector:
         kind, number = str(event["kind"]), event.get("worker")
         if kind in ("job_started", "job_resumed"):
             self._members.clear()
-            self._hung.clear()
+            self._told.clear()
             self._memory = self._peers.begin()
             self._rows.clear()
             self._is_exempt = True
@@ -119,7 +119,9 @@ class Detector:
         if kind == "worker_joined":
             self._members.add(worker)
         elif kind == "worker_hung":
-            self._hung[worker] = _hang(worker, event)
+            self._told[worker] = _hang(worker, event)
+        elif kind == "worker_lied":
+            self._told[worker] = _lie(worker, event)
         elif kind in _GONE:
             self._members.discard(worker)
             self._over.add(worker)
@@ -141,6 +143,16 @@ def _hang(worker: int, event: Line) -> Verdict:
         since_step=int(event["step"]),
         confidence=_SURE,
         reason=f"worker {worker} holds work, waits for nobody: {event['reason']}",
+    )
+
+
+def _lie(worker: int, event: Line) -> Verdict:
+    return Verdict(
+        kind=Kind.SILENT_CORRUPTION,
+        culprit=Worker(worker),
+        since_step=int(event["step"]),
+        confidence=_SURE,
+        reason=str(event["reason"]),
     )
 
 

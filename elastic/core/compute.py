@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from elastic.core.config import JobConfig
@@ -35,6 +36,7 @@ from elastic.core.model import (
 )
 from elastic.core.permutation import derive_key
 from elastic.core.protocol.messages import (
+    NO_DIGEST,
     Combine,
     Key,
     Lease,
@@ -45,6 +47,9 @@ from elastic.core.protocol.messages import (
 from elastic.core.store import Store
 from elastic.core.task import Task
 from elastic.core.update import Snapshot
+from policies.auditing import Audits
+
+_BLOCK = 1 << 18  # elements: fits the cache
 
 
 class AbandonedError(BaseException):
@@ -63,6 +68,14 @@ def make_sizes(spec: ModelSpec, job: JobConfig) -> Sizes:
         scalar_keys=spec.optimizer.scalar_keys,
         constants_bytes=spec.constants_bytes,
     )
+
+
+def audits_of(job: JobConfig) -> Audits | None:
+    """The rule of `audit`; None: nothing is audited, or nobody ever could."""
+    probability = 1.0 if job.audit == "all" else job.audit
+    if not probability or job.workers.max < 2:
+        return None
+    return Audits(seed=job.seed, probability=probability)
 
 
 def deterministic(threads: int) -> None:
@@ -110,7 +123,9 @@ class MicroBatches:
         polled(self._model, self._poll)
         self.progress = memoryview(bytearray(8)).cast("Q")
         self.between: Callable[[], None] | None = None
-        self._wanted: tuple[int, int] | None = None
+        self._wanted: tuple[int, int | None] | None = None
+        self._audits = audits_of(job)
+        self._audited: tuple[int, npt.NDArray[np.bool_]] = (-1, np.empty(0, np.bool_))
 
     def _parameter_views(self, values: torch.Tensor) -> list[torch.Tensor]:
         """The parameters in a flat space; made once for each, since that takes longer than use."""
@@ -162,7 +177,9 @@ class MicroBatches:
         if self._wanted is None:
             return
         word, micro_batch = self._wanted
-        if self._control.key[0] != word or self._control.done[micro_batch] == word:
+        if self._control.key[0] != word:
+            raise AbandonedError
+        if micro_batch is not None and self._control.done[micro_batch] == word:
             raise AbandonedError
 
     def warm_up(self) -> None:
@@ -201,7 +218,7 @@ class MicroBatches:
         (micro_batch,) = lease.micro_batches
         start_s = time.monotonic()
         step = lease.key.step
-        self._wanted = (lease.key.word, micro_batch)
+        self._wanted = (lease.key.word, None if lease.audits else micro_batch)
         self._poll()
         if lease.combine is Combine.EVALUATE:
             return self._evaluate(step % 2, step, micro_batch, start_s)
@@ -260,8 +277,11 @@ class MicroBatches:
         sums.loss.backward()  # type: ignore[no-untyped-call]
         return sums
 
-    def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> None:
-        """Add what `compute` left in the gradients to `base`, into `half` of the slot."""
+    def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> bytes:
+        """Add what `compute` left in the gradients to `base`, into `half` of the slot.
+
+        Returns the digest of what was added, as it lies there, if the micro-batch is audited.
+        """
         exponents = self._exponents(lease.key)
         self.device.add(self._values(), exponents, slot, half=half, base=base)
         for counter in self._spec.layout.counters:
@@ -270,6 +290,25 @@ class MicroBatches:
             slot.counters[half][counter.start_byte : stop] = torch.frombuffer(
                 bytearray(data), dtype=torch.uint8
             )
+        if not self._is_audited(lease):
+            return NO_DIGEST
+        self.device.wait()
+        return digest_of(slot.halves[half], None if base is None else slot.halves[base])
+
+    def _is_audited(self, lease: Lease) -> bool:
+        if self._audits is None:
+            return False
+        step, num = lease.key.step, self._job.batch.micro_batches
+        if self._audited[0] != step:
+            self._audited = step, self._audits.audited(step, num)
+        return bool(self._audited[1][lease.micro_batches[0]])
+
+    def flipped(self, outcome: Outcome) -> Outcome:
+        """The outcome after failing hardware flipped a bit of the gradient. For fault schedules."""
+        gradient = next(one.grad for one in self._trained if one.grad is not None)
+        bits_N = gradient.view(-1).view(torch.int32)
+        bits_N[gradient.abs().argmax()] ^= 1 << 22  # the greatest bit of its fraction
+        return replace(outcome, maxima_C=self.device.maxima(self._values()))
 
     def poisoned(self, outcome: Outcome) -> Outcome:
         """The outcome after failing hardware made the gradient NaN. For fault schedules."""
@@ -328,6 +367,17 @@ class MicroBatches:
                     f"forward changed the buffer {name}, which it left alone in the first try:"
                     " change it in every forward, or never"
                 )
+
+
+def digest_of(half_N: torch.Tensor, base_N: torch.Tensor | None) -> bytes:
+    """Of what was added to `base_N`, shape (N,), to get `half_N`. 16 bytes."""
+    total, hashed = half_N.numpy(), hashlib.blake2b(digest_size=len(NO_DIGEST))
+    for start in range(0, len(total), _BLOCK):
+        part = total[start : start + _BLOCK]
+        if base_N is not None:
+            part = part - base_N.numpy()[start : start + _BLOCK]
+        hashed.update(part.data)
+    return hashed.digest()
 
 
 def model_tensors(

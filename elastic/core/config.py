@@ -42,6 +42,7 @@ FREE_AT_RESUME = frozenset(
         "nodes",
         "replicas",
         "stragglers",
+        "audit",
         "standby",
         "nonfinite",
         "evaluate",
@@ -274,6 +275,10 @@ class JobConfig(_Section):
     is lost at once nothing is lost; all hosts keep all parameters in any case."""
     stragglers: Stragglers = Stragglers()
     """What is done about slow workers."""
+    audit: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = 0.001
+    """The share of micro-batches that a second worker computes, too: a worker that computes
+    something else than two others is named and replaced. all: twice the work, and nothing counts
+    that was not computed alike by two; steps wait where there is only one. 0: none."""
     standby: bool = True
     """Keep a warm second aggregator, on each node, that takes over when the first dies."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -303,6 +308,12 @@ class JobConfig(_Section):
         if value is not None and is_uri(value):
             check_location(value)
         return value
+
+    @model_validator(mode="after")
+    def _somebody_audits(self) -> JobConfig:
+        if self.audit == "all" and self.workers.max < 3:
+            raise ValueError(f"audit is all, and workers.max is {self.workers.max}; must be >= 3")
+        return self
 
     @model_validator(mode="after")
     def _skip_of_something(self) -> JobConfig:

@@ -28,6 +28,7 @@ Action = Literal[
     "stop_aggregator",
     "kill_coordinator",
     "nan_gradient",
+    "flip_bit",
     "delays",
 ]
 AggregatorPoint = Literal[
@@ -54,16 +55,16 @@ ANY_WORKER = "any"
 TRACE_KEY = "dur"
 """Array of a trace: seconds, shape (rounds, columns)."""
 
-NEEDS_TARGET = ("kill", "stop", "resume", "slow", "nan_gradient")
+NEEDS_TARGET = ("kill", "stop", "resume", "slow", "nan_gradient", "flip_bit")
 MAY_TARGET = (*NEEDS_TARGET, "remove_worker")
-IN_WORKER = ("slow", "nan_gradient", "delays")
+IN_WORKER = ("slow", "nan_gradient", "flip_bit", "delays")
 """Happen inside a worker, while it computes: they have no point."""
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "for_s": ("stop", "slow", "stop_aggregator"),
     "factor": ("slow",),
     "sleep_s": ("slow",),
-    "probability": ("slow",),
+    "probability": ("slow", "flip_bit"),
     "trace": ("delays",),
     "scale": ("delays",),
 }
@@ -89,7 +90,7 @@ class Fault:
     sleep_s: float | None = None
     """slow: seconds of sleep, once in a step."""
     probability: float = 1.0
-    """slow: the share of steps in which it sleeps."""
+    """slow: the share of steps in which it sleeps; flip_bit: of its micro-batches."""
     trace: Path | None = None
     """delays: an .npz file with the key 'dur'."""
     scale: float = 1.0
@@ -114,7 +115,8 @@ class Fault:
         if self.sleep_s is not None:
             words.append(f"by {self.sleep_s:g} s a step")
         if self.probability < 1:
-            words.append(f"in {self.probability:.0%} of steps")
+            what = "micro-batches" if self.do == "flip_bit" else "steps"
+            words.append(f"in {self.probability:.0%} of {what}")
         if self.for_s is not None:
             words.append(f"for {self.for_s:g} s")
         if self.trace is not None:

@@ -115,7 +115,7 @@ class Sizes:
 
     @property
     def row_bytes(self) -> int:
-        return aligned(64 + 8 * self.num_metrics + 4 * len(self.layout.chunks), ALIGNMENT_BYTES)
+        return aligned(96 + 8 * self.num_metrics + 4 * len(self.layout.chunks), ALIGNMENT_BYTES)
 
     @property
     def state_bytes(self) -> int:

@@ -62,6 +62,7 @@ _OF_KIND = {
     "worker_left": LEAVE,
     "worker_lost": LOST,
     "worker_hung": STOP,
+    "worker_lied": STOP,
     "worker_given_up": LOST,
     "aggregator_lost": AGGREGATOR,
     "aggregator_hung": AGGREGATOR,

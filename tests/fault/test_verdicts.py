@@ -11,7 +11,14 @@ import pytest
 
 from elastic.core.runs import RunFolder
 from elastic.result import Result
-from tests.integration.support import make_job, run_job, write_faults
+from tests.integration.support import (
+    Outcome,
+    check_faults_fired,
+    make_job,
+    outcome,
+    run_job,
+    write_faults,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
 
@@ -36,3 +43,33 @@ def test_a_worker_that_stops_in_the_middle_is_named_within_three_steps(tmp_path:
     took_s = verdicts[0]["time_s"] - fault["time_s"]
     assert took_s <= 3 * usual_s, f"the verdict took {took_s:.2f} s, a step {usual_s:.2f} s"
     assert len(told(result, "verdict_ended")) == 1
+
+
+def test_a_worker_that_flips_bits_is_named_and_nothing_of_it_counts(
+    undisturbed: Outcome, tmp_path: Path
+) -> None:
+    """Now and then: what it computes otherwise is right."""
+    flip = {"do": "flip_bit", "at": {"step": 3}, "target": "worker-1", "probability": 0.05}
+    faults = write_faults(tmp_path / "faults.yaml", [flip])
+    job = make_job("lies", workers=3, steps=40, audit="all")
+    result = run_job(job, run_dir=tmp_path / "run", faults=faults)
+    check_faults_fired(result, faults)
+    assert outcome(result) == undisturbed
+    (lie,) = told(result, "worker_lied")
+    assert lie["worker"] == 1
+    (verdict,) = told(result, "verdict")
+    assert verdict["verdict"]["kind"] == "silent corruption"
+    assert [one["worker"] for one in told(result, "worker_lost")] == [1]
+
+
+def test_without_audits_a_flipped_bit_changes_the_result(
+    undisturbed: Outcome, tmp_path: Path
+) -> None:
+    """So the fault above is one."""
+    flip = {"do": "flip_bit", "at": {"step": 3}, "target": "worker-0", "probability": 0.05}
+    faults = write_faults(tmp_path / "faults.yaml", [flip])
+    result = run_job(
+        make_job("believed", steps=40, audit=0), run_dir=tmp_path / "run", faults=faults
+    )
+    check_faults_fired(result, faults)
+    assert outcome(result) != undisturbed

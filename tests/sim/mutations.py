@@ -27,6 +27,7 @@ from elastic.core.protocol.node import Node, NodeAction, Role
 from elastic.core.protocol.orders import Holds
 from elastic.core.simulator.build import Build, RecordedAggregator, RecordedWorker
 from elastic.core.simulator.faults import Fault, Schedule, random_schedule
+from policies.auditing import Lie
 
 
 class NoFence(RecordedAggregator):
@@ -220,6 +221,35 @@ class NumbersAreUsedAgain(Coordinator):
         ]
 
 
+class UnauditedCounts(RecordedAggregator):
+    """A step does not wait for its audits."""
+
+    def _advance(self) -> list[ev.Action]:
+        if len(self._outcomes) == self._num_wanted:
+            self._auditing._open.clear()
+        return super()._advance()
+
+
+class LiarsKeepTheRest(RecordedAggregator):
+    """Only what is known to be a lie is computed again, though it is in a sum with others."""
+
+    def _empty(self, worker: int) -> list[ev.Action]:
+        return []
+
+
+class AuditorsAreBelieved(RecordedAggregator):
+    """An answer that differs from the one that counts is a lie, whoever gave it first."""
+
+    def _audited(self, worker: int, commit: Commit) -> list[ev.Action]:
+        (outcome,) = commit.outcomes
+        counts = self._auditing._answers.get(outcome.micro_batch, {})
+        actions = super()._audited(worker, commit)
+        if len({one.digest for one in counts.values()}) > 1:
+            first = next(iter(counts))
+            actions += self._quarantine([Lie(first, outcome.micro_batch, 1, 1, self.state.step)])
+        return actions
+
+
 class CommitsEarly(RecordedAggregator):
     """A step is committed once the lead's own version is complete."""
 
@@ -341,6 +371,8 @@ def directed(seed: int, *faults: Fault) -> Schedule:
     """
     num_steps = 100 if any(fault.do == "join_node" for fault in faults) else 12
     schedule = replace(random_schedule(seed), faults=faults, num_steps=num_steps, standby=True)
+    if any(fault.do == "lying_worker" for fault in faults):
+        schedule = replace(schedule, audited=1.0, num_workers=max(4, schedule.num_workers))
     strikes_nodes = any(fault.do.endswith("_node") for fault in faults)
     return replace(schedule, num_nodes=3 if strikes_nodes else 1)
 
@@ -383,6 +415,7 @@ TWO_COORDINATORS = (  # both replace the workers that die
     KILL_NODE,
 )
 DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
+LIAR = Fault(do="lying_worker", step=1, factor=0.2)
 ALL_STOPPED = tuple(Fault(do="stop_worker", step=2, target=target) for target in range(8))
 
 
@@ -414,6 +447,9 @@ MUTATIONS = (
             for step in (1, 3, 5)
         ),
     ),
+    _aggregator(UnauditedCounts, LIAR),
+    _aggregator(LiarsKeepTheRest, LIAR),
+    _aggregator(AuditorsAreBelieved, LIAR),
     _aggregator(CommitsEarly, KILL_NODE),
     _aggregator(KeepsLostGrants, KILL_NODE),
     _aggregator(WaitsForTheLost, KILL_NODE),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from mutations import FREEZE_JOINING, JOIN, KILL_NODE, UNHEARD, directed
+from mutations import FREEZE_JOINING, JOIN, KILL_NODE, LIAR, UNHEARD, directed
 
 from elastic.core.protocol import aggregator, worker
 from elastic.core.simulator.build import Build
@@ -64,6 +64,7 @@ COMMON = [
     "worker_leaving",
     "worker_left",
     "worker_lost",
+    "refused: audited",
     "add_worker",
     "delay_messages",
     "drop_worker",
@@ -269,6 +270,25 @@ def test_nothing_is_computed_again_when_a_node_leaves_as_planned() -> None:
     for seed in range(10):
         assert check(directed(seed, KILL_NODE), tried=tried), tried.failure
     assert tried.seen["granted again"], "as it is where one is lost"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(do="lying_worker", step=1, factor=0.2, target=1)],
+        [Fault(do="kill_aggregator", step=1, point=("MarkUndone", "after"))],
+        [Fault(do="kill_aggregator", step=1, point=("HangUp", "after"))],
+        [Fault(do="kill_aggregator", step=4, point=("SaveManifest", "after"))],
+        [Fault(do="kill_coordinator", step=2), Fault(do="kill_worker", step=2, target=2)],
+        [KILL_NODE],
+    ],
+    ids=["two liars", "taken back", "hung up", "granted", "replaced", "on hosts"],
+)
+def test_liars_are_named_and_nothing_that_they_said_counts(faults: list[Fault]) -> None:
+    tried = Tried()
+    for seed in range(12):
+        assert check(directed(seed, LIAR, *faults), tried=tried), str(tried.failure)
+    assert tried.seen["worker_lied"] >= 4
 
 
 @pytest.mark.parametrize("do", ["kill_worker", "stop_worker"])

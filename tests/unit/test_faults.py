@@ -157,7 +157,7 @@ def test_a_worker_may_be_killed_at_every_point(folder: Path, point: str) -> None
 
 def test_every_action_can_be_written(folder: Path) -> None:
     more = {"slow": "factor: 2, ", "delays": "trace: good.npz, "}
-    targets = ("kill", "stop", "resume", "slow", "nan_gradient")
+    targets = ("kill", "stop", "resume", "slow", "nan_gradient", "flip_bit")
     for action in get_args(Action):
         at = "" if action == "delays" else "at: {step: 1}, "
         target = "target: worker-1, " if action in targets else ""

@@ -251,6 +251,15 @@ def test_only_one_process_claims_a_fault(tmp_path: Path, killed: list[tuple[int,
     assert len(killed) == 1
 
 
+def test_bits_are_flipped_in_a_share_of_the_micro_batches_of_one_worker(tmp_path: Path) -> None:
+    faults = [Fault(index=0, do="flip_bit", step=2, target=1, probability=0.25)]
+    mine, other = in_worker(faults, tmp_path, 1), in_worker(faults, tmp_path, 0)
+    assert not any(mine.flips(step) for step in (0, 1) for _ in range(50))
+    assert 150 < sum(mine.flips(2) for _ in range(800)) < 250
+    assert not any(other.flips(2) for _ in range(50))
+    assert mine.fired() == {0}
+
+
 def test_a_gradient_is_poisoned_once(tmp_path: Path) -> None:
     faults = [Fault(index=0, do="nan_gradient", step=2, target=1)]
     mine, other = in_worker(faults, tmp_path, 1), in_worker(faults, tmp_path, 0)

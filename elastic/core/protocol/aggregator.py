@@ -32,6 +32,7 @@ import numpy as np
 
 from elastic.core import fixed_point
 from elastic.core.errors import ProtocolError
+from elastic.core.protocol.auditing import Anew, Auditing, Undecided
 from elastic.core.protocol.events import (
     Action,
     CaughtUp,
@@ -90,6 +91,7 @@ from elastic.core.protocol.messages import (
     Stop,
     Welcome,
 )
+from policies.auditing import AskAgain, Audits, Lie
 from policies.hangs import Silence, WorkerProgress
 from policies.resharding import Move
 from policies.scheduling import (
@@ -104,6 +106,7 @@ from policies.scheduling import (
     pace,
 )
 
+_LIED = "its answers are not those of others"
 TICK_S = 1.0  # at the latest after so long it looks who makes progress
 
 
@@ -139,6 +142,7 @@ class Rules:
     replicas: int = 2
     scheduling: Shares = Shares()
     hangs: Silence = Silence()
+    audits: Audits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,8 @@ class Aggregator:
         self._wants_leave: set[int] = set()
         self._lost: set[int] = set()
         self._nonfinite: dict[int, list[int]] = {}
+        self._auditing = Auditing(rules.audits if recovered.state.exact else None)
+        self._liars: set[int] = set()
         self._work: list[tuple[int, int, float, float, str]] = []
         self._leased = False
         self._num_duplicates = 0
@@ -214,11 +220,13 @@ class Aggregator:
         nodes, every = recovered.membership.nodes, range(rules.num_chunks)
         kept = {one: recovered.kept.get(one, every) for one in nodes}
         self._fail_without(self._keeping.begin(kept, nodes, recovered.membership.departing))
+        self._begin_audits()
         for worker, manifest in self._manifests.items():
             if manifest.key == self.state.key:
                 for micro_batch in manifest.micro_batches:
                     self._outcomes[micro_batch] = recovered.rows[micro_batch]
                     self._granted_to[micro_batch] = worker
+                    self._auditing.granted(worker, self._homes[worker], recovered.rows[micro_batch])
 
     # ---------------------------------------------------------------- events
 
@@ -227,7 +235,8 @@ class Aggregator:
         actions = self._react(event, now_s)
         if self.phase is Phase.LEASING:
             actions += self._advance()
-        if self.phase is Phase.LEASING and len(self._outcomes) < self._num_wanted:
+        is_over = len(self._outcomes) == self._num_wanted and self._auditing.is_done
+        if self.phase is Phase.LEASING and not is_over:
             actions += self._feed(now_s)
         actions += self._tell()
         return actions
@@ -235,7 +244,7 @@ class Aggregator:
     def _react(self, event: Event, now_s: float) -> list[Action]:
         match event:
             case Started():
-                return self._say_again()
+                return [*self._say_again(), *self._empty_doubtful()]
             case Received(sender=None, message=message):
                 return self._from_coordinator(message)
             case Received(sender=int(worker), message=message, node=node):
@@ -309,6 +318,8 @@ class Aggregator:
         if hello.has_slot and worker not in self._manifests:
             # its slot was unlinked: what it still maps must never be read
             return [Send(worker, Dismiss("fenced")), HangUp(worker)]
+        if worker in self._liars:
+            return [Send(worker, Dismiss(_LIED)), HangUp(worker)]
         self._seen.add(worker)
         peer = _Peer(since_s=now_s, progress_s=now_s)
         peer.queue = [lease for lease in hello.holding if lease.key == self.state.key]
@@ -350,7 +361,7 @@ class Aggregator:
             self._manifests[worker] = manifest
             self._homes[worker] = node
         self._present.add(node)
-        return [*undone, *self._say_again()]
+        return [*undone, *self._say_again(), *self._empty_doubtful()]
 
     def _say_again(self) -> list[Action]:
         """What a successor, or a node that is back, may have missed."""
@@ -399,7 +410,10 @@ class Aggregator:
             if manifest.key == self.state.key
             for one in manifest.micro_batches
         }
-        workers = set(self._workers_of(node))
+        return self._undo(set(self._workers_of(node)), counting)
+
+    def _undo(self, workers: set[int], counting: Iterable[int] = ()) -> list[Action]:
+        """Lease again what was granted to `workers`, but for what counts all the same."""
         undone = tuple(
             one
             for one, worker in self._granted_to.items()
@@ -407,6 +421,7 @@ class Aggregator:
         )
         for one in undone:
             del self._outcomes[one], self._granted_to[one]
+        self._auditing.taken_back(undone)
         return [MarkUndone(undone)] if undone else []
 
     def _give_up(self) -> list[Action]:
@@ -499,6 +514,8 @@ class Aggregator:
         mine = manifest.micro_batches if manifest.key == lease.key else ()
         if lease.key == self.state.key and set(lease.micro_batches) <= set(mine):
             return [Send(worker, Granted(lease, manifest.half))]
+        if lease.audits:
+            return self._audited(worker, commit)
         refusal = self._refusal(worker, commit, mine, manifest)
         if refusal:
             if lease.key == self.state.key:
@@ -538,12 +555,98 @@ class Aggregator:
             self._outcomes[outcome.micro_batch] = outcome
             self._granted_to[outcome.micro_batch] = worker
         rows: list[Action] = [SaveRow(worker, outcome) for outcome in commit.outcomes]
+        lies: list[Lie] = []
+        for outcome in commit.outcomes:
+            lies += self._auditing.granted(worker, self._homes[worker], outcome)
         return [
             *rows,
             SaveManifest(worker, manifest),
             MarkDone(lease.micro_batches, lease.key),
             Send(worker, Granted(lease, commit.half)),
+            *self._quarantine(lies),
         ]
+
+    # -------------------------------------------------------------- auditing
+
+    def _begin_audits(self) -> None:
+        """Evaluations change nothing that is computed afterwards."""
+        num = 0 if self._evaluates else self._num_wanted
+        self._auditing.begin(self.state.step, num)
+
+    def _audited(self, worker: int, commit: Commit) -> list[Action]:
+        """An opinion. It is never granted: what it is about counts already, for another."""
+        lease, lies = commit.lease, list[Lie]()
+        if lease.key == self.state.key and self.phase is Phase.LEASING:
+            self._record(worker, commit, "audited")
+            for outcome in commit.outcomes:
+                lies += self._auditing.heard(worker, self._homes[worker], outcome)
+        return [Send(worker, Refused(lease, "audited")), *self._quarantine(lies)]
+
+    def _quarantine(self, lies: list[Lie]) -> list[Action]:
+        """Nothing that a liar did in this step counts, and it gets no more to do."""
+        actions: list[Action] = []
+        for lie in lies:
+            worker = lie.worker
+            if worker in self._liars:
+                continue
+            self._liars.add(worker)
+            reason = lie.verdict.reason
+            if worker in self.membership.members:
+                self._hung[worker] = reason
+            actions.append(Note("worker_lied", reason, worker))
+            actions += self._empty(worker)
+            actions += [Send(worker, Dismiss(_LIED)), HangUp(worker), *self._lose(worker)]
+            actions += self._quarantine(self._auditing.forget(worker))
+        return actions
+
+    def _empty(self, worker: int) -> list[Action]:
+        """Its slot is one sum: where a part of it is wrong, all of it is."""
+        undone, manifest = self._undo({worker}), self._manifests[worker]
+        if manifest.key != self.state.key or not manifest.micro_batches:
+            return undone
+        self._manifests[worker] = Manifest(self.state.key)
+        return [*undone, SaveManifest(worker, self._manifests[worker])]
+
+    def _empty_doubtful(self) -> list[Action]:
+        """Slots that say more than was granted: they were to be emptied, and nobody did it."""
+        doubtful = [
+            worker
+            for worker, manifest in self._manifests.items()
+            if manifest.key == self.state.key
+            and any(self._granted_to.get(one) != worker for one in manifest.micro_batches)
+        ]
+        actions: list[Action] = []
+        for worker in doubtful:
+            actions += self._empty(worker)
+            if worker in self._peers:
+                actions += [HangUp(worker), *self._lose(worker)]
+        return actions
+
+    def _audit(self, idle: list[int], now_s: float) -> list[Action]:
+        """Have answers that count computed by others, too, as far as somebody is free."""
+        if self._auditing.is_done:
+            return []
+        asked = [
+            micro_batch
+            for peer in self._peers.values()
+            for lease in peer.queue
+            if lease.audits and lease.key == self.state.key
+            for micro_batch in lease.micro_batches
+        ]
+        homes = {worker: self._homes[worker] for worker in idle}
+        others = set(self.membership.members) - self._liars
+        actions: list[Action] = []
+        for decision in self._auditing.next(homes, others, asked):
+            match decision:
+                case AskAgain(micro_batch, worker):
+                    actions.append(self._lease(worker, [micro_batch], now_s, audits=True))
+                case Anew(_, worker, reason):
+                    # it comes back, and is told at its welcome that nothing counts any more
+                    actions += [Note("audited_anew", reason), *self._empty(worker)]
+                    actions += [HangUp(worker), *self._lose(worker)]
+                case Undecided(_, reason):
+                    actions.append(Note("audit_undecided", reason))
+        return actions
 
     def _question(self, worker: int, commit: Commit) -> list[Action]:
         """A NaN is computed once more, elsewhere if possible: it may be the machine's."""
@@ -580,7 +683,7 @@ class Aggregator:
         twice = sorted(one for one in open_ if self._is_own(one))
         if twice:
             return self._own_nonfinite(twice[0])
-        if len(self._outcomes) == self._num_wanted:
+        if len(self._outcomes) == self._num_wanted and self._auditing.is_done:
             return self._evaluated(self._in_order()) if self._evaluates else self._complete()
         return []
 
@@ -760,6 +863,7 @@ class Aggregator:
         self._work.clear()
         self._leased = False
         self._num_duplicates = 0
+        self._begin_audits()
 
     def _drop_slots(self) -> list[Action]:
         keep = set(self._peers) | set(self.membership.members) | set(self.membership.leaving)
@@ -788,7 +892,12 @@ class Aggregator:
             self._leased = True
             return actions + self._share(self._ready(), now_s)
         pending = self._pending()
+        if not pending:
+            actions += self._audit(idle, now_s)
+            pending = self._pending()
         for worker in idle:
+            if worker not in self._peers or self._peers[worker].queue:
+                continue  # it audits, or is gone
             peer = self._peers[worker]
             if pending or now_s >= peer.ask_s:
                 actions += self._occupy(worker, now_s)
@@ -877,9 +986,11 @@ class Aggregator:
                 peer.ask_s = until_s
         return []
 
-    def _lease(self, worker: int, micro_batches: Iterable[int], now_s: float) -> Send:
-        peer = self._peers[worker]
-        leases = tuple(Lease(self.state.key, (one,), self._combine) for one in micro_batches)
+    def _lease(
+        self, worker: int, micro_batches: Iterable[int], now_s: float, *, audits: bool = False
+    ) -> Send:
+        peer, key = self._peers[worker], self.state.key
+        leases = tuple(Lease(key, (one,), self._combine, audits) for one in micro_batches)
         if not self._wanted(peer.queue):
             peer.since_s = now_s
         peer.ask_s = 0.0
@@ -898,7 +1009,7 @@ class Aggregator:
         return tuple(
             micro_batch
             for lease in queue
-            if lease.key == key
+            if lease.key == key and not lease.audits
             for micro_batch in lease.micro_batches
             if micro_batch not in self._outcomes
         )

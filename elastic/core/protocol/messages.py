@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from elastic.core.errors import ProtocolError
 
+NO_DIGEST = bytes(16)
+
 
 class Combine(IntEnum):
     """How the micro-batches of a lease are combined in the slot."""
@@ -41,11 +43,15 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to compute: (model, step, attempt, set of micro-batches, how to combine)."""
+    """The right to compute: (model, step, attempt, set of micro-batches, how to combine).
+
+    `audits`: only the answer is wanted, to compare it; what it says counts already, for another.
+    """
 
     key: Key
     micro_batches: tuple[int, ...]
     combine: Combine = Combine.SUM
+    audits: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +60,7 @@ class Outcome:
 
     `samples` and `counters` are digests of the sample indices and of the raw counters after it.
     `metrics` are sums, in the order of the names in the model's spec. Times are seconds of this
-    node's monotonic clock.
+    node's monotonic clock. `digest` is that of the rounded gradient, if the answer is audited.
     """
 
     micro_batch: int
@@ -66,6 +72,7 @@ class Outcome:
     metrics: tuple[float, ...] = ()
     start_s: float = 0.0
     end_s: float = 0.0
+    digest: bytes = NO_DIGEST
 
     @property
     def finite(self) -> bool:
@@ -350,7 +357,8 @@ Message = (
 )
 
 _LEASE = struct.Struct("<BQHBH")
-_OUTCOME = struct.Struct("<Hdd16s8sddHH")
+_OUTCOME = struct.Struct("<Hdd16s8sdd16sHH")
+_AUDITS = 0x80  # beside how to combine
 _COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON, _PULSE = range(1, 9)
 _RARE: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -369,6 +377,7 @@ def pack_outcome(outcome: Outcome) -> bytes:
         outcome.counters,
         outcome.start_s,
         outcome.end_s,
+        outcome.digest,
         len(outcome.metrics),
         len(outcome.maxima_C),
     )
@@ -383,7 +392,7 @@ def unpack_outcome(data: bytes, start: int = 0) -> tuple[Outcome, int]:
     metrics = struct.unpack_from(f"<{num_metrics}d", data, at)
     at += 8 * num_metrics
     maxima_C = np.frombuffer(data, np.float32, num_chunks, at)
-    micro_batch, loss_sum, weight, samples, counters, start_s, end_s = values
+    micro_batch, loss_sum, weight, samples, counters, start_s, end_s, digest = values
     outcome = Outcome(
         micro_batch,
         loss_sum,
@@ -394,21 +403,24 @@ def unpack_outcome(data: bytes, start: int = 0) -> tuple[Outcome, int]:
         metrics=metrics,
         start_s=start_s,
         end_s=end_s,
+        digest=digest,
     )
     return outcome, at + 4 * num_chunks
 
 
 def _pack_lease(lease: Lease) -> bytes:
     num = len(lease.micro_batches)
-    head = _LEASE.pack(*lease.key, lease.combine, num)
+    how = lease.combine | (_AUDITS if lease.audits else 0)
+    head = _LEASE.pack(*lease.key, how, num)
     return head + struct.pack(f"<{num}H", *lease.micro_batches)
 
 
 def _unpack_lease(data: bytes, start: int) -> tuple[Lease, int]:
-    model, step, attempt, combine, num = _LEASE.unpack_from(data, start)
+    model, step, attempt, how, num = _LEASE.unpack_from(data, start)
     at = start + _LEASE.size
     micro_batches = struct.unpack_from(f"<{num}H", data, at)
-    return Lease(Key(model, step, attempt), micro_batches, Combine(combine)), at + 2 * num
+    key, combine = Key(model, step, attempt), Combine(how & ~_AUDITS)
+    return Lease(key, micro_batches, combine, bool(how & _AUDITS)), at + 2 * num
 
 
 def _unpack_leases(data: bytes, start: int) -> tuple[Lease, ...]:
@@ -491,7 +503,12 @@ def _from_json(body: dict[str, Any]) -> Message:
     kind = _RARE[body.pop("kind")]
     if kind is Hello:
         holding = tuple(
-            Lease(Key(*one["key"]), tuple(one["micro_batches"]), Combine(one["combine"]))
+            Lease(
+                Key(*one["key"]),
+                tuple(one["micro_batches"]),
+                Combine(one["combine"]),
+                one["audits"],
+            )
             for one in body["holding"]
         )
         return Hello(body["worker"], body["pid"], body["has_slot"], holding)

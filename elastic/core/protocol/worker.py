@@ -14,11 +14,12 @@ that matters: everything it forgets is leased again.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from elastic.core.errors import ProtocolError
 from elastic.core.protocol.messages import (
+    NO_DIGEST,
     Combine,
     Commit,
     Dismiss,
@@ -80,7 +81,12 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The sum of the live half and the computed gradient is in the spare half."""
+    """The sum of the live half and the computed gradient is in the spare half.
+
+    `digest` is that of the gradient as it was added, if it is audited.
+    """
+
+    digest: bytes = NO_DIGEST
 
 
 Event = (
@@ -143,6 +149,7 @@ class Worker:
         self._outcomes: tuple[Outcome, ...] = ()
         self._asked: Commit | None = None
         self._live: Manifest | None = None
+        self._encoded_on: Manifest | None = None
 
     def handle(self, event: Event, key_word: int) -> list[Action]:
         """Take one event; return what to do, in order."""
@@ -181,8 +188,9 @@ class Worker:
                 if self.phase is not Phase.ENCODING:
                     self._expect(Phase.COMPUTING, lease)
                 return self._give_up()
-            case Encoded():
+            case Encoded(digest):
                 self._expect(Phase.ENCODING, self._current)
+                self._outcomes = tuple(replace(one, digest=digest) for one in self._outcomes)
                 return self._ask()
             case Dismiss(reason):
                 self._move(Phase.ENDED)
@@ -211,7 +219,7 @@ class Worker:
             return []
         if self._current.combine is not Combine.SUM:
             return self._ask()
-        base = self._base(self._current)
+        base = self._encoded_on = self._base(self._current)
         self._move(Phase.ENCODING)
         half = 1 - base.half if base.micro_batches else 0
         return [Encode(self._current, half, base.half if base.micro_batches else None)]
@@ -221,6 +229,8 @@ class Worker:
         assert lease is not None
         assert self._asked is None, "one question at a time"
         base = self._base(lease)
+        if self._encoded_on is not None:  # a welcome may have told of another one since
+            base, self._encoded_on = self._encoded_on, None
         num_base = len(base.micro_batches)
         half = 1 - base.half if num_base else 0
         self._asked = Commit(lease, half, num_base, self._outcomes)
@@ -240,6 +250,7 @@ class Worker:
 
     def _give_up(self) -> list[Action]:
         lease, self._current, self._outcomes = self._current, None, ()
+        self._encoded_on = None
         assert lease is not None
         self._move(Phase.IDLE)
         # while disconnected the lease is simply forgotten: Hello will not name it

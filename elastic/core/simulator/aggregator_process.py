@@ -276,8 +276,10 @@ class AggregatorProcess(Process):
                     self.job.checker.begins_anew(self.node)
             case node.Leave():
                 self.job.node_left(self.machine)
-            case ev.Note(kind):
+            case ev.Note(kind, _, worker):
                 self.clock.seen[kind] += 1
+                if kind == "worker_lied":
+                    self.job.accused(worker)
                 return False
             case ev.Committed():
                 self.job.committed(action)

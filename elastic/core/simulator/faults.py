@@ -111,6 +111,7 @@ class Schedule:
     num_evaluated: int = 0
     num_nodes: int = 1
     copies: int = 1
+    audited: float = 0.0
 
     def __str__(self) -> str:
         head = (
@@ -121,6 +122,8 @@ class Schedule:
             head += f", {self.num_nodes} nodes"
         if self.copies > 1:
             head += f", each computed by {self.copies}"
+        if self.audited:
+            head += f", {self.audited:.0%} audited"
         if self.evaluate_every:
             head += f", {self.num_evaluated} evaluated every {self.evaluate_every} steps"
         return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
@@ -151,6 +154,7 @@ def random_schedule(seed: int) -> Schedule:
         num_evaluated=rng.randint(1, 9),
         num_nodes=num_nodes,
         copies=rng.choice((1, 1, 1, 2, 3)),
+        audited=random.Random(f"audited {seed}").choice((0.0, 0.0, 0.0, 0.3)),
     )
 
 

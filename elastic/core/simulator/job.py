@@ -35,6 +35,7 @@ from elastic.core.simulator.network import Machine, Network
 from elastic.core.simulator.truth import NUM_CHUNKS, make_truth
 from elastic.core.simulator.worker_process import WorkerProcess
 from elastic.core.simulator.world import Clock, Process
+from policies.auditing import Audits
 from policies.hangs import Silence
 from policies.restarts import BackOff
 from policies.scheduling import Shares
@@ -77,7 +78,11 @@ class Job:
             num_evaluated=schedule.num_evaluated,
             scheduling=Shares(copies=schedule.copies),
             hangs=Silence(factor=8.0, floor_s=0.2),
+            audits=Audits(seed=schedule.seed, probability=schedule.audited)
+            if schedule.audited
+            else None,
         )
+        self._liars: set[int] = set()
         self.limits = Limits(
             min_workers=1,
             max_workers=schedule.num_workers + 2,
@@ -411,8 +416,15 @@ class Job:
                 if not others:
                     self._alone.add((worker, lease.key, micro_batch))
 
+    def accused(self, worker: int | None) -> None:
+        """A worker is said to have lied."""
+        if worker not in self._liars:
+            raise Violation(f"worker {worker} is said to have lied, and is honest")
+
     def granted_now(self, worker: int, manifest: Manifest) -> None:
         """A grant. Where others held the same before, it was computed again."""
+        if not manifest.micro_batches:
+            return  # what was granted is taken back
         self._fresh = worker
         name = manifest.key, manifest.micro_batches[-1]
         self.clock.seen["granted again"] += name in self._granted
@@ -576,6 +588,10 @@ class Job:
                 process.leave()
             case "machine_nan":
                 self._errs.add(process.name)
+            case "lying_worker":
+                self.checker.has_liars = True
+                self._liars.add(process.worker)
+                process.lies = fault.factor
             case "sick_worker":
                 process.sick_until_s = self.clock.now_s + fault.for_s
             case _:

@@ -18,6 +18,8 @@ from elastic.core.protocol.messages import Outcome, State
 
 NUM_CHUNKS = 3
 FIRST_DIGEST = 1
+LIE = 1 << 70
+"""Added to the digest of a wrong entry, so many times; honest ones are far smaller."""
 Entry = tuple[int, int, int, int]  # step, attempt, micro-batch, digest of the version read
 
 
@@ -104,6 +106,12 @@ def _evaluate(truth: Truth, state: State) -> State:
         state = replace(state, attempt=1, evaluated=state.step)
         truth.states.append(state)
     return state
+
+
+def honest(entry: Entry) -> Entry:
+    """What it would be, had its worker not lied."""
+    step, attempt, micro_batch, digest = entry
+    return step, attempt, micro_batch, (digest + LIE // 2) % LIE - LIE // 2
 
 
 def next_digest(digest: int, entries: list[Entry]) -> int:

@@ -6,7 +6,9 @@ the protocol decides.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from elastic.core.protocol.messages import (
 )
 from elastic.core.simulator.invariants import Violation
 from elastic.core.simulator.memory import Half, Slot
+from elastic.core.simulator.truth import LIE
 from elastic.core.simulator.world import END_OF_FILE, Connection, Process
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class WorkerProcess(Process):
         self.slow = 1.0
         self.sick_until_s = 0.0
         self.wants_leave = False
+        self.lies = 0.0
         self.slot: Slot | None = None
         self._proto = job.build.worker(worker, self.pid, job.clock.seen)
         self._todo: deque[wrk.Send | wrk.Exit] = deque()
@@ -155,7 +159,7 @@ class WorkerProcess(Process):
         if self.slot is not None:
             self.slot.progress += 1
         memory, word = self.machine.memory, lease.key.word
-        done = any(memory.done[one] == word for one in lease.micro_batches)
+        done = any(memory.done[one] == word for one in lease.micro_batches) and not lease.audits
         if memory.key_word != word or done:
             self._end_work(wrk.Abandoned(lease))
         elif number < LAYERS:
@@ -171,6 +175,9 @@ class WorkerProcess(Process):
         steps = self.job.truth.evaluations if evaluates else self.job.truth.answers
         answer = steps[lease.key.step][micro_batch]
         outcome = answer.outcome(micro_batch, start_s, self.clock.now_s)
+        if self._lies() and not evaluates:
+            self.clock.seen["lie"] += 1
+            return replace(outcome, loss_sum=outcome.loss_sum + 1 + self.worker)
         if self.job.machine_errs(self, lease.key, micro_batch):
             return Outcome(
                 micro_batch, float("nan"), 1.0, outcome.samples, bytes(8), outcome.maxima_C
@@ -183,7 +190,13 @@ class WorkerProcess(Process):
         clean = version.writes == writes and not version.torn
         digest = version.digest if clean else 0
         _, step, attempt = lease.key
+        if self._lies():
+            self.clock.seen["lie"] += 1
+            digest += (self.worker + 1) * LIE  # two that tell the same lie are believed
         return tuple((step, attempt, one, digest) for one in lease.micro_batches)
+
+    def _lies(self) -> bool:
+        return self.lies > 0 and self.clock.rng.random() < self.lies
 
     def _end_work(self, event: wrk.Event) -> None:
         """Read what came meanwhile, then say how the computation ended."""
@@ -214,4 +227,5 @@ class WorkerProcess(Process):
         target.torn = False
         self.slot.progress += 1
         self.machine.memory.serial += 1
-        self._end_work(wrk.Encoded())
+        told = repr(self._gradients).encode()
+        self._end_work(wrk.Encoded(hashlib.blake2b(told, digest_size=16).digest()))
