@@ -108,7 +108,9 @@ class Mass:
         falling_BK = np.take_along_axis(shares_BK, np.argsort(ranks_BK, axis=1), axis=1)
         before_BK = np.cumsum(falling_BK, axis=1) - falling_BK
         num_B1 = np.maximum((before_BK < self.threshold).sum(axis=1, keepdims=True), 1)
-        return _keep(shares_BK, (ranks_BK < np.minimum(num_B1, self.at_most)) & alive_K)
+        return _keep(
+            shares_BK, (ranks_BK < np.minimum(num_B1, min(self.at_most, len(alive_K)))) & alive_K
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,8 +49,9 @@ class Address:
 class App:
     """Builds the ASGI application around a service."""
 
-    def __init__(self, service: Service, mode: str) -> None:
-        self.service, self.mode = service, mode
+    def __init__(self, service: Service, mode: str, *, tells_id: bool = True) -> None:
+        """`tells_id`: whether it puts the request's id on its answers; Serve's proxy does."""
+        self.service, self.mode, self._tells_id = service, mode, tells_id
         self.started_s = int(time.time())
         settings = service.settings
         self._gate = Gate(settings.keys, time.monotonic)
@@ -82,8 +83,7 @@ class App:
                 seconds.observe(time.monotonic() - begin_s)
             if response.headers.get("x-elastic-degraded") == "true":
                 metrics.degraded.inc()
-            response.headers["x-request-id"] = request_id
-            return response
+            return self._with_id(response, request_id)
 
         return endpoint
 
@@ -118,8 +118,12 @@ class App:
             refusal.status = error.status_code
         response = error_response(refusal, request.url.path)
         response.headers.update(error.headers or {})
-        response.headers["x-request-id"] = request_id_of(request)
         self.service.metrics.requests.labels("none", str(refusal.status)).inc()
+        return self._with_id(response, request_id_of(request))
+
+    def _with_id(self, response: Response, request_id: str) -> Response:
+        if self._tells_id:
+            response.headers["x-request-id"] = request_id
         return response
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, RunTarget
 
+from elastic.core.errors import ElasticError
 from elastic.core.experts.repository import Repository
 from elastic.core.memory import available_bytes
 from policies.placing import Placed, PlacingView, decide
@@ -162,30 +163,47 @@ class Deployed:
         self.name = Repository.open(resolved, verify=False).manifest.name
         self._experts: set[str] = set()
         self._gone_s: dict[str, float] = {}
-        self.step()
-        serve.run(
-            ingress({"settings": self._settings.model_dump(mode="json"), "mode": mode}),
-            name=self.name,
-            route_prefix="/",
-        )
+        arguments = {"settings": self._settings.model_dump(mode="json"), "mode": mode}
+        front = RunTarget(ingress(arguments), name=self.name, route_prefix="/")
+        serve.run_many([*self._missing(self._named()), front])
 
     def step(self) -> None:
         """Start applications of new experts; end those that no request can need any more."""
         if self._mode != "distributed":
             return
-        names = set(Repository.open(self._settings.repository, verify=False).names)
-        for one in sorted(names - self._experts):
-            arguments = {"name": one, **_expert_arguments(self._settings)}
-            application = application_of(self.name, one)
-            serve.run(expert(arguments), name=application, route_prefix=None)
-            log.info("expert %s has an application", one)
-            self._experts.add(one)
+        try:
+            names = self._named()
+        except ElasticError as error:  # who serves says so too, and goes on with what it has
+            log.error("cannot look for new experts: %s", error)
+            return
+        missing = self._missing(names)
+        if missing:
+            serve.run_many(missing)
         now_s = self._clock()
         self._gone_s = {one: self._gone_s.get(one, now_s) for one in self._experts - names}
         for one, since_s in self._gone_s.items():
             if now_s - since_s > self._settings.limits.timeout_s:
                 serve.delete(application_of(self.name, one))
                 self._experts.discard(one)
+
+    def _named(self) -> set[str]:
+        return set(Repository.open(self._settings.repository, verify=False).names)
+
+    def _missing(self, names: set[str]) -> list[RunTarget]:
+        """Applications of experts that have none."""
+        if self._mode != "distributed":
+            return []
+        fresh = sorted(names - self._experts)
+        self._experts |= set(fresh)
+        given = _expert_arguments(self._settings)
+        return [
+            RunTarget(
+                expert({"name": one, **given}),
+                name=application_of(self.name, one),
+                route_prefix=None,
+            )
+            for one in fresh
+        ]
 
     def stop(self) -> None:
         """End them all; requests in work are finished."""

@@ -116,7 +116,7 @@ class Mixture:
         if not isinstance(policy, Cascade):
             return weights
         goes_on = np.ones(len(rows), np.bool_)
-        for num_asked in range(1, policy.at_most):
+        for num_asked in range(1, min(policy.at_most, len(alive_K))):
             if ((weights > 0) & ~self._asked_BK[rows]).any():
                 return weights  # the next one depends on what these say
             everywhere_BK = np.zeros(self.weights_BK.shape)

@@ -6,6 +6,7 @@ distributed mode. Every wait for another process has a deadline.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from starlette.applications import Starlette
 from torch import Tensor, nn
@@ -41,20 +42,26 @@ def application_of(repository: str, expert: str) -> str:
     return f"{repository}-{expert}"
 
 
+def start_service(settings: Serving, mode: str) -> Service:
+    """A running service; needs a thread without an event loop, as Serve's handles do."""
+    torch.set_num_threads(settings.placement.threads)
+    service = Service(
+        settings, RemotePool() if mode == "distributed" else LocalPool(time.monotonic)
+    )
+    service.start()
+    return service
+
+
 class Ingress:
     """Takes requests. Serve calls `check_health`, and ends a replica in which it raises."""
 
-    def __init__(self, settings: Mapping[str, Any], mode: str) -> None:
+    async def __init__(self, settings: Mapping[str, Any], mode: str) -> None:  # type: ignore[misc]
         given = Serving.model_validate(settings)
-        torch.set_num_threads(given.placement.threads)
-        distributed = mode == "distributed"
-        pool = RemotePool() if distributed else LocalPool(time.monotonic)
-        self._service = Service(given, pool)
-        self._service.start()
+        self._service = await asyncio.to_thread(start_service, given, mode)
         self._mode = mode
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return App(self._service, self._mode).build()
+        return App(self._service, self._mode, tells_id=False).build()
 
     def check_health(self) -> None:
         """Raises where the engine does not move."""
@@ -62,7 +69,8 @@ class Ingress:
             raise RuntimeError("the engine does not move")
 
     def __del__(self) -> None:
-        self._service.stop()
+        if hasattr(self, "_service"):
+            self._service.stop()
 
 
 class ExpertReplica:
@@ -139,7 +147,8 @@ class RemotePool:
         while True:
             response = self._send(version, k, version.example())
             answer = self._receive(response, deadline_s)
-            if isinstance(answer, Tensor | RayTaskError) or self._clock() > deadline_s:
+            may_come = isinstance(answer, RayActorError | RayServeException)
+            if not may_come or self._clock() > deadline_s:
                 return answer
             time.sleep(_RETRY_S)
 

@@ -256,7 +256,9 @@ def test_the_survivors_of_a_cascade_answer(tmp_path: Path) -> None:
     bench = classify(tmp_path)
     bench.pool.faults[0] = slow
     bench.pool.faults[1] = slow
-    job = bench.job((Predicting(one) for one in inputs(9)), policy=Cascade(low=0.0, high=1.0))
+    job = bench.job(
+        (Predicting(one) for one in inputs(9)), policy=Cascade(low=0.0, high=1.0, at_most=2**70)
+    )
     bench.run()
     job.done.result(timeout=0)
     assert job.answered == {2}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.routing import (
@@ -26,10 +26,13 @@ EVERY: list[Policy] = [
     TopK(k=1),
     TopK(k=2),
     TopK(k=9),
+    TopK(k=2**70),
     Mass(threshold=0.9, at_most=3),
+    Mass(threshold=0.9, at_most=2**70),
     All(),
     Cascade(low=0.4, high=0.6),
     Core(at_most=2),
+    Core(at_most=2**70),
 ]
 ROW = np.array([[0.5, 0.3, 0.15, 0.05]])
 ALIVE = np.ones(4, bool)
@@ -39,6 +42,7 @@ def test_every_policy_is_in_the_registry() -> None:
     assert {policy.kind for policy in EVERY} == set(kinds())
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 6), experts=st.integers(1, 9))
 @pytest.mark.parametrize("policy", EVERY, ids=str)
 def test_rows_sum_to_one_over_the_living(
