@@ -31,6 +31,7 @@ from actors.recording import EventLog, Recorder, Scribe, by_name
 from actors.rounds import Rounds
 from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.compute import audits_of, deterministic, make_sizes, model_tensors
+from elastic.core.config import Stragglers
 from elastic.core.errors import ChannelClosed, ConfigError
 from elastic.core.faults import Fault
 from elastic.core.journal import Journal
@@ -65,6 +66,7 @@ from elastic.core.protocol.orders import Ask
 from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater
+from policies.choosing import Chosen
 from policies.scheduling import Shares
 
 log = logging.getLogger(__name__)
@@ -254,9 +256,7 @@ class AggregatorShell:
             evaluate_every=job.evaluate.every,
             num_evaluated=job.evaluate.micro_batches,
             replicas=job.replicas,
-            scheduling=Shares(
-                copies=1 + job.stragglers.stragglers, helps=job.stragglers.kind != "uncoded"
-            ),
+            scheduling=_scheduling(job.stragglers),
             audits=audits_of(job),
         )
         prepared = self._control.prepared[0]
@@ -680,6 +680,13 @@ class AggregatorShell:
             unwritten=unwritten,
             faults_fired=sorted(self._injector.fired()),
         )
+
+
+def _scheduling(given: Stragglers) -> Shares | Chosen:
+    """The policy that the job file asks for."""
+    if given.kind == "auto":
+        return Chosen()
+    return Shares(copies=1 + given.stragglers, helps=given.kind != "uncoded")
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

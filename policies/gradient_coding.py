@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from policies.coding.codes import Floats
 from policies.coding.delays import Delays
 from policies.coding.m_sgc import MSgc
 from policies.coding.measuring import Measured, Seen, load_model, measure
@@ -99,12 +100,7 @@ class Auto:
         the pattern has changed, and what was seen before says little of what is now.
         """
         expected = view.current.expected if view.current is not None else None
-        if expected is None or view.num_since < DRIFT_ROUNDS:
-            return ""
-        recent_R = view.seen.ends_R[-DRIFT_ROUNDS:]
-        if not 1 / DRIFT < float(np.median(recent_R)) / expected.median_s < DRIFT:
-            return "median"
-        return "" if float(recent_R.mean()) < DRIFT * expected.mean_s else "mean"
+        return surprise(view.seen.ends_R, expected, view.num_since)
 
     def is_due(self, view: View) -> bool:
         """Whether to decide: in a probe, after twice as many rounds, or after a surprise."""
@@ -164,6 +160,16 @@ class Auto:
                     for patience in PATIENCES:
                         scheme = MSgc(burst=burst, window=window, distinct=distinct)
                         yield scheme, Minimal(patience=patience)
+
+
+def surprise(ends_R: Floats, expected: Expected | None, num_since: int) -> str:
+    """Whether the latest of these rounds were other than expected: see `Auto.surprise`."""
+    if expected is None or num_since < DRIFT_ROUNDS:
+        return ""
+    recent_R = ends_R[-DRIFT_ROUNDS:]
+    if not 1 / DRIFT < float(np.median(recent_R)) / expected.median_s < DRIFT:
+        return "median"
+    return "" if float(recent_R.mean()) < DRIFT * expected.mean_s else "mean"
 
 
 StragglerPolicy = Auto | Uncoded | Speculation | Frc | Coded | SrSgc | MSgc

@@ -118,10 +118,11 @@ class Stragglers(_Section):
     """What is done about workers that are slow now and then: docs/stragglers.md. It changes the
     speed, never the result."""
 
-    kind: Literal["speculation", "frc", "uncoded"] = "speculation"
+    kind: Literal["speculation", "frc", "uncoded", "auto"] = "speculation"
     """speculation: shares by measured speed; who is done takes what is left, and computes besides
     what is late. frc: `stragglers` + 1 workers hold each share from the beginning, the first to
-    finish each micro-batch counts. uncoded: even shares, nobody helps; to compare with."""
+    finish each micro-batch counts. uncoded: even shares, nobody helps; to compare with. auto: what
+    is the fastest by what the last steps have shown, looked at again and again."""
     stragglers: int = Field(default=0, ge=0, lt=MAX_WORKERS)
     """With frc: so many workers may straggle, whichever they are, and no step waits for them."""
 

@@ -25,6 +25,7 @@ POLICIES = {
     "frc of two": {"kind": "frc", "stragglers": 1},
     "frc of all": {"kind": "frc", "stragglers": 7},
     "uncoded": {"kind": "uncoded"},
+    "auto": {"kind": "auto"},
 }
 
 

@@ -24,6 +24,7 @@ from elastic.core.simulator.faults import (
 from elastic.core.simulator.job import Job
 from elastic.core.simulator.network import SILENT_S
 from elastic.core.simulator.search import Tried, check, check_seeds, search
+from policies.choosing import Chosen
 from policies.scheduling import Shares
 
 PART = 60  # seeds of one test
@@ -221,6 +222,17 @@ def test_a_repetition_changes_nothing_that_is_computed(copies: int) -> None:
         assert check(schedule, tried=tried), str(tried.failure)
     assert tried.seen["duplicate won"]
     assert not any(tried.seen[what] for what in NEVER)
+
+
+def test_choosing_by_measurement_changes_nothing_that_is_computed() -> None:
+    chosen = Tried()
+    for seed in range(3000, 3030):
+        schedule = replace(random_schedule(seed), num_steps=35)
+        job = Job(schedule, Build(), trace_length=None)
+        job.rules = replace(job.rules, scheduling=Chosen())
+        job.run()
+        chosen.seen += job.clock.seen
+    assert chosen.seen["scheduling"], "long enough for a choice"
 
 
 def test_a_repetition_does_not_wait_for_one_that_stops() -> None:

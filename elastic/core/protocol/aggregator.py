@@ -33,6 +33,7 @@ import numpy as np
 from elastic.core import fixed_point
 from elastic.core.errors import ProtocolError
 from elastic.core.protocol.auditing import Anew, Auditing, Undecided
+from elastic.core.protocol.choosing import Choosing
 from elastic.core.protocol.events import (
     Action,
     CaughtUp,
@@ -92,6 +93,7 @@ from elastic.core.protocol.messages import (
     Welcome,
 )
 from policies.auditing import AskAgain, Audits, Lie
+from policies.choosing import Chosen
 from policies.hangs import Silence, WorkerProgress
 from policies.resharding import Move
 from policies.scheduling import (
@@ -140,7 +142,7 @@ class Rules:
     evaluate_every: int = 0
     num_evaluated: int = 0
     replicas: int = 2
-    scheduling: Shares = Shares()
+    scheduling: Shares | Chosen = Shares()
     hangs: Silence = Silence()
     audits: Audits | None = None
 
@@ -209,6 +211,8 @@ class Aggregator:
         self._leased = False
         self._num_duplicates = 0
         self._shared = ""
+        is_fixed = isinstance(rules.scheduling, Shares)
+        self._choosing = None if is_fixed else Choosing(rules.num_micro_batches)
         self._watched_s = 0.0
         self._absent_s: dict[int, float] = {}
         self._stop_reason = ""
@@ -516,6 +520,8 @@ class Aggregator:
             return [Send(worker, Granted(lease, manifest.half))]
         if lease.audits:
             return self._audited(worker, commit)
+        if self._choosing is not None and lease.key == self.state.key:
+            self._choosing.answered(worker, commit.outcomes[0], now_s)
         refusal = self._refusal(worker, commit, mine, manifest)
         if refusal:
             if lease.key == self.state.key:
@@ -735,7 +741,22 @@ class Aggregator:
             for worker, manifest in sorted(self._manifests.items())
             if manifest.key == self.state.key and manifest.micro_batches
         )
-        return [self._update(slots, self.state.exponents, weight)]
+        return [*self._chosen(), self._update(slots, self.state.exponents, weight)]
+
+    def _chosen(self) -> list[Action]:
+        """A step has all its answers: what the next ones run may be another policy."""
+        if self._choosing is None:
+            return []
+        reason = self._choosing.end([one for one in self.membership.members if one in self._peers])
+        return [Note("scheduling", reason)] if reason else []
+
+    @property
+    def _scheduling(self) -> Shares:
+        """Who computes what, in this step."""
+        if self._choosing is not None:
+            return self._choosing.scheduling
+        assert isinstance(self._rules.scheduling, Shares)
+        return self._rules.scheduling
 
     def _update(
         self,
@@ -920,7 +941,7 @@ class Aggregator:
         It has yet to see that the step before is over. One that did not see it for a whole step
         may never do so.
         """
-        step = self.state.step if self._rules.scheduling.copies > 1 else -1
+        step = self.state.step if self._scheduling.copies > 1 else -1
         return [
             worker
             for worker in self.membership.members
@@ -935,10 +956,13 @@ class Aggregator:
         pending = [one for one in self._pending() if one not in self._nonfinite]
         usual_s = self._usual_pace_s()
         paces = {worker: pace(self._peers[worker].samples_s, usual_s) for worker in idle}
-        assigned = self._rules.scheduling.assign(StepView(paces, pending, self._homes))
+        assigned = self._scheduling.assign(StepView(paces, pending, self._homes))
         self._num_duplicates += assigned.num_copies
         actions: list[Action] = []
-        if self._rules.scheduling != Shares() and assigned.reason != self._shared:
+        if self._choosing is not None:
+            if self._combine is Combine.SUM:
+                self._choosing.begin(now_s)
+        elif self._rules.scheduling != Shares() and assigned.reason != self._shared:
             self._shared = assigned.reason
             actions.append(Note("scheduling", assigned.reason))
         for worker, mine in assigned.queues.items():
@@ -969,7 +993,7 @@ class Aggregator:
             pending=[m for m in self._pending() if m not in barred],
             queues=queues,
         )
-        match self._rules.scheduling.decide(view):
+        match self._scheduling.decide(view):
             case Take(micro_batch, None):
                 return [self._lease(worker, [micro_batch], now_s)]
             case Take(micro_batch, int(holder)):
