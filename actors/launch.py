@@ -23,11 +23,16 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from actors.cluster_nodes import ClusterNodes, asking
 from actors.coordinator import CoordinatorShell
 from actors.host_requests import HostRequests
+from actors.islands import Island
 from actors.mesh import Address, find_address
 from actors.outages import insist
 from actors.preemption import Drains, NodeWatch, cloud_sources, drain_notice
@@ -390,6 +395,42 @@ def launch_coordinator(setup: JobSetup) -> Any:
         )
         .remote(setup)
     )
+
+
+class RemoteIsland:
+    """An island in a placement group of its own, on any node that has room."""
+
+    def __init__(
+        self, cpus: float, labels: Mapping[str, str], command: Sequence[str], **where: Any
+    ) -> None:
+        self._group: PlacementGroup = placement_group(
+            [{"CPU": cpus}], bundle_label_selector=[dict(labels)] if labels else None
+        )
+        remote: Any = ray.remote
+        self._actor: Any = (
+            remote(Island)
+            .options(
+                num_cpus=cpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group),
+            )
+            .remote()
+        )
+        self._exit: Any = self._actor.run.remote(list(command), **where)
+
+    def poll(self) -> str | None:
+        """None while it waits for room or runs; then "", or why it ended otherwise."""
+        if not ray.wait([self._exit], timeout=0)[0]:
+            return None
+        try:
+            status = int(ray.get(self._exit))
+        except RayActorError as error:
+            return f"its process died: {str(error).splitlines()[0]}"
+        return "" if status == 0 else f"its driver ended with status {status}"
+
+    def end(self) -> None:
+        """Give back what it holds; a driver that still runs ends in good order."""
+        ray.kill(self._actor, no_restart=True)
+        remove_placement_group(self._group)
 
 
 def end_coordinator(name: str, coordinator: Any) -> None:

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from elastic.cli_experts import experts_app
 from elastic.cli_monitoring import dashboards_app, top
 from elastic.cli_serve import serve
 from elastic.core.errors import ConfigError, ElasticError
@@ -76,6 +77,7 @@ simulate_app = typer.Typer(
 )
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(dashboards_app, name="dashboards")
+app.add_typer(experts_app, name="experts")
 app.command()(top)
 app.command()(serve)
 

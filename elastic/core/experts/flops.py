@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+_ATTENTION_OF_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:
@@ -18,6 +20,12 @@ def count_flops(module: nn.Module, *inputs: Any) -> int:
     The backward pass takes two: one product for the gradient of each operand (Kaplan et al.,
     arXiv 2001.08361, section 2.1).
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping={_ATTENTION_OF_CPU: _attention})
+    with torch.no_grad(), counter:
         module(*inputs)
     return int(counter.get_total_flops())
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """PyTorch 2.13 counts the kernels of GPUs, and not this one."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]

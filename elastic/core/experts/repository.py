@@ -265,23 +265,33 @@ def build(trained: Trained, source: str) -> nn.Module:
     Raises:
         RepositoryError: it cannot be built, or the weights are not of it; begins with `source`.
     """
-    module_name, _, attribute = trained.spec.target.partition(":")
     try:
-        kind = getattr(importlib.import_module(module_name), attribute)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise RepositoryError(f"{source}: {trained.spec.target} is no nn.Module")
         with torch.random.fork_rng(devices=()):  # its first weights are of no interest
-            module = kind(**trained.spec.arguments)
+            module = construct(trained.spec)
         place_weights(
             trained.weights,
             module.state_dict(keep_vars=True),
-            refusal=f"{source} does not fit {trained.spec.target}:",
+            refusal=f"does not fit {trained.spec.target}:",
         )
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise RepositoryError(f"{source}: cannot build {trained.spec.target}: {error}") from error
     except ConfigError as error:
-        raise RepositoryError(str(error)) from error
+        raise RepositoryError(f"{source}: {error}") from error
     return module.eval()
+
+
+def construct(spec: ModelSpec) -> nn.Module:
+    """The module with its first weights.
+
+    Raises:
+        ConfigError: it cannot be imported, is no module, or the arguments are not of it.
+    """
+    module_name, _, attribute = spec.target.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module_name), attribute)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            return kind(**spec.arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"cannot build {spec.target}: {error}") from error
+    raise ConfigError(f"{spec.target} is no nn.Module")
 
 
 def example_input(task: str, shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
