@@ -93,6 +93,57 @@ def router(file: _File, settings: _Settings = None) -> None:
     train_all(router_jobs(config), config.islands, _tell)
 
 
+@experts_app.command()
+def evaluate(file: _File, settings: _Settings = None) -> None:
+    """Choose the selection policy on validation data, and compare on test data.
+
+    Arms: the monolith of the same operations, the chosen policy, all experts, top-1, top-2, a mass
+    threshold, the expert of a subset drawn beforehand, one drawn at every step; and nulls, which
+    must do worse: all alike, experts swapped, subsets drawn by lot. Of images also bars that need
+    no network. Writes evaluation.json, table.md and pictures into FOLDER/evaluation.
+
+    **Example**
+
+        elastic experts evaluate examples/digits_experts/experts.yaml
+    """
+    from elastic.experts.evaluation import evaluate as measure
+    from elastic.experts.pictures import draw
+    from elastic.experts.table import render
+
+    config = _load(file, settings)
+    found = measure(config, _tell)
+    table = config.root / "evaluation" / "table.md"
+    table.write_text(render(found), encoding="utf-8")
+    _tell(table.read_text(encoding="utf-8"))
+    for path in (table, *draw(config, found)):
+        _tell(str(path))
+
+
+@experts_app.command()
+def pack(
+    file: _File,
+    settings: _Settings = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Whose models; by default the first seed's.")
+    ] = None,
+) -> None:
+    """Write the model repository that `elastic serve` takes: experts, router, chosen policy.
+
+    Done again it adds new versions, which a server that runs takes up.
+
+    **Example**
+
+        elastic experts pack examples/digits_experts/experts.yaml
+    """
+    from elastic.experts.packing import pack as write
+
+    config = _load(file, settings)
+    repository = write(config, config.seeds[0] if seed is None else seed)
+    for one in repository.manifest.experts:
+        _tell(f"{one.name:<12} version {one.version}, {one.num_parameters:,} parameters")
+    _tell(str(repository.path))
+
+
 def _load(file: Path, settings: list[str] | None) -> ExpertsConfig:
     from elastic.experts.config import load_experts
 

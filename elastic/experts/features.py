@@ -59,17 +59,13 @@ class Extractor:
         self._kind = features.kind
         self._column = features.column or data_column
         self._function = _function(features.function) if features.function else None
-        self._rarity_F: Floats | None = None
+        self.rarity: Floats | None = None
+        """Inverse document frequency of each bucket; of words, once `fit`."""
 
     @property
     def columns(self) -> Sequence[str] | None:
         """Those to read; None: all."""
         return None if self._function else [self._column]
-
-    @property
-    def rarity(self) -> Floats | None:
-        """Inverse document frequency of each bucket."""
-        return self._rarity_F
 
     def raw(self, table: pa.Table) -> Floats:
         """Points before `fit`."""
@@ -87,13 +83,13 @@ class Extractor:
         """Learn from a sample of raw points."""
         if self._kind == "words":
             present_F = (raw_NF > 0).sum(0)
-            self._rarity_F = np.log((1 + len(raw_NF)) / (1 + present_F)) + 1
+            self.rarity = np.log((1 + len(raw_NF)) / (1 + present_F)) + 1
 
     def finish(self, raw_NF: Floats) -> Floats:
         """Points as k-means gets them; of words tf-idf of length 1."""
-        if self._rarity_F is None:
+        if self.rarity is None:
             return raw_NF
-        weighed = np.log1p(raw_NF) * self._rarity_F
+        weighed = np.log1p(raw_NF) * self.rarity
         length_N1 = np.linalg.norm(weighed, axis=1, keepdims=True)
         points: Floats = weighed / np.maximum(length_N1, 1e-12)
         return points

@@ -105,6 +105,19 @@ def validation_folder(config: ExpertsConfig) -> Path:
     return config.root / "partition" / VALIDATION
 
 
+def subsets_of(config: ExpertsConfig, table: pa.Table) -> Integers:
+    """The subset that each of other rows would be in, shape (N,)."""
+    settings = config.partition
+    extractor = Extractor(settings.features, config.data.column)
+    file = config.root / "partition" / CENTRES_FILE
+    if not file.exists():
+        return _assign(extractor, None, table, settings.num_experts)
+    arrays = safetensors.numpy.load_file(file)
+    extractor.rarity = arrays.get("rarity")
+    centres = Centres(arrays["centres"], arrays["prices"])
+    return _assign(extractor, centres, table, settings.num_experts)
+
+
 def batches(files: list[File], columns: list[str] | None = None) -> Iterator[pa.Table]:
     """All rows, one row group at a time, in their order."""
     for file in files:
