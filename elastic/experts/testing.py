@@ -67,17 +67,14 @@ class Images:
     headline = "fid"
 
     def __init__(self, config: ExpertsConfig, unseen: str) -> None:
-        training = read_table(subset_folders(config))
-        self.training, self.real = (
-            inputs_of(config, training),
-            inputs_of(config, read_table(unseen)),
-        )
-        self._config, self._counts_K = config, _counts(config)
         if config.data.label is None:
             raise ConfigError("data.label is null; images are judged by what tells classes apart")
-        self.labels = labels_of(config, training)
+        training, table = read_table(subset_folders(config)), read_table(unseen)
+        self._config, self._counts_K = config, _counts(config)
+        self.training, self.labels = inputs_of(config, training), labels_of(config, training)
+        self.real = inputs_of(config, table)
         self.judge: Judge = train_judge(self.training, self.labels)
-        self.accuracy = self.judge.accuracy(self.real, labels_of(config, read_table(unseen)))
+        self.accuracy = self.judge.accuracy(self.real, labels_of(config, table))
 
     def generate(self, team: Team, arm: Arm, *, seed: int) -> torch.Tensor:
         """`evaluation.num_samples` images; the same noise for every arm."""
