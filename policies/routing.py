@@ -47,8 +47,11 @@ def living(probabilities_BK: Floats, alive_K: Bools) -> Floats:
         raise ValueError(f"probabilities {shape} for {len(alive_K)} experts: needs (rows, experts)")
     if not alive_K.any():
         raise NobodyLives(f"none of {len(alive_K)} experts is alive")
-    masked = np.where(alive_K, probabilities_BK, 0.0)
+    masked: Floats = np.where(alive_K, probabilities_BK, 0.0)
     total_B1 = masked.sum(axis=1, keepdims=True)
+    if total_B1.all():  # as nearly always, and this is asked at every step
+        masked /= total_B1
+        return masked
     even_BK = np.broadcast_to(alive_K / alive_K.sum(), masked.shape)
     shares: Floats = np.where(total_B1 > 0, masked / np.where(total_B1 > 0, total_B1, 1.0), even_BK)
     return shares
@@ -62,8 +65,11 @@ def _ranks(shares_BK: Floats, alive_K: Bools) -> NDArray[np.intp]:
 
 def _keep(shares_BK: Floats, kept_BK: Bools) -> Floats:
     """Shares of those kept; even where all of them have 0."""
-    kept = np.where(kept_BK, shares_BK, 0.0)
+    kept: Floats = np.where(kept_BK, shares_BK, 0.0)
     total_B1 = kept.sum(axis=1, keepdims=True)
+    if total_B1.all():
+        kept /= total_B1
+        return kept
     even_BK = kept_BK / kept_BK.sum(axis=1, keepdims=True)
     weights: Floats = np.where(total_B1 > 0, kept / np.where(total_B1 > 0, total_B1, 1.0), even_BK)
     return weights

@@ -55,6 +55,7 @@ class Job:
 class _Row:
     job: Job
     index: int
+    inputs: Inputs
 
     @property
     def work(self) -> Work:
@@ -138,17 +139,18 @@ class Engine:
                 for index, work in enumerate(job.works):
                     if work.is_done:
                         continue
-                    shape = (job.version.identity, *(one.shape for one in work.inputs()))
+                    inputs = work.inputs()
+                    shape = (job.version.identity, *(one.shape for one in inputs))
                     key = key or shape
                     if shape == key:
-                        rows.append(_Row(job, index))
+                        rows.append(_Row(job, index, inputs))
                     if len(rows) == self._settings.batching.max_rows:
                         return rows
         return rows
 
     def _advance(self, rows: Sequence[_Row]) -> None:
         version = rows[0].job.version
-        given = zip(*(row.work.inputs() for row in rows), strict=True)
+        given = zip(*(row.inputs for row in rows), strict=True)
         inputs = tuple(torch.stack(parts) for parts in given)
         mixture = self._mixture(version, rows, inputs)
         answer, lost_BK = mixture.answer(), mixture.lost()
@@ -181,7 +183,10 @@ class Engine:
             if not calls:
                 return mixture
             asked = {
-                k: self._padded(tuple(one[rows_k] for one in inputs)) for k, rows_k in calls.items()
+                k: padded
+                if len(rows_k) == num_rows
+                else self._padded(tuple(one[rows_k] for one in inputs))
+                for k, rows_k in calls.items()
             }
             for k, answer in self._ask(version, asked).items():
                 if isinstance(answer, Tensor):
@@ -201,10 +206,9 @@ class Engine:
 
     def _route(self, version: Version, inputs: Inputs) -> Floats:
         with torch.inference_mode():
-            probabilities_BK = version.router(*inputs).double().softmax(dim=1)
-        if not bool(torch.isfinite(probabilities_BK).all()):
+            probabilities: Floats = version.router(*inputs).double().softmax(dim=1).numpy()
+        if not np.isfinite(probabilities).all():
             raise unavailable("the router answered with numbers that are not finite")
-        probabilities: Floats = probabilities_BK.numpy()
         return probabilities
 
     def _padded(self, inputs: Inputs) -> Inputs:

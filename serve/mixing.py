@@ -46,6 +46,8 @@ class Mixture:
         self._asked_BK = np.zeros(probabilities_BK.shape, np.bool_)
         self._answers: dict[int, Tensor] = {}
         self.weights_BK: Floats = np.zeros(probabilities_BK.shape)
+        self._is_settled = False
+        self._may_go_on = any(isinstance(policy, Cascade) for policy in self._groups)
 
     def lost(self) -> Bools:
         """Who would have been asked at first, were it alive (B, K)."""
@@ -57,24 +59,37 @@ class Mixture:
 
     def missing(self) -> dict[int, Tensor]:
         """Whom to ask about which rows; empty when all is there. Raises NobodyLives."""
-        self.weights_BK = np.zeros(self.weights_BK.shape)
-        for policy, rows in self._groups.items():
-            self.weights_BK[rows] = self._weights(policy, rows)
+        if not self._is_settled:
+            self._weigh()
+            self._is_settled = not self._may_go_on
         needed_BK = (self.weights_BK > 0) & ~self._asked_BK
         columns = np.flatnonzero(needed_BK.any(axis=0)).tolist()
         return {k: torch.from_numpy(np.flatnonzero(needed_BK[:, k])) for k in columns}
 
+    def _weigh(self) -> None:
+        if len(self._groups) == 1:
+            ((policy, rows),) = self._groups.items()
+            self.weights_BK = self._weights(policy, rows)
+            return
+        self.weights_BK = np.zeros(self.weights_BK.shape)
+        for policy, rows in self._groups.items():
+            self.weights_BK[rows] = self._weights(policy, rows)
+
     def take(self, k: int, rows: Tensor, answer: Tensor) -> None:
         """What expert k says of some rows."""
-        if k not in self._answers:
-            num_rows = len(self._asked_BK)
-            self._answers[k] = answer.new_zeros((num_rows, *answer.shape[1:]))
-        self._answers[k][rows] = answer
+        num_rows = len(self._asked_BK)
+        if len(rows) == num_rows:
+            self._answers[k] = answer
+        else:
+            if k not in self._answers:
+                self._answers[k] = answer.new_zeros((num_rows, *answer.shape[1:]))
+            self._answers[k][rows] = answer
         self._asked_BK[rows.numpy(), k] = True
 
     def lose(self, k: int) -> None:
         """Expert k does not answer; what it said of other rows before does not count either."""
         self._alive_K[k] = False
+        self._is_settled = False
 
     def answer(self) -> Tensor:
         """The mixture, for each row; needs that nothing is missing."""

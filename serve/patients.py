@@ -76,11 +76,13 @@ class Patients:
         self._metrics.called(name, outcome, took_s, rows)
         with self._lock:
             breaker = self._breaker(version.keys[k])
+            before = breaker.state
             if fault is None:
                 breaker.succeeded()
             else:
                 breaker.failed(fault, self._clock(), at_once=outcome == "slow")
-            self._tell(name, breaker)
+            if breaker.state is not before:
+                self._tell(name, breaker)
         return answer if fault is None and isinstance(answer, Tensor) else None
 
     def conditions(self, version: Version) -> list[Condition]:
@@ -108,7 +110,10 @@ class Patients:
         return name not in self.unloaded and self._breaker(key).state is State.CLOSED
 
     def _breaker(self, key: str) -> Breaker:
-        return self._breakers.setdefault(key, Breaker(self._settings))
+        found = self._breakers.get(key)
+        if found is None:
+            found = self._breakers[key] = Breaker(self._settings)
+        return found
 
     def _words(self, name: str, key: str) -> tuple[str, str]:
         breaker = self._breaker(key)
