@@ -31,6 +31,7 @@ from benchmarks import (
     recovery,
     startup,
     step,
+    straggler_runs,
     stragglers,
     table,
 )
@@ -38,6 +39,7 @@ from benchmarks.jobs import Run, make_job
 from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import ConfigError
 from elastic.core.faults import load_faults
+from policies.scheduling import Shares
 
 
 def a_record(
@@ -466,3 +468,24 @@ def test_the_regimes_span_what_auto_must_master() -> None:
     assert (min(rates), max(rates)) == (0.0, 0.2)
     assert (min(bursts), max(bursts)) == (1.0, 10.0)
     assert max(outliers) > 0
+
+
+# --- real workers beside the simulator
+
+
+@pytest.mark.parametrize("policy", straggler_runs.POLICIES)
+def test_the_jobs_of_straggler_runs_ask_for_their_policy(policy: str) -> None:
+    job = straggler_runs.make_job(policy, 5)
+    assert job.stragglers.kind == policy.partition("/")[0]
+    if policy != "auto":
+        wanted = straggler_runs.shares(policy)
+        assert (wanted.copies - 1, wanted.helps) == (job.stragglers.stragglers, policy != "uncoded")
+
+
+def test_what_is_simulated_of_straggler_runs_waits_for_the_slowest_only_if_nobody_helps() -> None:
+    delays_RN = np.full((3, 8), 0.1)
+    delays_RN[:, 2] = 0.9
+    waited_s = straggler_runs.simulated_s(Shares(helps=False), delays_RN, [0, 4], 0.01)
+    helped_s = straggler_runs.simulated_s(Shares(copies=2), delays_RN, [0, 4], 0.01)
+    assert waited_s == pytest.approx(0.9 + 2 * 0.01)
+    assert helped_s < 0.2

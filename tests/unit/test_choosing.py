@@ -156,6 +156,10 @@ def test_copies_help_where_load_is_cheap() -> None:
 # --- what the aggregator remembers
 
 
+def answer(cost_s: float) -> Outcome:
+    return Outcome(0, 0.0, 1.0, b"", b"", np.zeros(1, np.float32), end_s=cost_s)
+
+
 class Watched:
     """Steps of one virtual worker set, told to `Choosing` as the aggregator tells them."""
 
@@ -163,21 +167,21 @@ class Watched:
         self.choosing = Choosing(num_micro_batches=num_workers)
         self.workers = range(num_workers)
         self.now_s = 100.0
+        self.slower = 1.0
         self.told: list[str] = []
 
     def step(self, slow: int | None = None) -> None:
         policy = self.choosing.scheduling
         delays_N = np.array([1.0 if one == slow else 0.01 for one in self.workers])
-        costs_N = np.full(len(delays_N), 0.05)
+        cost_s = 0.05 * self.slower
+        costs_N = np.full(len(delays_N), cost_s)
         end_s = Step(policy, len(self.workers), delays_N, costs_N, pace_s=0.06).run()
         self.choosing.begin(self.now_s)
         for worker in sorted(self.workers, key=lambda one: delays_N[one]):
-            first_s = float(delays_N[worker]) + 0.05
+            first_s = float(delays_N[worker]) + cost_s
             if first_s <= end_s:
-                answer = Outcome(0, 0.0, 1.0, b"", b"", np.zeros(1, np.float32), (), 0.0, 0.05)
-                self.choosing.answered(worker, answer, self.now_s + first_s)
-        last = Outcome(0, 0.0, 1.0, b"", b"", np.zeros(1, np.float32), (), 0.0, 0.05)
-        self.choosing.answered(0, last, self.now_s + end_s)
+                self.choosing.answered(worker, answer(cost_s), self.now_s + first_s)
+        self.choosing.answered(0, answer(cost_s), self.now_s + end_s)
         self.told += filter(None, [self.choosing.end(self.workers)])
         self.now_s += end_s
 
@@ -190,6 +194,23 @@ def test_a_choice_is_told_once_and_only_a_new_one_again() -> None:
     assert watched.told[0].startswith("auto: ")
     named = [one.split(": ")[1] for one in watched.told]
     assert all(one != other for one, other in pairwise(named))
+
+
+def test_steps_that_become_slower_are_measured_anew() -> None:
+    """All workers slow down after a choice: within a dozen steps another one is made, on the new
+    steps alone."""
+    watched = Watched()
+    for _ in range(45):
+        watched.step()
+    before = watched.choosing.choice
+    watched.slower = 5.0
+    for _ in range(12):
+        watched.step()
+    after = watched.choosing.choice
+    assert before.expected is not None
+    assert after.expected is not None
+    assert after.expected.median_s > 2 * before.expected.median_s
+    assert len(watched.choosing._rows) < 45, "what was before says little of what is now"
 
 
 def test_another_number_of_workers_is_measured_anew() -> None:
@@ -206,8 +227,7 @@ def test_another_number_of_workers_is_measured_anew() -> None:
 
 def test_a_successor_ignores_a_step_that_it_did_not_see_begin() -> None:
     choosing = Choosing(4)
-    answer = Outcome(0, 0.0, 1.0, b"", b"", np.zeros(1, np.float32))
-    choosing.answered(0, answer, 5.0)
+    choosing.answered(0, answer(0.1), 5.0)
     assert choosing.end([0, 1]) == ""
     assert choosing.choice == PROBE
 
