@@ -24,6 +24,7 @@ from functools import partial
 from actors.channel import Channel, accept, listen
 from actors.checkpointing import Checkpointer
 from actors.collecting import Receiver, Sender
+from actors.host_counters import HostCounters
 from actors.injector import AggregatorInjector
 from actors.neighbours import Neighbours, Parts, inherit
 from actors.preparing import prepare_store
@@ -93,6 +94,7 @@ class AggregatorShell:
         self._checkpoints: Checkpointer | None = None
         self._incomplete: deque[tuple[State, Snapshot]] = deque()
         self._collecting: Snapshot | None = None
+        self._host = HostCounters()
 
     def run(self) -> str:
         """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
@@ -439,8 +441,10 @@ class AggregatorShell:
     def _pulse(self) -> Pulse:
         """For the coordinator, which asks for it if somebody watches."""
         progress = tuple((worker, slot.progress[0]) for worker, slot in self._slots.items())
-        protocol = self._protocol
-        return Pulse(self._setup.node, protocol.state.step, progress, protocol.holding)
+        node, step = self._setup.node, self._protocol.state.step
+        links = () if self._neighbours is None else self._neighbours.counts
+        host = self._host.read()
+        return Pulse(node, step, progress, self._protocol.holding, links, host)
 
     def _close(self, channel: Channel) -> None:
         known = channel in self._senders

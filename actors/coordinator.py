@@ -177,6 +177,10 @@ class CoordinatorShell:
             self._event("scaled", f"{workers} workers on {nodes} nodes wanted")
         return refusal
 
+    def undo(self, culprit: str) -> list[str]:
+        """Take back what steering did to a culprit. What that was."""
+        return self._monitor.undo(culprit)
+
     def stop(self, reason: str) -> None:
         """Finish the step, write a checkpoint, end."""
         self._stop = reason

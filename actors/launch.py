@@ -377,6 +377,9 @@ class CoordinatorActor:
     def scale(self, num_workers: int | None, num_nodes: int | None) -> str:
         return self._shell.scale(num_workers, num_nodes)
 
+    def undo(self, culprit: str) -> list[str]:
+        return self._shell.undo(culprit)
+
     def stop(self, reason: str) -> None:
         self._shell.stop(reason)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, Final, Literal
 
 from elastic.core.errors import ChannelClosed
 from elastic.core.protocol.frames import PING, Block, Parser, Stage, block_header, message_frame
-from elastic.core.protocol.messages import Message
+from elastic.core.protocol.messages import LinkCount, Message
 from elastic.core.protocol.orders import NodeMessage
 from elastic.core.protocol.wire import decode, encode
 
@@ -30,6 +31,9 @@ MAX_QUEUED_BYTES = 64 << 20
 _TURN_BYTES = 1 << 20  # handed to the kernel before the loop looks at anything else
 _MAX_BUFFERS = 64  # of one sendmsg
 _ESTABLISHED = 1  # the first byte of TCP_INFO
+_INFO_BYTES = 256
+_ACKED, _ACKED_AT = struct.Struct("Q"), 120  # tcpi_bytes_acked of Linux 4.1
+_BUSY, _BUSY_AT = struct.Struct("Q"), 168  # tcpi_busy_time of Linux 4.10, in microseconds
 
 Clock = Callable[[], float]
 
@@ -150,6 +154,25 @@ class Link:
             read_stalled_s=self._reading.total_s(now_s),
             sending_s=self._sending.total_s(now_s),
             last_in_s=self._last_in_s,
+        )
+
+    @property
+    def count(self) -> LinkCount:
+        """For whoever watches. The kernel knows what has arrived, `traffic` what it took."""
+        now_s = self._clock()
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        known = len(info) >= _BUSY.size + _BUSY_AT
+        (acked,), (busy_us,) = (
+            (_ACKED.unpack_from(info, _ACKED_AT), _BUSY.unpack_from(info, _BUSY_AT))
+            if known
+            else ((self._bytes_out,), (int(1e6 * self._sending.total_s(now_s)),))
+        )
+        return LinkCount(
+            self.node,
+            acked,
+            busy_us / 1e6,
+            self._writing.total_s(now_s),
+            self._reading.total_s(now_s),
         )
 
     # ---------------------------------------------------------------- sending

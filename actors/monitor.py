@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.runs import Lines
+from monitoring.actions import STEERED, UNDONE, action_fields, taken_of
 from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
-from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell
+from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, undo
 from policies.verdicts import Verdict, Worker
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Monitor:
             from actors.ray_metrics import RayMetrics
 
             self._of_ray = RayMetrics(job.name, metrics)
+        self._remember()
         with self._lock:
             self._read(self._now().node_of, most_steps=NUM_STEPS)
             self._held = dict.fromkeys(self._tally.verdicts, time.time())
@@ -181,6 +183,7 @@ class Monitor:
             return False
         for heard_s, pulse in self._pulses.take():
             self._progress.take(pulse, heard_s)
+            self._detector.take(pulse)
         if self._step_s is None:
             return False
         now_s, waiting = time.monotonic(), self._pulses.waiting
@@ -227,7 +230,7 @@ class Monitor:
             since_s={one.name: self._held[_name(one)] for one in found},
             node_of=node_of,
             spares=spares,
-            taken=self._taken,
+            taken=tuple(self._taken),
         )
         for decision in self._steering.decide(view):
             if isinstance(decision, Tell) or decision.remedy in _BY_HAND:
@@ -238,14 +241,42 @@ class Monitor:
             else:
                 self._act(decision)
 
+    def undo(self, culprit: str) -> list[str]:
+        """Take back what was done about a culprit, such as 'worker 3'; all of it: 'all'.
+
+        It is not done to it again by itself, and counts against no budget. Asked by any thread.
+        """
+        with self._lock:
+            told = []
+            for place, one in enumerate(self._taken):
+                if not one.undone and culprit in ("all", str(one.culprit)):
+                    self._taken[place] = undo(one)
+                    told.append(f"{one.remedy.value} {one.culprit}")
+        for what in told:
+            self._event(UNDONE, f"not any more, as a person asked: {what}", culprit=culprit)
+        return told
+
+    def _remember(self) -> None:
+        """What a predecessor has done, and what a person has taken back since."""
+        for event in self._setup.run.read_events():
+            if event["kind"] == "job_resumed":
+                self._taken.clear()
+            elif event["kind"] == STEERED and "action" in event:
+                self._taken.append(taken_of(event))
+            elif event["kind"] == UNDONE:
+                self._taken = [
+                    undo(one) if event["culprit"] in ("all", str(one.culprit)) else one
+                    for one in self._taken
+                ]
+
     def _act(self, act: Act) -> None:
         """Workers are replaced. The rest is done anyway: shares adapt, work is duplicated."""
         verdict = act.verdict
         num = len(act.workers) if act.remedy in _REPLACES else 0
-        self._taken.append(
-            Taken(time.time(), act.remedy, verdict.culprit, verdict.kind, num_workers=num)
-        )
-        self._event("steered", act.reason, _worker(verdict))
+        taken = Taken(time.time(), act.remedy, verdict.culprit, verdict.kind, num_workers=num)
+        with self._lock:
+            self._taken.append(taken)
+        self._event(STEERED, act.reason, _worker(verdict), action=action_fields(taken))
         if act.remedy in _REPLACES:
             for worker in act.workers:
                 self._swap(worker)

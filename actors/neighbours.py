@@ -29,7 +29,7 @@ from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
-from elastic.core.protocol.messages import Message, Peers
+from elastic.core.protocol.messages import LinkCount, Message, Peers
 from elastic.core.protocol.orders import NodeMessage, Order
 from elastic.core.update import Plan, Snapshot
 
@@ -94,6 +94,12 @@ class Neighbours:
     def is_alone(self) -> bool:
         """Whether there is no link to anybody."""
         return not self._mesh.links
+
+    @property
+    def counts(self) -> tuple[LinkCount, ...]:
+        """What is counted of the links to other nodes."""
+        links = self._mesh.links.items()
+        return tuple(link.count for other, link in links if other != COORDINATOR)
 
     def wake(self) -> None:
         """Let `turn` be called soon; from any thread."""

@@ -244,6 +244,28 @@ def scale(
 
 
 @app.command()
+def undo(
+    name: _Running,
+    culprit: Annotated[
+        str, typer.Argument(metavar="CULPRIT", help="As verdicts name it: 'worker 3'; or all.")
+    ] = "all",
+) -> None:
+    """Take back what monitoring.steering did about a verdict on a worker, node or link.
+
+    A worker that was replaced is gone, and its place is taken: but nothing of the kind is done to
+    that culprit again by itself, and what was done counts against no budget any more.
+
+    **Example**
+
+        elastic undo stdlib-lm "worker 3"
+    """
+    from elastic.handle import connect
+
+    for what in connect(name).undo(culprit):
+        Console().print(f"{name}: not any more: {what}", soft_wrap=True)
+
+
+@app.command()
 def stop(name: _Running) -> None:
     """Stop a running job: it finishes the step and writes a checkpoint.
 

@@ -35,6 +35,18 @@ class JobHandle:
         if refusal:
             raise ConfigError(refusal)
 
+    def undo(self, culprit: str = "all") -> list[str]:
+        """Take back what was done about a culprit of a verdict, such as "worker 3", and do it no
+        more by itself. Returns what that was.
+
+        Raises:
+            ConfigError: nothing was done about it.
+        """
+        undone: list[str] = ray.get(self._coordinator.undo.remote(culprit), timeout=30)
+        if not undone:
+            raise ConfigError(f"{culprit}: nothing was done about it that could be undone")
+        return undone
+
     def stop(self) -> None:
         """Let the job finish its step, write a checkpoint and end."""
         ray.get(self._coordinator.stop.remote("asked by a person"), timeout=30)

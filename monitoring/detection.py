@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from elastic.core.protocol.messages import Pulse
 from monitoring.account import Done, done_of
+from monitoring.counters import Counters
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
 from policies.flapping import Departure, DeparturesView, Flapping
@@ -43,6 +45,7 @@ class Detector:
         self._departures: list[Departure] = []
         self._is_exempt = True
         self._rows: list[Done] = []
+        self._counters = Counters()
         self._looked_s = 0.0
 
     def add(self, what: What, line: Line, node_of: Mapping[int, int]) -> None:
@@ -53,6 +56,10 @@ class Detector:
             self._event(line, node_of)
         else:
             self._step(line, node_of)
+
+    def take(self, pulse: Pulse) -> None:
+        """Take in what a node counts."""
+        self._counters.take(pulse)
 
     def poll(self, view: PollView) -> bool:
         """Take in how all processes get on; whether a verdict begins or ends by that."""
@@ -103,6 +110,8 @@ class Detector:
                 load_B=np.ones(len(rows)),
                 done_B=np.array([one.granted for one in rows], np.bool_),
             ),
+            transfers=self._counters.transfers(),
+            hosts=self._counters.hosts(),
         )
 
     def _event(self, event: Line, node_of: Mapping[int, int]) -> None:

@@ -14,6 +14,8 @@ from policies.signals import Groups, OpenTransfers, PollView, Processes
 
 _FRESH_S = 0.25
 """What a lead says of who holds work holds so long, or half a usual step if that is longer."""
+_ANSWER_S = 0.5
+"""An aggregator may take so long to answer: it adds up, it updates."""
 
 
 class Progress:
@@ -49,7 +51,10 @@ class Progress:
             waiting: nodes that were asked and have not answered, and since when.
         """
         is_fresh = now_s - self._lead_s <= max(_FRESH_S, usual_step_s / 2)
-        rows = [(True, node, now_s - since_s, True, True) for node, since_s in waiting.items()]
+        rows = [
+            (True, node, now_s - since_s - _ANSWER_S, True, True)
+            for node, since_s in waiting.items()
+        ]
         for node, workers in self._workers.items():
             for worker in workers:
                 silent_s = self._heard_s[node] - self._moved_s[worker]

@@ -29,7 +29,8 @@ _NUM_FORGOTTEN = 40
 class Rates:
     """What is remembered of links, and of nodes as senders and receivers: the mean of their links.
 
-    `waits_L2` says how much of its time each end of a link waited, smoothed.
+    `waits_L2` says how much of its time each end of a link waited, smoothed; `usual_L` how many
+    seconds a byte took each in the healthy past, over `age_L` steps.
     """
 
     links: History
@@ -38,6 +39,8 @@ class Rates:
     seen_L: Ints
     kind_L: Ints
     waits_L2: Floats
+    usual_L: Floats
+    age_L: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,12 @@ class SlowCommunication:
     outliers: Outliers = field(default_factory=Outliers)
     share: float = 0.6
     min_links: int = 2
+    few_links: int = 12
+    """So many or fewer are compared with their own past: of three nodes one has four of six."""
+    few_quantile: float = 0.25
+    """What became slower for so many of them became so for all."""
+    warm_up: int = 10
+    """A new link's first steps, where it is compared with its own past."""
     min_bytes: int = 1 << 16
     """Less says nothing: latency, not bandwidth."""
     wait: float = 0.25
@@ -64,6 +73,8 @@ class SlowCommunication:
             seen_L=none,
             kind_L=none,
             waits_L2=np.empty((0, 2)),
+            usual_L=np.empty(0),
+            age_L=none,
         )
 
     def decide(self, view: StepView, before: Rates) -> tuple[list[Verdict], Rates]:
@@ -131,7 +142,10 @@ class SlowCommunication:
         ends = _Ends(rates)
         is_sick_L = ends.is_sender_off_L | ends.is_receiver_off_L | rates.links.is_open_E
         excess_L = np.full(len(pace_L), np.nan)
-        for places in places_by(rates.kind_L):
+        are_few = len(pace_L) <= self.few_links
+        if are_few:
+            excess_L, rates = self._against_own_past(pace_L, rates)
+        for places in places_by(rates.kind_L) if not are_few else ():
             usual = pace_L[sample(healthy_of(places, is_sick_L))]
             usual = usual[~np.isnan(usual)]
             if len(usual):
@@ -156,6 +170,19 @@ class SlowCommunication:
             seen_L=seen_L,
         )
         return after, ends
+
+    def _against_own_past(self, pace_L: Floats, rates: Rates) -> tuple[Floats, Rates]:
+        """How much longer than usual, less what became slower for all; and what is usual now."""
+        is_known_L, is_old_L = ~np.isnan(pace_L), rates.age_L >= self.warm_up
+        own_L = np.where(is_known_L & is_old_L, pace_L / rates.usual_L, np.nan)
+        excess_L = np.full(len(pace_L), np.nan)
+        if not np.isnan(own_L).all():
+            excess_L = own_L / np.nanquantile(own_L, self.few_quantile) - 1
+        learns_L = is_known_L & (~is_old_L | (excess_L < self.outliers.vote))
+        weight_L = np.fmax(1 / (rates.age_L + 1), self.memory / 10)
+        before_L = np.where(rates.age_L > 0, rates.usual_L, 0.0)
+        usual_L = np.where(learns_L, before_L + weight_L * (pace_L - before_L), rates.usual_L)
+        return excess_L, replace(rates, usual_L=usual_L, age_L=rates.age_L + learns_L)
 
     # ------------------------------------------------------------------ deciding
 
@@ -218,6 +245,8 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
     from_old = np.searchsorted(before.links.id_E, id_L[old])
     kind_L, seen_L = np.zeros(len(id_L), np.int64), np.zeros(len(id_L), np.int64)
     waits_L2 = np.full((len(id_L), 2), np.nan)
+    usual_L, age_L = np.full(len(id_L), np.nan), np.zeros(len(id_L), np.int64)
+    usual_L[old], age_L[old] = before.usual_L[from_old], before.age_L[from_old]
     kind_L[old], seen_L[old] = before.kind_L[from_old], before.seen_L[from_old]
     waits_L2[old] = before.waits_L2[from_old]
     kind_L[np.searchsorted(id_L, id_T)] = kind_T
@@ -229,6 +258,8 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
         seen_L=seen_L,
         kind_L=kind_L,
         waits_L2=waits_L2,
+        usual_L=usual_L,
+        age_L=age_L,
     )
 
 

@@ -96,6 +96,7 @@ class FakeTrainer(types.ModuleType):
             status=lambda: a_status(5, EVENTS),
             scale=lambda *wanted: self.calls.append(("scale", name, *wanted)),
             stop=lambda: self.calls.append(("stop", name)),
+            undo=lambda culprit: self.calls.append(("undo", culprit)) or ["restart worker 3"],
         )
 
 
@@ -281,10 +282,12 @@ def test_a_running_job_is_asked_scaled_and_stopped(
     assert "tiny: 4 → 6 workers\n" in capsys.readouterr().out
     assert run("scale", "tiny", "--nodes", "2", "-w", "5") == 0
     assert "tiny: 4 → 5 workers, 3 → 2 nodes\n" in capsys.readouterr().out
+    assert run("undo", "tiny", "worker 3") == 0
+    assert "not any more: restart worker 3" in capsys.readouterr().out
     assert run("stop", "tiny") == 0
     assert "elastic resume runs/tiny" in capsys.readouterr().out
     scaled = [("scale", "tiny", 6, None), ("scale", "tiny", 5, 2)]
-    assert trainer.calls == [*scaled, ("stop", "tiny")]
+    assert trainer.calls == [*scaled, ("undo", "worker 3"), ("stop", "tiny")]
 
 
 def test_a_running_job_here_is_not_even_asked(
@@ -362,7 +365,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("train", "resume", "status", "scale", "stop", "report", "diagnose"),
+        *("train", "resume", "status", "scale", "undo", "stop", "report", "diagnose"),
         *("simulate protocol", "simulate stragglers"),
     ],
 )

@@ -20,10 +20,12 @@ from elastic.core.protocol.messages import (
     Dismiss,
     Granted,
     Hello,
+    HostCount,
     Key,
     Lease,
     Leases,
     Leave,
+    LinkCount,
     Look,
     Manifest,
     Membership,
@@ -51,6 +53,7 @@ WORDS = st.integers(0, 2**64 - 1)
 SHORTS = st.integers(0, 2**16 - 1)
 IDS = st.integers(0, 2**40)
 SETS = st.lists(IDS, max_size=5).map(tuple)
+SECONDS = st.floats(0, 1e9)
 TEXT = st.text(max_size=30)
 DOUBLES = st.floats(allow_nan=True)
 KEYS = st.builds(Key, st.integers(0, 255), st.integers(0, 2**40 - 1), SHORTS)
@@ -116,6 +119,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         IDS,
         st.lists(st.tuples(IDS, WORDS), max_size=3).map(tuple),
         st.none() | st.lists(st.tuples(IDS, st.booleans()), max_size=3).map(tuple),
+        st.lists(st.builds(LinkCount, IDS, IDS, SECONDS, SECONDS, SECONDS), max_size=3).map(tuple),
+        st.none() | st.builds(HostCount, SECONDS, SECONDS, SECONDS, SECONDS, IDS),
     ),
 }
 

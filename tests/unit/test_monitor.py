@@ -17,9 +17,11 @@ from actors.setup import JobSetup
 from elastic.core.config import JobConfig
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
+from monitoring.actions import action_fields, taken_of
 from monitoring.detection import MERGED_S, Detector
 from monitoring.tally import Now
-from policies.verdicts import Kind, Node, Verdict, Worker
+from policies.steering import Remedy, Taken
+from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
 from tests.fake_steps import NUM_WORKERS, event, healthy, step_line
 
 DEADLINE_S = 20.0
@@ -199,7 +201,24 @@ def test_it_acts_if_it_may(slow: Callable[..., World]) -> None:
         assert time.monotonic() - begun_s < DEADLINE_S
         time.sleep(0.01)
     world.monitor.stop()
+    world.monitor._thread.join()
     assert world.swapped[0] == 3
+    num_done = len(world.told("steered"))
+    world.monitor = world.make()  # the coordinator was restarted
+    world.monitor._begin()
+    assert len(world.monitor.undo("worker 3")) == num_done
+    assert world.monitor.undo("worker 3") == []
+    assert len(world.told("undone")) == num_done
+    again = world.make()
+    again._begin()
+    assert all(one.undone for one in again._taken)
+    assert len(again._taken) == num_done
+
+
+@pytest.mark.parametrize("culprit", [Worker(3), Node(1), Link(0, 2)], ids=str)
+def test_what_was_done_survives_its_event(culprit: Culprit) -> None:
+    taken = Taken(5.0, Remedy.RESTART, culprit, Kind.SLOW_COMPUTATION, num_workers=1)
+    assert taken_of({"time_s": 5.0, "action": action_fields(taken)}) == taken
 
 
 def test_a_successor_tells_no_verdict_twice(slow: Callable[..., World]) -> None:

@@ -322,6 +322,35 @@ class Look:
     """A request for a Pulse, by whoever watches the job. One at a time: nothing piles up."""
 
 
+class LinkCount(NamedTuple):
+    """What a node counts of its connection to `peer`, since that is open.
+
+    `sent`: bytes that the peer has acknowledged; `busy_s`: time in which there were any on their
+    way; `send_wait_s`: in which the kernel took no more; `receive_wait_s`: in which a message had
+    begun and its next bytes did not come.
+    """
+
+    peer: int
+    sent: int = 0
+    busy_s: float = 0.0
+    send_wait_s: float = 0.0
+    receive_wait_s: float = 0.0
+
+
+class HostCount(NamedTuple):
+    """What the kernel of a host counts: seconds until `at_s` of its clock.
+
+    `steal_s` is of a processor, on average; `memory_s`, `disk_s`: some task stood still for it.
+    `kills`: for lack of memory.
+    """
+
+    at_s: float
+    steal_s: float
+    memory_s: float
+    disk_s: float
+    kills: int
+
+
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """What the counters of a node say now. Nothing that the protocol decides depends on it.
@@ -334,6 +363,8 @@ class Pulse:
     step: int
     progress: tuple[tuple[int, int], ...] = ()
     holding: tuple[tuple[int, bool], ...] | None = None
+    links: tuple[LinkCount, ...] = ()
+    host: HostCount | None = None
 
 
 Message = (
@@ -447,8 +478,9 @@ def encode_message(message: Message) -> bytes:
             return bytes([_RELEASE]) + b"".join(map(_pack_lease, leases))
         case Revoke(lease):
             return bytes([_REVOKE]) + _pack_lease(lease)
-        case Pulse(node, step, progress, holding):
-            return bytes([_PULSE]) + json.dumps((node, step, progress, holding)).encode()
+        case Pulse(node, step, progress, holding, links, host):
+            told = json.dumps((node, step, progress, holding, links, host))
+            return bytes([_PULSE]) + told.encode()
         case _:
             body = {"kind": type(message).__name__, **asdict(message)}
             return bytes([_JSON]) + json.dumps(body).encode()
@@ -488,15 +520,31 @@ def _decode(data: bytes) -> Message:
     if kind == _REVOKE:
         return Revoke(_unpack_lease(data, 1)[0])
     if kind == _PULSE:
-        node, step, progress, holding = json.loads(data[1:])
-        held = None if holding is None else tuple((one, bool(done)) for one, done in holding)
-        return Pulse(node, step, tuple((one, count) for one, count in progress), held)
+        return _pulse(*json.loads(data[1:]))
     if kind != _JSON:
         raise ValueError(f"kind {kind}")
     body = json.loads(data[1:])
     if not isinstance(body, dict):
         raise ValueError("not an object")
     return _from_json(body)
+
+
+def _pulse(
+    node: int,
+    step: int,
+    progress: list[Any],
+    holding: list[Any] | None,
+    links: list[Any],
+    host: Any,
+) -> Pulse:
+    return Pulse(
+        node,
+        step,
+        tuple((worker, count) for worker, count in progress),
+        None if holding is None else tuple((worker, bool(done)) for worker, done in holding),
+        tuple(LinkCount(*one) for one in links),
+        None if host is None else HostCount(*host),
+    )
 
 
 def _from_json(body: dict[str, Any]) -> Message:

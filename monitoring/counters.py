@@ -1,0 +1,118 @@
+"""Counters of links and hosts as nodes tell them, made into what came about since the last look.
+
+A counter that went back began anew: its process was replaced. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from elastic.core.protocol.messages import HostCount, LinkCount, Pulse
+from policies.signals import Hosts, Transfers
+
+_MIN_S = 0.4
+"""A look at a host sooner after the last one says little: its counters are read now and then."""
+
+
+class Counters:
+    """Of one job."""
+
+    def __init__(self) -> None:
+        self._links: dict[tuple[int, int], LinkCount] = {}
+        self._links_before: dict[tuple[int, int], LinkCount] = {}
+        self._hosts: dict[int, HostCount] = {}
+        self._hosts_before: dict[int, HostCount] = {}
+
+    def take(self, pulse: Pulse) -> None:
+        """Take in what a node says."""
+        for one in pulse.links:
+            self._links[pulse.node, one.peer] = one
+        if pulse.host is not None:
+            self._hosts[pulse.node] = pulse.host
+            self._hosts_before.setdefault(pulse.node, pulse.host)
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """These are no members any more."""
+        gone = set(nodes)
+        for counts in (self._links, self._links_before):
+            for pair in [one for one in counts if gone & {*one}]:
+                del counts[pair]
+        for hosts in (self._hosts, self._hosts_before):
+            for node in gone & hosts.keys():
+                del hosts[node]
+
+    def transfers(self) -> Transfers | None:
+        """What went over each link since the last call; None if nothing is known of any.
+
+        Of a link both ends tell: who sends, how long it took, who receives, how long it waited.
+        """
+        rows = []
+        for (sender, receiver), now in self._links.items():
+            before = _since(now, self._links_before.get((sender, receiver)))
+            back = self._links.get((receiver, sender))
+            waited_s = 0.0
+            if back is not None:
+                then = _since(back, self._links_before.get((receiver, sender)))
+                waited_s = back.receive_wait_s - then.receive_wait_s
+            rows.append(
+                (
+                    sender,
+                    receiver,
+                    now.sent - before.sent,
+                    now.busy_s - before.busy_s,
+                    now.send_wait_s - before.send_wait_s,
+                    waited_s,
+                )
+            )
+        self._links_before = dict(self._links)
+        if not rows:
+            return None
+        table = np.array(sorted(rows), np.float64).T
+        return Transfers(
+            sender_L=table[0].astype(np.int64),
+            receiver_L=table[1].astype(np.int64),
+            kind_L=np.zeros(len(rows), np.int64),
+            bytes_L=table[2].astype(np.int64),
+            took_s_L=table[3],
+            send_wait_s_L=table[4],
+            receive_wait_s_L=table[5],
+        )
+
+    def hosts(self) -> Hosts | None:
+        """How much each host lacked since the last call; None if it was called just before."""
+        rows = []
+        for node, now in sorted(self._hosts.items()):
+            before = self._hosts_before[node]
+            took_s = now.at_s - before.at_s
+            if took_s < 0:
+                self._hosts_before[node] = now  # it is another host now
+            if took_s < _MIN_S:
+                continue
+            self._hosts_before[node] = now
+            shares = (
+                (now.steal_s - before.steal_s) / took_s,
+                (now.memory_s - before.memory_s) / took_s,
+                (now.disk_s - before.disk_s) / took_s,
+            )
+            rows.append(
+                (node, *(min(1.0, max(0.0, one)) for one in shares), now.kills - before.kills)
+            )
+        if not rows:
+            return None
+        table = np.array(rows, np.float64).T
+        return Hosts(
+            node_N=table[0].astype(np.int64),
+            steal_N=table[1],
+            memory_N=table[2],
+            disk_N=table[3],
+            out_of_memory_kills_N=np.maximum(table[4], 0).astype(np.int64),
+        )
+
+
+def _since(now: LinkCount, before: LinkCount | None) -> LinkCount:
+    """What to count from: nothing, if this connection is a new one."""
+    if before is None or now.sent < before.sent or now.busy_s < before.busy_s:
+        return LinkCount(now.peer)
+    return before
