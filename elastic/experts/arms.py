@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing import All, Mass, Policy, TopK
+from policies.routing import All, Cascade, Mass, Policy, TopK, window
 
 Floats = NDArray[np.floating[Any]]
 Weigh = Callable[[Floats, NDArray[np.int64], np.random.Generator], Floats]
@@ -35,6 +35,8 @@ class Arm:
     team: str = "expert"
     asks_router: bool = True
     is_null: bool = False
+    policy: Policy | None = None
+    """Where the weights are those of a policy, which may ask again after it has heard an answer."""
 
 
 def of_policy(name: str, policy: Policy, about: str = "") -> Arm:
@@ -43,7 +45,7 @@ def of_policy(name: str, policy: Policy, about: str = "") -> Arm:
     def weigh(p_BK: Floats, own_B: NDArray[np.int64], random: np.random.Generator) -> Floats:
         return policy.weights(p_BK, np.ones(p_BK.shape[1], bool))
 
-    return Arm(name, about or f"selection policy {policy}", weigh)
+    return Arm(name, about or f"selection policy {policy}", weigh, policy=policy)
 
 
 def candidates(num_experts: int) -> Mapping[str, Policy]:
@@ -53,6 +55,20 @@ def candidates(num_experts: int) -> Mapping[str, Policy]:
         found[f"mass {threshold}"] = Mass(threshold=threshold, at_most=num_experts)
     found["all"] = All()
     return found
+
+
+def cascade_around(confidence_N: Floats, is_right_N: NDArray[np.bool_]) -> Cascade:
+    """A second opinion where the first answer is about as sure as answers that are wrong.
+
+    The threshold is the confidence that tells right answers from wrong ones best; around it the
+    window is measured as `policies.routing.window` says.
+    """
+    levels = np.quantile(confidence_N, np.linspace(0, 1, 101))
+    above = confidence_N[:, None] >= levels
+    num_right, num_wrong = max(1, is_right_N.sum()), max(1, (~is_right_N).sum())
+    gain = above[is_right_N].sum(0) / num_right - above[~is_right_N].sum(0) / num_wrong
+    low, high = window(confidence_N, float(levels[gain.argmax()]))
+    return Cascade(low=low, high=high)
 
 
 def standard_arms(chosen: Policy, *, with_monolith: bool, with_random: bool) -> Sequence[Arm]:

@@ -16,14 +16,14 @@ import torch
 
 from elastic.core.errors import ConfigError
 from elastic.core.experts.flow import ClosedForm, interpolate
-from elastic.experts.arms import Arm, candidates, of_policy, standard_arms
+from elastic.experts.arms import Arm, candidates, cascade_around, of_policy, standard_arms
 from elastic.experts.config import ExpertsConfig
 from elastic.experts.jobs import MONOLITH, ROUTER, cost
 from elastic.experts.partition import read_partition, subset_folders, subsets_of, validation_folder
 from elastic.experts.quality import interval
 from elastic.experts.team import Calls, Team, load_team
-from elastic.experts.testing import Images, Test, inputs_of, make_test, read_table
-from policies.routing import Policy
+from elastic.experts.testing import Classes, Images, Test, inputs_of, make_test, read_table
+from policies.routing import Policy, TopK
 
 TIMES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 JSON_FILE = "evaluation.json"
@@ -73,8 +73,9 @@ def choose(
     config: ExpertsConfig, teams: Mapping[int, Team], validation: Test, tell: Tell
 ) -> tuple[JSON, Policy]:
     """The candidate that is best on validation data, by the mean over the seeds."""
-    tried = {}
-    policies = candidates(config.partition.num_experts)
+    tried, policies = {}, dict(candidates(config.partition.num_experts))
+    if isinstance(validation, Classes):
+        policies["cascade"] = _cascade(teams, validation)
     for name, policy in policies.items():
         arm = of_policy(name, policy)
         scores = [
@@ -85,6 +86,15 @@ def choose(
         tell(f"validation, {name}: {validation.headline} {tried[name]:.3f}")
     best = min(tried, key=tried.__getitem__)
     return tried, policies[best]
+
+
+def _cascade(teams: Mapping[int, Team], validation: Classes) -> Policy:
+    first = of_policy("top-1", TopK(k=1))
+    answers = [validation.first_answers(team, first) for team in teams.values()]
+    return cascade_around(
+        np.concatenate([sure for sure, _ in answers]),
+        np.concatenate([right for _, right in answers]),
+    )
 
 
 def read_evaluation(config: ExpertsConfig) -> JSON:

@@ -22,6 +22,8 @@ from elastic.experts.arms import Arm
 from elastic.experts.config import ExpertsConfig
 from elastic.experts.jobs import MONOLITH, ROUTER, Planned, plan, random_names
 from elastic.experts.training import is_finished
+from policies.routing import Floats, Policy
+from serve.mixing import Mixture
 
 Integers = NDArray[np.int64]
 
@@ -62,9 +64,20 @@ class Team:
     @torch.no_grad()
     def predict(self, arm: Arm, x: torch.Tensor, own_B: Integers, *, seed: int) -> torch.Tensor:
         """Log-probabilities of a language model or classifier, shape (B, ..., V)."""
-        random = np.random.default_rng(seed)
-        weights_BK = self._weights(arm, own_B, random, x)
+        if arm.policy is not None:
+            return self._asked(arm.policy, self.members[arm.team], x)
+        weights_BK = self._weights(arm, own_B, np.random.default_rng(seed), x)
         return mix_log_probabilities(self.members[arm.team], weights_BK, x)
+
+    def _asked(self, policy: Policy, members: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
+        """As a server asks: a cascade goes on where an answer is unsure."""
+        p_BK = self.router(x).double().softmax(1).numpy()
+        mixture = Mixture([policy] * len(x), p_BK, np.ones(len(members), np.bool_))
+        while missing := mixture.missing():
+            for k, rows in missing.items():
+                mixture.take(k, rows, members[k](x[rows]).softmax(-1))
+        self._count(mixture.weights_BK)
+        return mixture.answer().log()
 
     @torch.no_grad()
     def predict_after(
@@ -83,9 +96,12 @@ class Team:
         else:
             p_BK = np.full((len(inputs[0]), num), 1 / num)
         weights_BK = arm.weigh(p_BK, own_B % num, random)
+        self._count(weights_BK)
+        return torch.from_numpy(weights_BK).float()
+
+    def _count(self, weights_BK: Floats) -> None:
         self.calls.num_rows += len(weights_BK)
         self.calls.num_expert_rows += int((weights_BK > 0).sum())
-        return torch.from_numpy(weights_BK).float()
 
 
 def load_team(config: ExpertsConfig, seed: int) -> Team:

@@ -136,6 +136,11 @@ class Classes:
         self._x, self._labels = inputs_of(config, table), labels_of(config, table)
         self._own_B = subsets_of(config, table)
 
+    def first_answers(self, team: Team, arm: Arm) -> tuple[Floats, NDArray[np.bool_]]:
+        """How sure each answer is, and whether it is right, shape (N,)."""
+        sure, answer = team.predict(arm, self._x, self._own_B, seed=0).exp().max(1)
+        return sure.numpy(), (answer == self._labels).numpy()
+
     def score(self, team: Team, arm: Arm, *, seed: int) -> Mapping[str, float]:
         log_p_BV = team.predict(arm, self._x, self._own_B, seed=seed)
         right = (log_p_BV.argmax(1) == self._labels).float().mean()
