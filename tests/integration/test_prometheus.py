@@ -150,7 +150,7 @@ def test_the_values_are_those_of_the_records(watched: Watched) -> None:
 
 
 def test_the_slow_worker_and_nobody_else_has_a_verdict(watched: Watched) -> None:
-    """Hangs are not looked at: on a busy machine a worker may get no processor for half a second."""
+    """Hangs are not looked at: on a busy machine a worker may get no processor for a while."""
     told = [one for one in watched.result.events if one["kind"] == "verdict"]
     told = [one for one in told if one["verdict"]["kind"] == "slow computation"]
     assert [(one["verdict"]["kind"], one["worker"]) for one in told] == [("slow computation", 2)]
