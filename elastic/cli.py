@@ -21,7 +21,7 @@ from rich.text import Text
 
 from elastic.cli_experts import experts_app
 from elastic.cli_monitoring import dashboards_app, top
-from elastic.cli_serve import serve
+from elastic.cli_serve import serve, swap
 from elastic.core.errors import ConfigError, ElasticError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(experts_app, name="experts")
 app.command()(top)
 app.command()(serve)
+app.command()(swap)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

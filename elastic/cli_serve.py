@@ -1,15 +1,18 @@
-"""The command `elastic serve`. Never computes anything itself."""
+"""The commands `elastic serve` and `elastic swap`. Never computes anything itself."""
 
 from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
 from rich.console import Console
 from rich.text import Text
+
+from elastic.core.errors import ConfigError
 
 
 def serve(
@@ -95,3 +98,41 @@ def _print_key(name: str) -> None:
     console.print(Text("The key, shown only now: ").append(key, style="bold"), soft_wrap=True)
     console.print(Text("Its settings:"))
     typer.echo(yaml.safe_dump({"keys": [{"name": name, "sha256": digest}]}), nl=False)
+
+
+def swap(
+    repository: Annotated[Path, typer.Argument(metavar="REPO", help="A model repository.")],
+    expert: Annotated[str, typer.Argument(metavar="EXPERT|router", help="What is replaced.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run folder or checkpoint, whose newest good one counts."
+        ),
+    ],
+    averaged: Annotated[
+        bool, typer.Option("--averaged", help="The average that a job with ema keeps.")
+    ] = False,
+) -> None:
+    """Put what a training job has trained so far into a repository, as a new version.
+
+    The job may still run. Whoever serves the repository takes the version over without dropping a
+    request; the old one stays in the folder until it is pruned.
+
+    **Examples**
+
+        elastic swap models/digits expert-2 runs/expert-2
+        elastic swap models/digits router s3://bucket/router --averaged
+    """
+    from elastic.core.experts.repository import Repository
+    from elastic.core.trained import load_model
+
+    found = Repository.open(repository)
+    is_router = expert == "router"
+    module = found.load_router() if is_router else found.load_expert(expert)
+    if is_router and found.manifest.router.outputs != found.names:
+        outputs = ", ".join(found.manifest.router.outputs)
+        raise ConfigError(f"{repository}: the router's outputs are {outputs}; needs a new router")
+    weights = load_model(run, module, averaged=averaged).state_dict()
+    changed = found.replace_router(weights) if is_router else found.replace_expert(expert, weights)
+    entry = changed.manifest.router if is_router else changed.expert(expert)
+    Console().print(f"{repository}: {expert} is version {entry.version} now", soft_wrap=True)
