@@ -46,7 +46,7 @@ def _quality(found: JSON, path: Path) -> Path:
     head = found["headline"]
     figure, axes = plt.subplots(figsize=(8.5, 5), layout="constrained")
     axes.set_yscale("log")
-    for name, arm in found["arms"].items():
+    for number, (name, arm) in enumerate(found["arms"].items()):
         measure, flops = arm["measures"][head], arm["inference_flops"] / 1e6
         colour = _NULL if arm["is_null"] else INK if name == "monolith" else BLUE
         below, above = measure["mean"] - measure["low"], measure["high"] - measure["mean"]
@@ -54,7 +54,11 @@ def _quality(found: JSON, path: Path) -> Path:
             flops, measure["mean"], yerr=[[below], [above]], fmt="o", color=colour, capsize=3
         )
         axes.annotate(
-            name, (flops, measure["mean"]), (6, 4), textcoords="offset points", color=colour
+            name,
+            (flops, measure["mean"]),
+            (6, 4 + 11 * (number % 3 - 1)),
+            textcoords="offset points",
+            color=colour,
         )
     for name, bar in found.get("bars", {}).items():
         if bar[head] > 0:
