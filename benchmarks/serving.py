@@ -6,8 +6,8 @@
                  router and experts
     throughput   16 clients at once, top-1, over the same with one row per call
     noop         an address that does nothing, through our ingress, over a bare one of Ray Serve
-    load         2 clients, experts in applications of their own: one is killed every 10 s, one
-                 swapped every 20 s; every answer is checked
+    load         2 clients, experts in applications of their own, all of them asked: one is killed
+                 every 10 s, one swapped every 20 s; every answer is checked
 
 Experts are small diffusion transformers with random weights: time does not depend on them.
 """
@@ -46,7 +46,7 @@ from elastic.core.experts.ensemble import mix_velocities
 from elastic.core.experts.flow import sample
 from elastic.core.experts.manifest import ModelSpec
 from elastic.core.experts.repository import Repository, Trained
-from policies.routing import TopK
+from policies.routing import All, Policy, TopK
 from serve.launch import Deployed, http_options
 from serve.pool import LocalPool
 from serve.service import Ask, Service
@@ -99,9 +99,10 @@ def _repository() -> Iterator[Path]:
 
 
 class Bare:
-    """The plain loop: router, the most probable expert, a step."""
+    """The plain loop: router, the chosen experts, a step."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, policy: Policy) -> None:
+        self._policy = policy
         repository = Repository.open(path)
         self._router = repository.load_router()
         self._experts = [repository.load_expert(name) for name in repository.names]
@@ -110,7 +111,7 @@ class Bare:
     def __call__(self, seed: int) -> torch.Tensor:
         def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             shares = self._router(x, t).double().softmax(1).numpy()
-            weights_BK = torch.from_numpy(TopK(k=1).weights(shares, self._alive))
+            weights_BK = torch.from_numpy(self._policy.weights(shares, self._alive))
             return mix_velocities(self._experts, weights_BK, x, t)
 
         with torch.inference_mode():
@@ -151,7 +152,7 @@ def measure_sampling(options: argparse.Namespace) -> None:
             assert (got - wanted).abs().max() < _WITHIN
 
     with _repository() as path, _service(path) as service:
-        asyncio.run(rounds(service, Bare(path)))
+        asyncio.run(rounds(service, Bare(path, TopK(k=1))))
     name = "co-located service over the bare loop, one image"
     figures = [
         figure("bare loop", bare_s[1:], unit="s"),
@@ -350,11 +351,12 @@ def measure_load(options: argparse.Namespace) -> None:
         copy = path.parent / "copy"
         shutil.copytree(path, copy)
         Repository.open(copy).replace_expert("expert-0", other)
-        right = [Bare(one)(_SEED).flatten().numpy() for one in (path, copy)]
+        right = [Bare(one, All())(_SEED).flatten().numpy() for one in (path, copy)]
         settings = load_serving(
             {
                 "repository": str(path),
                 "port": _free_port(),
+                "selection": {"kind": "all"},  # so that each expert is missed
                 "placement": {
                     "expert_replicas": options.replicas,
                     "num_cpus": 0.01,

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from elastic.core.errors import ConfigError, ElasticError
 from elastic.core.experts.repository import MANIFEST_FILE
 from policies.routing import Selection
@@ -69,7 +71,9 @@ class Service:
             threading.Thread(target=self._serve, name="engine", daemon=True),
             threading.Thread(target=self._follow, name="repository", daemon=True),
         ]
-        self._probes = ThreadPoolExecutor(2, thread_name_prefix="probe")
+        self._probes = ThreadPoolExecutor(
+            2, "probe", torch.set_num_threads, (settings.placement.threads,)
+        )
 
     def start(self) -> None:
         for thread in self._threads:
@@ -170,6 +174,7 @@ class Service:
         self.engine.patients.condemn(version, wrong)
 
     def _serve(self) -> None:
+        torch.set_num_threads(self.settings.placement.threads)  # holds for one thread
         while not self._stopping.is_set():
             self._beat_s = self._clock()
             if not self.engine.tick():
