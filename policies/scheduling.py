@@ -10,6 +10,7 @@ whether a result counts: duplicates are safe because every answer to a micro-bat
 
 from __future__ import annotations
 
+import heapq
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -110,13 +111,9 @@ class Assignment:
     """The micro-batches of each worker, in the order in which it computes them."""
 
     queues: Mapping[int, tuple[int, ...]]
+    num_copies: int
+    """Leases beyond one for each micro-batch."""
     reason: str
-
-    @property
-    def num_copies(self) -> int:
-        """Leases beyond one for each micro-batch."""
-        held = [one for queue in self.queues.values() for one in queue]
-        return len(held) - len(set(held))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,15 +145,17 @@ class Shares:
             number: 1 / sum(rates[one] for one in group) for number, group in enumerate(groups)
         }
         queues: dict[int, tuple[int, ...]] = {}
+        num_copies = 0
         rest = list(view.micro_batches)
         for number, num in split(paces, len(rest)).items():
-            part, rest = rest[:num], rest[num:]
+            part, rest = tuple(rest[:num]), rest[num:]
+            num_copies += num * (len(groups[number]) - 1)
             begin = 0.0
             for worker in groups[number]:  # each begins where the one before will be by then
                 first = round(begin * num)
-                queues[worker] = (*part[first:], *part[:first])
+                queues[worker] = part[first:] + part[:first]
                 begin += rates[worker] * paces[number]
-        return Assignment(queues, reason)
+        return Assignment(queues, num_copies, reason)
 
     def _groups(self, view: StepView) -> list[tuple[int, ...]]:
         workers = sorted(view.paces)
@@ -202,11 +201,12 @@ def split(paces: Mapping[int, float], num: int) -> dict[int, int]:
     Args:
         paces: seconds per micro-batch of each who gets a share, > 0.
     """
-    ends = dict.fromkeys(paces, 0.0)
     shares = dict.fromkeys(paces, 0)
+    ends = [(pace_s, one) for one, pace_s in paces.items()]  # if each got one more
+    heapq.heapify(ends)
     for _ in range(num if paces else 0):
-        one = min(ends, key=lambda one: (ends[one] + paces[one], one))
-        ends[one] += paces[one]
+        end_s, one = ends[0]
+        heapq.heapreplace(ends, (end_s + paces[one], one))
         shares[one] += 1
     return shares
 
