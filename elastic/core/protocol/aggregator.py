@@ -607,9 +607,9 @@ class Aggregator:
 
     def _empty(self, worker: int) -> list[Action]:
         """Its slot is one sum: where a part of it is wrong, all of it is."""
-        undone, manifest = self._undo({worker}), self._manifests[worker]
-        if manifest.key != self.state.key or not manifest.micro_batches:
-            return undone
+        undone, manifest = self._undo({worker}), self._manifests.get(worker)
+        if manifest is None or manifest.key != self.state.key or not manifest.micro_batches:
+            return undone  # its host may be lost: an opinion is all that is left of it
         self._manifests[worker] = Manifest(self.state.key)
         return [*undone, SaveManifest(worker, self._manifests[worker])]
 
@@ -630,8 +630,6 @@ class Aggregator:
 
     def _audit(self, idle: list[int], now_s: float) -> list[Action]:
         """Have answers that count computed by others, too, as far as somebody is free."""
-        if self._auditing.is_done:
-            return []
         asked = [
             micro_batch
             for peer in self._peers.values()
@@ -913,7 +911,7 @@ class Aggregator:
             self._leased = True
             return actions + self._share(self._ready(), now_s)
         pending = self._pending()
-        if not pending:
+        if not pending and not self._auditing.is_done:
             actions += self._audit(idle, now_s)
             pending = self._pending()
         for worker in idle:

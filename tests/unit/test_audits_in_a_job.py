@@ -1,0 +1,81 @@
+"""The lead's audits: who is asked instead of whom, and what happens where somebody is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from elastic.core.protocol import events as ev
+from elastic.core.protocol.aggregator import Aggregator, Recovered, Rules
+from elastic.core.protocol.messages import (
+    Admit,
+    Commit,
+    Hello,
+    Lease,
+    Leases,
+    Membership,
+    Message,
+    Outcome,
+    State,
+)
+from policies.auditing import Audits
+
+STATE = State(step=3, attempt=0, exponents=(10,))
+
+
+class Lead:
+    """Of one micro-batch a step, all audited: worker -> node in `homes`, all of them members."""
+
+    def __init__(self, homes: dict[int, int]) -> None:
+        nodes = tuple(sorted({*homes.values()}))
+        self.homes, self.now_s = homes, 0.0
+        self.leases: dict[int, Lease] = {}
+        self.membership = Membership(1, tuple(homes), next_worker=len(homes), nodes=nodes)
+        audits = Audits(seed=0, probability=1.0)
+        rules = Rules(num_steps=9, num_micro_batches=1, num_chunks=1, audits=audits)
+        self.aggregator = Aggregator(rules, Recovered(STATE, self.membership))
+        self.do(ev.Started())
+        for worker in homes:
+            self.hear(worker, Hello(worker, worker))
+
+    def do(self, event: ev.Event) -> list[ev.Action]:
+        actions = self.aggregator.handle(event, self.now_s)
+        for one in actions:
+            if isinstance(one, ev.Send) and isinstance(one.message, Leases):
+                (self.leases[one.worker],) = one.message.leases
+        return actions
+
+    def hear(self, worker: int, message: Message) -> list[ev.Action]:
+        return self.do(ev.Received(worker, message, self.homes[worker]))
+
+    def auditor(self) -> int:
+        """Who has been asked for an opinion."""
+        (worker,) = [one for one, lease in self.leases.items() if lease.audits]
+        return worker
+
+    def answer(self, worker: int, digest: bytes = b"right") -> list[ev.Action]:
+        right = Outcome(0, 1.0, 1.0, bytes(16), bytes(8), np.ones(1, np.float32))
+        outcome = replace(right, digest=digest.ljust(16))
+        return self.hear(worker, Commit(self.leases.pop(worker), 0, 0, (outcome,)))
+
+
+def liars(actions: Sequence[ev.Action]) -> list[int | None]:
+    return [one.worker for one in actions if isinstance(one, ev.Note) and one.kind == "worker_lied"]
+
+
+def test_a_liar_whose_host_is_lost_is_outvoted_all_the_same() -> None:
+    lead = Lead({0: 0, 1: 0, 2: 1})
+    (holder,) = lead.leases
+    assert holder == 0
+    lead.answer(0)
+    assert lead.auditor() == 2, "of another node than who answered"
+    lead.answer(2, b"wrong")
+    members = replace(lead.membership, generation=2, members=(0, 1), nodes=(0,), former=(1,))
+    lead.do(ev.NodeGone(1))
+    lead.do(ev.Received(None, Admit(members)))
+    assert lead.auditor() == 1
+    actions = lead.answer(1)
+    assert liars(actions) == [2]
+    assert any(isinstance(one, ev.Update) for one in actions), "nothing else is missing"
