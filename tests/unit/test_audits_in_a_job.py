@@ -79,3 +79,21 @@ def test_a_liar_whose_host_is_lost_is_outvoted_all_the_same() -> None:
     actions = lead.answer(1)
     assert liars(actions) == [2]
     assert any(isinstance(one, ev.Update) for one in actions), "nothing else is missing"
+
+
+def test_another_one_is_asked_where_an_auditor_stands_still() -> None:
+    lead = Lead({0: 0, 1: 0, 2: 0})
+    lead.answer(0)
+    first = lead.auditor()
+    lead.do(ev.Tick({first: 1}))
+    del lead.leases[first]
+    lead.now_s = 0.01
+    lead.do(ev.Tick({first: 2}))
+    assert not lead.leases, "it gets on"
+    lead.now_s = 9.0
+    lead.do(ev.Tick({first: 3}))
+    assert not lead.leases, "slowly, but it gets on"
+    lead.now_s = 18.0
+    lead.do(ev.Tick({first: 3}))
+    assert lead.auditor() == 3 - first
+    assert any(isinstance(one, ev.Update) for one in lead.answer(3 - first))

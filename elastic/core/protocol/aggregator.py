@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -629,10 +629,15 @@ class Aggregator:
         return actions
 
     def _audit(self, idle: list[int], now_s: float) -> list[Action]:
-        """Have answers that count computed by others, too, as far as somebody is free."""
+        """Have answers that count computed by others, too, as far as somebody is free.
+
+        Who has been asked and stands still is as good as absent, if there is another one.
+        """
+        usual_s = self._usual_pace_s()
         asked = [
             micro_batch
-            for peer in self._peers.values()
+            for other, peer in self._peers.items()
+            if not self._queue(other, usual_s).is_silent
             for lease in peer.queue
             if lease.audits and lease.key == self.state.key
             for micro_batch in lease.micro_batches
@@ -973,17 +978,7 @@ class Aggregator:
     def _occupy(self, worker: int, now_s: float) -> list[Action]:
         peer, usual_s = self._peers[worker], self._usual_pace_s()
         barred = {one for one in self._nonfinite if not self._may_try(worker, one)}
-        queues = [
-            Queue(
-                other,
-                tuple(m for m in self._wanted(one.queue) if m not in barred),
-                one.since_s,
-                pace(one.samples_s, usual_s),
-                silent_s=self._watched_s - max(one.progress_s, one.since_s),
-            )
-            for other, one in self._peers.items()
-            if other != worker
-        ]
+        queues = [self._queue(other, usual_s, barred) for other in self._peers if other != worker]
         view = IdleView(
             now_s=now_s,
             worker=worker,
@@ -1007,6 +1002,16 @@ class Aggregator:
             case Wait(until_s):
                 peer.ask_s = until_s
         return []
+
+    def _queue(self, worker: int, usual_s: float, barred: Set[int] = frozenset()) -> Queue:
+        peer = self._peers[worker]
+        return Queue(
+            worker,
+            tuple(one for one in self._wanted(peer.queue) if one not in barred),
+            peer.since_s,
+            pace(peer.samples_s, usual_s),
+            silent_s=self._watched_s - max(peer.progress_s, peer.since_s),
+        )
 
     def _lease(
         self, worker: int, micro_batches: Iterable[int], now_s: float, *, audits: bool = False
