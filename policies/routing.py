@@ -232,6 +232,13 @@ def kinds() -> Sequence[str]:
     return tuple(_KINDS)
 
 
+def _float(value: float, name: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is a whole number of {len(str(value))} digits") from None
+
+
 def policy_from(section: dict[str, Any]) -> Policy:
     """A policy from `{"kind": ..., settings}`. Raises ValueError that names what does not fit."""
     given = dict(section)
@@ -248,6 +255,8 @@ def policy_from(section: dict[str, Any]) -> Policy:
         wanted = int if fields[name].type == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise ValueError(f"selection {kind}: {name} {value!r} is not a number that fits")
+        if fields[name].type == "float":
+            given[name] = _float(value, f"selection {kind}: {name}")
     try:
         return _KINDS[kind](**given)
     except TypeError as error:

@@ -106,6 +106,7 @@ class Engine:
         self._drop()
         rows = self._batch()
         if not rows:
+            self._settle()  # who asked for nothing, such as no tokens at all
             return False
         begin_s = self._clock()
         try:
@@ -152,10 +153,22 @@ class Engine:
         version = rows[0].job.version
         given = zip(*(row.inputs for row in rows), strict=True)
         inputs = tuple(torch.stack(parts) for parts in given)
-        mixture = self._mixture(version, rows, inputs)
+        padded = self._padded(inputs)
+        shares_BK = self._route(version, padded)[: len(rows)]
+        lost = set(np.flatnonzero(~np.isfinite(shares_BK).all(axis=1)).tolist())
+        if lost:  # of these rows only: the others go on without them
+            refusal = unavailable("the router answered with numbers that are not finite")
+            self._fail([rows[b] for b in sorted(lost)], refusal)
+            if others := [row for b, row in enumerate(rows) if b not in lost]:
+                self._advance(others)
+            return
+        mixture = self._mixture(version, rows, inputs, padded, shares_BK)
         answer, lost_BK = mixture.answer(), mixture.lost()
         self._metrics.batch_rows.observe(len(rows))
+        self._fail([rows[b] for b in sorted(mixture.hopeless)], self._nobody(version))
         for b, row in enumerate(rows):
+            if b in mixture.hopeless:
+                continue
             weights_K, job = mixture.weights_BK[b], row.job
             job.answered.update(np.flatnonzero(weights_K).tolist())
             job.lost.update(np.flatnonzero(lost_BK[b]).tolist())
@@ -163,23 +176,22 @@ class Engine:
                 self._trace(job, row.index, weights_K.tolist())
             row.work.take(answer[b])
 
-    def _mixture(self, version: Version, rows: Sequence[_Row], inputs: Inputs) -> Mixture:
+    def _mixture(
+        self,
+        version: Version,
+        rows: Sequence[_Row],
+        inputs: Inputs,
+        padded: Inputs,
+        shares_BK: Floats,
+    ) -> Mixture:
         """Ask who is chosen until all of them have answered, or are known to be lost."""
         num_rows = len(rows)
-        padded = self._padded(inputs)
-        mixture = Mixture(
-            [row.job.policy for row in rows],
-            self._route(version, padded)[:num_rows],
-            self.patients.alive(version),
-        )
+        mixture = Mixture([row.job.policy for row in rows], shares_BK, self.patients.alive(version))
         while True:
             try:
                 calls = mixture.missing()
             except NobodyLives:
-                raise unavailable(
-                    "no expert that could answer is alive",
-                    max(self.patients.retry_after_s(version), 0.1),
-                ) from None
+                raise self._nobody(version) from None
             if not calls:
                 return mixture
             asked = {
@@ -204,11 +216,13 @@ class Engine:
             for k, inputs in calls.items()
         }
 
+    def _nobody(self, version: Version) -> Refusal:
+        wait_s = max(self.patients.retry_after_s(version), 0.1)
+        return unavailable("no expert that could answer is alive", wait_s)
+
     def _route(self, version: Version, inputs: Inputs) -> Floats:
         with torch.inference_mode():
             probabilities: Floats = version.router(*inputs).double().softmax(dim=1).numpy()
-        if not np.isfinite(probabilities).all():
-            raise unavailable("the router answered with numbers that are not finite")
         return probabilities
 
     def _padded(self, inputs: Inputs) -> Inputs:

@@ -46,6 +46,8 @@ class Mixture:
         self._asked_BK = np.zeros(probabilities_BK.shape, np.bool_)
         self._answers: dict[int, Tensor] = {}
         self.weights_BK: Floats = np.zeros(probabilities_BK.shape)
+        self.hopeless: set[int] = set()
+        """Rows that nobody who lives may answer; the others are not worse off for them."""
         self._is_settled = False
         self._may_go_on = any(isinstance(policy, Cascade) for policy in self._groups)
 
@@ -58,7 +60,10 @@ class Mixture:
         return wanted & ~self._alive_K
 
     def missing(self) -> dict[int, Tensor]:
-        """Whom to ask about which rows; empty when all is there. Raises NobodyLives."""
+        """Whom to ask about which rows; empty when all is there.
+
+        Raises NobodyLives where every row is hopeless.
+        """
         if not self._is_settled:
             self._weigh()
             self._is_settled = not self._may_go_on
@@ -72,8 +77,14 @@ class Mixture:
             self.weights_BK = self._weights(policy, rows)
             return
         self.weights_BK = np.zeros(self.weights_BK.shape)
+        self.hopeless = set()
         for policy, rows in self._groups.items():
-            self.weights_BK[rows] = self._weights(policy, rows)
+            try:
+                self.weights_BK[rows] = self._weights(policy, rows)
+            except NobodyLives:
+                self.hopeless.update(rows)
+        if len(self.hopeless) == len(self.weights_BK):
+            raise NobodyLives("no row has an expert that lives")
 
     def take(self, k: int, rows: Tensor, answer: Tensor) -> None:
         """What expert k says of some rows."""

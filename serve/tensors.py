@@ -43,7 +43,7 @@ def read_shape(shape: Any, name: str, max_elements: int) -> tuple[int, ...]:
         raise bad(f"input {name!r}: shape needs a list of at most {_MAX_RANK} numbers", "shape")
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in shape):
         raise bad(f"input {name!r}: shape needs whole numbers from 0", "shape")
-    if math.prod(shape) > max_elements:
+    if math.prod(max(one, 1) for one in shape) > max_elements:  # 0 times what is huge is huge
         limit = f"{max_elements} elements (limits.rows)"
         raise too_large(f"input {name!r}: shape {shape} has more than {limit}", "shape")
     return tuple(shape)

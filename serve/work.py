@@ -17,6 +17,9 @@ from torch import Tensor
 
 from elastic.core.experts.flow import sampling_times
 
+_COLDEST = 1e-6
+"""Of temperatures above 0; smaller ones would overflow, and draw the same byte."""
+
 
 class Work(Protocol):
     """One row."""
@@ -77,7 +80,10 @@ class Predicting:
 
 
 class Completing:
-    """Bytes after a prompt, one by one, each drawn from the experts' probabilities."""
+    """Bytes after a prompt, one by one, each drawn from the experts' probabilities.
+
+    The text ends before the first stop word, as OpenAI's API has it.
+    """
 
     def __init__(
         self,
@@ -97,7 +103,7 @@ class Completing:
         self._max_tokens, self._temperature, self._top_p = max_tokens, temperature, top_p
         self._generator = np.random.default_rng(seed)
         self._stop = [one for one in stop if one]
-        self._on_byte = on_byte
+        self._on_byte, self._num_told = on_byte, 0
 
     @property
     def is_done(self) -> bool:
@@ -110,20 +116,37 @@ class Completing:
         token = self._draw(answer.double().numpy())
         self._tokens.append(token)
         self.text.append(token)
-        if self._on_byte is not None:
-            self._on_byte(token)
-        if any(self.text.endswith(one) for one in self._stop):
+        ending = next((one for one in self._stop if self.text.endswith(one)), b"")
+        if ending:
+            del self.text[-len(ending) :]
             self.finish_reason = "stop"
         elif len(self.text) == self._max_tokens:
             self.finish_reason = "length"
+        self._tell()
+
+    def _tell(self) -> None:
+        """Hand out the bytes that are no part of a stop word, nor may become one."""
+        if self._on_byte is None:
+            return
+        end = len(self.text) - (0 if self.is_done else self._num_held())
+        for token in self.text[self._num_told : end]:
+            self._on_byte(token)
+        self._num_told = end
+
+    def _num_held(self) -> int:
+        """Bytes at the end with which a stop word begins."""
+        begun = (
+            num for one in self._stop for num in range(1, len(one)) if self.text.endswith(one[:num])
+        )
+        return max(begun, default=0)
 
     def _draw(self, probabilities_V: np.ndarray) -> int:
         if self._temperature == 0:
             return int(probabilities_V.argmax())
-        logs = np.log(np.maximum(probabilities_V, 1e-30)) / self._temperature
-        heat_V = np.exp(logs - logs.max())
+        logs = np.log(np.maximum(probabilities_V, 1e-30))
+        heat_V = np.exp((logs - logs.max()) / max(self._temperature, _COLDEST))
         heat_V /= heat_V.sum()
         order_V = np.argsort(-heat_V, kind="stable")
         before_V = np.cumsum(heat_V[order_V]) - heat_V[order_V]
-        heat_V[order_V[before_V >= self._top_p]] = 0  # the first one always stays
+        heat_V[order_V[1:][before_V[1:] >= self._top_p]] = 0  # the first one always stays
         return int(self._generator.choice(len(heat_V), p=heat_V / heat_V.sum()))

@@ -297,4 +297,55 @@ def test_a_completion_ends_at_a_stop_word(tmp_path: Path) -> None:
     bench.job([work])
     bench.run()
     assert work.finish_reason == "stop"
-    assert bytes(work.text) == bytes(free.text)[: len(work.text)]
+    assert bytes(work.text) == bytes(free.text).partition(stop)[0]
+
+
+def test_a_stream_holds_back_what_may_become_a_stop_word() -> None:
+    told = bytearray()
+    work = Completing(
+        b"a", 8, max_tokens=9, temperature=0, top_p=1, seed=0, stop=[b"xyz"], on_byte=told.append
+    )
+    seen = []
+    for letter in b"axyaxyz":
+        work.take(torch.nn.functional.one_hot(torch.tensor(letter), 256))
+        seen.append(bytes(told))
+    assert seen == [b"a", b"a", b"a", b"axya", b"axya", b"axya", b"axya"]
+    assert (bytes(work.text), work.finish_reason) == (b"axya", "stop")
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.0), (5e-324, 1.0), (1e-310, 0.0)])
+def test_the_coldest_draws_take_the_most_probable_byte(temperature: float, top_p: float) -> None:
+    work = Completing(b"a", 8, max_tokens=1, temperature=temperature, top_p=top_p, seed=0)
+    probabilities = torch.full((256,), 0.003)
+    probabilities[65] = 0.01
+    work.take(probabilities)
+    assert bytes(work.text) == b"A"
+
+
+def test_who_asks_for_no_token_is_answered(tmp_path: Path) -> None:
+    make_repository(tmp_path / "text", "language")
+    bench = Bench(tmp_path / "text")
+    job = bench.job([Completing(b"a", CONTEXT, max_tokens=0, temperature=1, top_p=1, seed=0)])
+    bench.run()
+    job.done.result(timeout=0)
+
+
+def test_who_asks_for_a_lost_expert_alone_takes_nobody_along(flow: Path) -> None:
+    bench = Bench(flow)
+    bench.engine.patients.unloaded = frozenset({"expert-1"})
+    others, alone = samples(bench, 1), samples(bench, 2, policy=Only(1))
+    bench.run()
+    with pytest.raises(Refusal) as refusal:
+        alone.done.result(timeout=0)
+    assert refusal.value.status == 503
+    alive = np.array([True, False, True])
+    assert pixels(others)[0] == pytest.approx(plain(bench, 1, All(), alive), abs=1e-5)
+
+
+def test_a_row_that_the_router_cannot_take_takes_nobody_along(flow: Path) -> None:
+    bench = Bench(flow)
+    others, huge = samples(bench, 1), bench.job([Denoising(torch.full(SHAPE, torch.inf), 1)])
+    bench.run()
+    with pytest.raises(Refusal, match="router"):
+        huge.done.result(timeout=0)
+    assert pixels(others)[0] == pytest.approx(plain(bench, 1, All()), abs=1e-5)

@@ -151,6 +151,7 @@ def test_a_policy_is_read_by_its_kind() -> None:
         ({"kind": "mass", "threshold": 0.5, "at_most": 0}, "at_most 0"),
         ({"kind": "cascade", "low": 0.9, "high": 0.1}, "low is above high"),
         ({"kind": "core", "at_most": 0}, "at_most 0"),
+        ({"kind": "cascade", "low": 0, "high": 10**400}, "high is a whole number of 401 digits"),
     ],
     ids=str,
 )

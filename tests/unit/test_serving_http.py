@@ -167,6 +167,8 @@ def test_limits_are_checked_before_anything_is_allocated(flow: Path) -> None:
     with http(flow, limits=limits) as served:
         huge = served.post("/v2/models/tiny/infer", {"inputs": [tensor(shape=[2**40])]})
         assert (huge.status_code, "limits.rows" in huge.text) == (413, True)
+        none = served.post("/v2/models/tiny/infer", {"inputs": [tensor(shape=[0, 2**80], data=[])]})
+        assert (none.status_code, "limits.rows" in none.text) == (413, True)
         assert served.infer("seed", "INT64", [1, 2, 3, 4, 5]).status_code == 413
         steps = served.infer("seed", "INT64", [1], parameters={"num_steps": 11})
         assert (steps.status_code, "limits.num_steps" in steps.text) == (400, True)
