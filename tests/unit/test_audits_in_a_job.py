@@ -32,6 +32,7 @@ class Lead:
         nodes = tuple(sorted({*homes.values()}))
         self.homes, self.now_s = homes, 0.0
         self.leases: dict[int, Lease] = {}
+        self.failure = ""
         self.membership = Membership(1, tuple(homes), next_worker=len(homes), nodes=nodes)
         audits = Audits(seed=0, probability=1.0)
         rules = Rules(num_steps=9, num_micro_batches=1, num_chunks=1, audits=audits)
@@ -45,6 +46,8 @@ class Lead:
         for one in actions:
             if isinstance(one, ev.Send) and isinstance(one.message, Leases):
                 (self.leases[one.worker],) = one.message.leases
+            if isinstance(one, ev.Finish):
+                self.failure = one.failure
         return actions
 
     def hear(self, worker: int, message: Message) -> list[ev.Action]:
@@ -97,3 +100,18 @@ def test_another_one_is_asked_where_an_auditor_stands_still() -> None:
     lead.do(ev.Tick({first: 3}))
     assert lead.auditor() == 3 - first
     assert any(isinstance(one, ev.Update) for one in lead.answer(3 - first))
+
+
+def test_a_task_that_never_says_the_same_twice_ends_with_an_error() -> None:
+    lead = Lead(dict.fromkeys(range(7), 0))
+    for number in range(100):
+        lead.do(ev.Tick({}))
+        if lead.failure:
+            break
+        for worker in sorted(lead.leases):
+            for one in lead.answer(worker, str(number).encode()):
+                if isinstance(one, ev.HangUp):
+                    lead.hear(one.worker, Hello(one.worker, one.worker, has_slot=True))
+    assert "5 answers to micro-batch 0 of step 3 differ, 4 times" in lead.failure
+    assert "not deterministic" in lead.failure
+    assert number > 4 * 5 - 2, "five are asked, four times"

@@ -653,8 +653,10 @@ class Aggregator:
                     # it comes back, and is told at its welcome that nothing counts any more
                     actions += [Note("audited_anew", reason), *self._empty(worker)]
                     actions += [HangUp(worker), *self._lose(worker)]
-                case Undecided(_, reason):
+                case Undecided(_, reason, is_hopeless):
                     actions.append(Note("audit_undecided", reason))
+                    if is_hopeless:
+                        self._failure = self._failure or reason
         return actions
 
     def _question(self, worker: int, commit: Commit) -> list[Action]:

@@ -7,7 +7,8 @@ count. What two answers must agree on is all that a worker reports, but for time
                  │ ▲
                  │ └── one that counted was a lie: its worker's whole slot is leased again
                  └── nobody else can be asked: computed anew if answers differ, a few times;
-                     then let through, or, where all is audited, waiting for another worker
+                     then let through, or, where all is audited, waiting for another worker;
+                 without hope where as many differ as may be asked
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ class Anew:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Nobody can say whether this is right. It counts, or is waited for: see `Auditing`."""
+    """Nobody can say whether this is right. It counts, or is waited for: see `Auditing`.
+
+    `is_hopeless`: all is audited, and as many as may be asked differ, again and again.
+    """
 
     micro_batch: int
     reason: str
+    is_hopeless: bool = False
 
 
 class Auditing:
@@ -162,8 +167,12 @@ class Auditing:
         does = "the step waits for another worker" if waits else "the first one counts"
         if len(answers) == 1:
             return [Undecided(micro_batch, f"{what} is there, nobody to compare it with: {does}")]
-        again = f"differ, {MAX_TRIES + 1} times, and nobody else is there to be asked"
-        return [Undecided(micro_batch, f"{what} {again}: {does}")]
+        again = f"{what} differ, {MAX_TRIES + 1} times"
+        if waits and len(answers) >= self._opinions:
+            why = f"{again}: the task is not deterministic, so that no audit can end"
+            return [Undecided(micro_batch, why, is_hopeless=True)]
+        again += ", and nobody else is there to be asked"
+        return [Undecided(micro_batch, f"{again}: {does}")]
 
     def _settle(self, micro_batch: int) -> list[Lie]:
         """Close it if all agree; who lied if most do."""
