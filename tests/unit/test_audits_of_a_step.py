@@ -93,6 +93,16 @@ def test_where_nobody_else_is_it_is_computed_anew_then_let_through() -> None:
     assert audits.is_done
 
 
+def test_who_computes_anew_is_asked_nothing_besides() -> None:
+    audits = auditing()
+    audits.granted(0, 0, answer(1, b"one"))
+    audits.heard(1, 1, answer(1, b"another"))
+    audits.granted(1, 1, answer(2))
+    (found,) = audits.next({0: 0}, [0, 1], ())
+    assert isinstance(found, Anew)
+    assert found.worker == 0, "its connection ends"
+
+
 def test_where_all_is_audited_nothing_is_let_through_and_it_is_told_once() -> None:
     audits = auditing()
     audits.granted(0, 0, answer(1))

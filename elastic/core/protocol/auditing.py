@@ -112,7 +112,7 @@ class Auditing:
     def next(
         self, idle: Mapping[int, int], others: Iterable[int], asked: Iterable[int]
     ) -> list[AskAgain | Anew | Undecided]:
-        """What to do about what is open.
+        """What to do about what is open, as far as it is the same once that is done.
 
         Args:
             idle: those who can compute now, and their nodes.
@@ -130,6 +130,8 @@ class Auditing:
                     del free[decision.worker]
             else:
                 found += self._give_up(micro_batch, answers)
+                if found and isinstance(found[-1], Anew):
+                    break  # with its slot goes what else is open, and whom could be asked
         return found
 
     @property
