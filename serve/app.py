@@ -26,7 +26,7 @@ from serve.asking import model_policy, status_of
 from serve.forms import error_response, json_response, read_body, request_id_of, timeout_of
 from serve.keys import Gate
 from serve.openapi import document
-from serve.refusals import Refusal, failed, unavailable, unknown
+from serve.refusals import Refusal, bad, failed, unavailable, unknown
 from serve.service import Ask, Service
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,9 @@ async def _load(app: App, request: Request, ask: Ask) -> Response:
     version = service.rollout.current
     loop = asyncio.get_running_loop()
     if name == version.manifest.name:
-        await loop.run_in_executor(None, service.poll)
+        await loop.run_in_executor(None, service.try_again)
+        if service.fault:
+            raise bad(f"the newest version in the folder is refused: {service.fault[:1000]}")
     else:
         model_policy(name, version)
         await loop.run_in_executor(None, service.load, name)
@@ -224,7 +226,8 @@ async def _unload(app: App, request: Request, ask: Ask) -> Response:
     name, version = request.path_params["model"], app.service.rollout.current
     if model_policy(name, version) is None:
         raise Refusal(f"{name} is what is served here; its experts can be unloaded", 400)
-    app.service.unload(name)
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, app.service.unload, name)  # it may wait for a writer
     return json_response({})
 
 

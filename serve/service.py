@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from elastic.core.errors import ConfigError, ElasticError
-from elastic.core.experts.repository import MANIFEST_FILE
+from elastic.core.experts.repository import MANIFEST_FILE, locked
 from policies.routing import Selection
 from serve.engine import Engine, Job
 from serve.metrics import Metrics
@@ -60,7 +60,10 @@ class Service:
         self.settings, self._pool, self._clock = settings, pool, clock
         self.metrics = Metrics()
         self.engine = Engine(pool, settings, clock, self.metrics)
+        self._polling = threading.Lock()
         self._seen = self._stamp()
+        self.fault = ""
+        """Why the newest manifest is not served; empty where it is."""
         first = read_version(settings.repository, settings.selection)
         self._condemn(first, pool.prepare(first))
         self.rollout = Rollout(first, settings.canary, self.metrics)
@@ -94,7 +97,7 @@ class Service:
         job = Job(
             works, version, ask.policy or version.policy, begin_s + ask.timeout_s, ask.keeps_trace
         )
-        is_good = False
+        is_good, has_ended = False, True
         self.engine.submit(job)
         self._wake.set()
         try:
@@ -103,11 +106,12 @@ class Service:
         except TimeoutError:
             raise too_late(f"no answer within {ask.timeout_s:g} s") from None
         except asyncio.CancelledError:
-            is_good = True  # it was the client who left
+            has_ended = False  # who left tells nothing of the version, neither good nor bad
             raise
         finally:
             self.engine.cancel(job)
-            self.rollout.record(version, self._clock() - begin_s, is_good=is_good)
+            if has_ended:
+                self.rollout.record(version, self._clock() - begin_s, is_good=is_good)
         return job
 
     def version_for(self, ask: Ask) -> Version:
@@ -126,18 +130,30 @@ class Service:
 
     def unload(self, name: str) -> None:
         """Take an expert out, in all replicas that read the folder."""
-        self._write_unloaded(self.engine.patients.unloaded | {name})
+        self._change_unloaded(lambda names: names | {name})
 
     def load(self, name: str) -> None:
         """Let an expert answer again, and look at the folder at once."""
-        self._write_unloaded(self.engine.patients.unloaded - {name})
+        self._change_unloaded(lambda names: names - {name})
         self.poll()
 
     def poll(self) -> None:
         """Look at the folder once; a version that does not work is refused, and the old one stays.
 
-        A manifest is tried once, until it changes.
+        A manifest is tried once, until it changes. Calls from several threads take turns, so that
+        an older manifest never comes after a newer one.
         """
+        with self._polling:
+            self._poll()
+
+    def try_again(self) -> None:
+        """Look at the folder, also at a manifest that was refused: a file may be there now."""
+        with self._polling:
+            if self.fault:
+                self._seen = (0, 0, 0)
+            self._poll()
+
+    def _poll(self) -> None:
         self._read_unloaded()
         stamp = self._stamp()
         if stamp == self._seen:
@@ -147,10 +163,12 @@ class Service:
             version = read_version(self.settings.repository, self.settings.selection)
             self._check(version)
         except ElasticError as error:
+            self.fault = str(error)
             self.metrics.swaps.labels("refused").inc()
             log.error("a new version is refused: %s", error)
-            return
-        self.rollout.offer(version)
+        else:
+            self.fault = ""
+            self.rollout.offer(version)
         versions = [*self.rollout.versions(), *self.engine.versions()]
         self._pool.keep(versions)
         self.engine.patients.keep({key for one in versions for key in one.keys})
@@ -183,9 +201,9 @@ class Service:
             self._probe()
 
     def _probe(self) -> None:
-        version = self.rollout.current
-        for k in self.engine.patients.to_probe(version):
-            self._probes.submit(self._try_again, version, k)
+        for version in self.rollout.versions():
+            for k in self.engine.patients.to_probe(version):
+                self._probes.submit(self._try_again, version, k)
 
     def _try_again(self, version: Version, k: int) -> None:
         begin_s = self._clock()
@@ -214,6 +232,8 @@ class Service:
         path = self.settings.repository / UNLOADED_FILE
         try:
             names = json.loads(path.read_text())
+            if not isinstance(names, list):
+                raise ValueError("needs a list of names")
         except FileNotFoundError:
             names = []
         except (OSError, ValueError) as error:
@@ -221,12 +241,16 @@ class Service:
             return
         self.engine.patients.unloaded = frozenset(map(str, names))
 
-    def _write_unloaded(self, names: frozenset[str]) -> None:
+    def _change_unloaded(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+        """Change what the folder holds now: another replica may have changed it, too."""
         path: Path = self.settings.repository / UNLOADED_FILE
         try:
-            draft = path.with_suffix(f".{os.getpid()}.tmp")
-            draft.write_text(json.dumps(sorted(names)))
-            draft.replace(path)
+            with locked(self.settings.repository):
+                self._read_unloaded()
+                names = change(self.engine.patients.unloaded)
+                draft = path.with_suffix(f".{os.getpid()}.tmp")
+                draft.write_text(json.dumps(sorted(names)))
+                draft.replace(path)
         except OSError as error:
             raise unavailable(f"{path}: cannot be written: {error.strerror}") from error
         self.engine.patients.unloaded = names

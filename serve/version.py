@@ -104,7 +104,10 @@ def check_policy(policy: Policy, task: str) -> None:
 
 @torch.inference_mode()
 def check_router(version: Version) -> None:
-    logits = version.router(*version.example(2))
+    try:
+        logits = version.router(*version.example(2))
+    except Exception as error:  # whatever a model raises is a router that does not work
+        raise ConfigError(f"router {version.manifest.router.version}: {error}") from error
     fits = tuple(logits.shape) == (2, len(version.names))
     if not fits or not torch.isfinite(logits.softmax(dim=1)).all():
         raise ConfigError(

@@ -276,6 +276,12 @@ def test_a_version_that_does_not_work_is_refused(served: Http, flow: Path) -> No
     wait_until(lambda: refused.get() == 1, "it is refused")
     assert version_of(served) == first
     assert served.infer("seed", "INT64", [5]).headers["x-elastic-degraded"] == "false"
+    load = "/v2/repository/models/tiny/load"
+    told = served.post(load)
+    assert (told.status_code, "not finite" in told.json()["error"]) == (400, True)
+    Repository.open(flow).replace_expert("expert-1", trained("flow", 1).weights)
+    assert served.post(load).status_code == 200
+    assert version_of(served) != first
 
 
 def test_a_canary_takes_over_or_is_taken_back(flow: Path) -> None:
@@ -367,13 +373,6 @@ def test_texts_are_completed_at_once_and_as_a_stream(tmp_path: Path) -> None:
         assert sum(probabilities["data"]) == pytest.approx(2)
         tokens = served.infer("tokens", "UINT8", [97, 98], shape=[1, 2]).json()["outputs"][0]
         assert tokens["data"] == pytest.approx(probabilities["data"][:256])
-
-
-def test_who_leaves_frees_the_engine(served: Http) -> None:
-    body = {"prompt": "", "num_steps": 250, "n": 10}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(served.url + "/v1/images/generations", json=body, timeout=0.05)
-    wait_until(lambda: served.service.engine.num_rows == 0, "nobody works for who left")
 
 
 def test_every_address_is_described(served: Http) -> None:

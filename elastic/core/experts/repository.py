@@ -103,7 +103,7 @@ class Repository:
         if (root / MANIFEST_FILE).exists():
             raise RepositoryError(f"{root}: holds a repository already; needs another folder")
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root):
+        with locked(root):
             task, shape = fields["task"], Input.model_validate(fields["input"]).shape
             stored = [
                 {"name": name, **_store(root, f"experts/{name}", one, example_input(task, shape))}
@@ -202,7 +202,7 @@ class Repository:
 
     def prune(self) -> list[Path]:
         """Remove the versions that the manifest does not name; returns their folders."""
-        with _locked(self.path):
+        with locked(self.path):
             named = {self.path / Path(one.weights).parent for one in _entries(self.reread())}
             found = [*self.path.glob("experts/*/*"), *self.path.glob("router/*")]
             unused = [path for path in found if path.is_dir() and path not in named]
@@ -215,7 +215,7 @@ class Repository:
         return Repository.open(self.path, verify=False)
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> Repository:
-        with _locked(self.path):
+        with locked(self.path):
             now = self.reread().manifest.model_dump(mode="json")
             change(now)
             _write_manifest(self.path, now)
@@ -289,7 +289,7 @@ def construct(spec: ModelSpec) -> nn.Module:
         kind = getattr(importlib.import_module(module_name), attribute)
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             return kind(**spec.arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a module raises, it cannot be built
         raise ConfigError(f"cannot build {spec.target}: {error}") from error
     raise ConfigError(f"{spec.target} is no nn.Module")
 
@@ -369,8 +369,8 @@ def _write_manifest(root: Path, fields: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One writer at a time; readers need no lock."""
+def locked(root: Path) -> Iterator[None]:
+    """One writer at a time of what is in a repository's folder; readers need no lock."""
     with (root / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
