@@ -14,7 +14,9 @@ import pytest
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parsed
 
+from actors.contacts import OneContact
 from actors.monitor import Monitor
+from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
 from elastic.core.runs import RunFolder
@@ -174,7 +176,8 @@ def monitor_of(make_job: Callable[..., JobConfig], folder: RunFolder, **keys: An
             {"time_s": 1.0, "kind": kind, "step": 0, "generation": 0, "reason": reason}
         )
 
-    return Monitor(setup, now, event, lambda worker: None)
+    pulses = Pulses(OneContact(folder.path), wanted=False)
+    return Monitor(setup, now, event, lambda worker: None, pulses)
 
 
 def await_file(path: Path, *, exists: bool) -> None:
