@@ -35,7 +35,9 @@ TROUBLE = frozenset(
 """Kinds of events that are faults, or come of one."""
 
 _OF_JOB = frozenset({"job_resumed", "job_stopped", "job_failed", "preempted"})
-_GONE = frozenset({"worker_left", "worker_lost", "worker_given_up"})
+GONE = frozenset({"worker_left", "worker_lost"})
+"""Kinds of events after which their worker belongs to the job no more."""
+
 _USUAL = 1.5
 """A gap up to that many times the median one belongs to the step."""
 _NUM_GAPS = 100
@@ -177,7 +179,7 @@ class Ledger:
         self._kinds.add(kind)
         if kind == "worker_joined" and worker is not None:
             self._joined_s.setdefault(int(worker), time_s)
-        elif kind in _GONE and worker in self._joined_s:
+        elif kind in GONE and worker in self._joined_s:
             self._gone.append(Life(int(worker), self._joined_s.pop(int(worker)), time_s))
 
     def add_evaluation(self, line: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elastic.core.protocol.messages import Pulse
-from monitoring.account import Done, done_of
+from monitoring.account import GONE, Done, done_of
 from monitoring.counters import Counters
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
@@ -30,7 +30,6 @@ _SURE = 0.95
 """Of what the aggregator has seen: it knows what the worker holds, and what others answered."""
 _AT_ONCE_S = 1.0
 """Workers of a node that go within that time go with it: one departure."""
-_GONE = ("worker_left", "worker_lost", "worker_given_up")
 
 
 class Detector:
@@ -131,7 +130,7 @@ class Detector:
             self._told[worker] = _hang(worker, event)
         elif kind == "worker_lied":
             self._told[worker] = _lie(worker, event)
-        elif kind in _GONE:
+        elif kind in GONE:
             self._members.discard(worker)
             self._over.add(worker)
             if kind == "worker_lost":

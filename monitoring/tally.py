@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elastic.core.status import Status
-from monitoring.account import Ledger, done_of
+from monitoring.account import GONE, Ledger, done_of
 from monitoring.metrics import SECONDS
 
 VERDICT, VERDICT_ENDED = "verdict", "verdict_ended"
@@ -24,7 +24,6 @@ VERDICT, VERDICT_ENDED = "verdict", "verdict_ended"
 _NUM_STEPS = 64
 _OF_CHECKPOINT = re.compile(r"(?:the last one, )?step (\d+): ")
 _ENDS = ("job_finished", "job_stopped", "job_failed", "job_interrupted")
-_GONE = ("worker_left", "worker_lost", "worker_given_up")
 _NEWEST = 0.1
 """Weight of the newest step in a worker's pace."""
 
@@ -156,9 +155,9 @@ class Tally:
             self.is_over = True
         elif kind == "worker_joined" and worker is not None:
             self.members.add(int(worker))
-        elif kind in _GONE:
-            self.members.discard(-1 if worker is None else int(worker))
-            self._pace_s.pop(-1 if worker is None else int(worker), None)
+        elif kind in GONE and worker is not None:
+            self.members.discard(int(worker))
+            self._pace_s.pop(int(worker), None)
             if kind == "worker_lost":
                 self.departures.append(event)
 
