@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from policies.routing import Bools, Cascade, Core, Floats, NobodyLives, Selection
+from policies.routing import Bools, Cascade, Core, Floats, NobodyLives, Selection, TopK
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,21 @@ class Mixture:
         self.weights_BK: Floats = np.zeros(probabilities_BK.shape)
         self.hopeless: set[int] = set()
         """Rows that nobody who lives may answer; the others are not worse off for them."""
+        self._num_wanted_B = np.ones(len(probabilities_BK), np.int64)
+        """Of a cascade: how many each row asks, were all alive."""
         self._is_settled = False
         self._may_go_on = any(isinstance(policy, Cascade) for policy in self._groups)
 
     def lost(self) -> Bools:
-        """Who would have been asked at first, were it alive (B, K)."""
+        """Who would have been asked, were it alive (B, K)."""
         if self._alive_K.all():
             return np.zeros(self.weights_BK.shape, np.bool_)
         everybody = np.ones_like(self._alive_K)
-        wanted: Bools = self._first_weights(everybody) > 0
-        return wanted & ~self._alive_K
+        wanted_BK = np.zeros(self.weights_BK.shape, np.bool_)
+        for policy, rows in self._groups.items():
+            wanted_BK[rows] = self._wanted(policy, np.array(rows), everybody)
+        lost: Bools = wanted_BK & ~self._alive_K
+        return lost
 
     def missing(self) -> dict[int, Tensor]:
         """Whom to ask about which rows; empty when all is there.
@@ -130,11 +136,15 @@ class Mixture:
         assert total is not None, "nobody was asked"
         return total
 
-    def _first_weights(self, alive_K: Bools) -> Floats:
-        weights_BK = np.zeros(self._probabilities_BK.shape)
-        for policy, rows in self._groups.items():
-            weights_BK[rows] = policy.weights(self._probabilities_BK[rows], alive_K)
-        return weights_BK
+    def _wanted(self, policy: Selection, rows: NDArray[np.int64], everybody: Bools) -> Bools:
+        probabilities = self._probabilities_BK[rows]
+        wanted: Bools = policy.weights(probabilities, everybody) > 0
+        if isinstance(policy, Cascade):
+            num_wanted = self._num_wanted_B[rows]
+            for num in np.unique(num_wanted).tolist():
+                same = num_wanted == num
+                wanted[same] = TopK(k=num).weights(probabilities[same], everybody) > 0
+        return wanted
 
     def _weights(self, policy: Selection, rows: Sequence[int]) -> Floats:
         probabilities, alive_K = self._probabilities_BK[rows], self._alive_K
@@ -142,6 +152,7 @@ class Mixture:
         if not isinstance(policy, Cascade):
             return weights
         goes_on = np.ones(len(rows), np.bool_)
+        self._num_wanted_B[rows] = 1
         for num_asked in range(1, min(policy.at_most, len(alive_K))):
             if ((weights > 0) & ~self._asked_BK[rows]).any():
                 return weights  # the next one depends on what these say
@@ -149,6 +160,7 @@ class Mixture:
             everywhere_BK[rows] = weights
             confidence = self._sum(everywhere_BK)[rows].amax(dim=1).double().numpy()
             goes_on &= policy.goes_on(confidence, num_asked)
+            self._num_wanted_B[rows] += goes_on
             further = policy.next_weights(probabilities, alive_K, num_asked, confidence)
             weights = np.where(goes_on[:, None], further, weights)
         return weights

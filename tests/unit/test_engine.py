@@ -261,7 +261,20 @@ def test_the_survivors_of_a_cascade_answer(tmp_path: Path) -> None:
     )
     bench.run()
     job.done.result(timeout=0)
-    assert job.answered == {2}
+    assert (job.answered, job.lost) == ({2}, {0, 1})
+
+
+def test_a_second_opinion_that_is_lost_is_said_so(tmp_path: Path) -> None:
+    bench = classify(tmp_path)
+    (x,) = inputs(1)
+    with torch.no_grad():
+        first, second, _ = bench.version.router(x[None])[0].argsort(descending=True).tolist()
+    bench.engine.patients.unloaded = frozenset({f"expert-{second}"})
+    unsure = bench.job([Predicting(x)], policy=Cascade(low=0.0, high=1.0))
+    sure = bench.job([Predicting(x)], policy=Cascade(low=0.0, high=0.0))
+    bench.run()
+    assert (first in unsure.answered, unsure.lost) == (True, {second})
+    assert (sure.answered, sure.lost) == ({first}, set())
 
 
 def test_bytes_are_drawn_from_each_request_s_own_numbers(tmp_path: Path) -> None:
