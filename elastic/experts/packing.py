@@ -1,13 +1,13 @@
 """What was trained and chosen as a model repository, for `elastic serve`.
 
-Packs one seed; a repository that is there gets new versions of what has changed. Never trains.
+Packs one seed; a repository that is there gets new versions of all, in one change. Never trains.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from elastic.core.errors import ConfigError
+from elastic.core.errors import ConfigError, RepositoryError
 from elastic.core.experts.repository import Repository, Trained
 from elastic.core.trained import load_model
 from elastic.experts.config import ExpertsConfig
@@ -28,7 +28,10 @@ def pack(config: ExpertsConfig, seed: int) -> Repository:
     router = _trained(config, plan(config, ROUTER, seed))
     path = config.root / "repository"
     if (path / "repository.json").exists():
-        return _update(Repository.open(path), experts, router, selection)
+        there, fields = Repository.open(path), _fields(config)
+        sampling = {"sampling": fields.pop("sampling")} if "sampling" in fields else {}
+        _check_same(there, fields)
+        return there.replace_all(experts, router, selection=selection, **sampling)
     return Repository.create(path, experts, router, selection=selection, **_fields(config))
 
 
@@ -46,13 +49,14 @@ def _fields(config: ExpertsConfig) -> dict[str, Any]:
     return fields
 
 
-def _update(
-    repository: Repository, experts: dict[str, Trained], router: Trained, selection: dict[str, Any]
-) -> Repository:
-    for name, expert in experts.items():
-        repository = repository.replace_expert(name, expert.weights, spec=expert.spec)
-    repository = repository.replace_router(router.weights, spec=router.spec)
-    return repository.replace_selection(selection)
+def _check_same(there: Repository, fields: dict[str, Any]) -> None:
+    found = there.manifest.model_dump(mode="json")
+    for name, value in fields.items():
+        if found[name] != value:
+            raise RepositoryError(
+                f"{there.path}: its {name} is {found[name]}, now {value}; remove that folder, or"
+                " name another in `folder`"
+            )
 
 
 def _trained(config: ExpertsConfig, planned: Planned) -> Trained:

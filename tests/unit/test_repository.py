@@ -15,6 +15,7 @@ from torch import nn
 from elastic.core.errors import RepositoryError
 from elastic.core.experts.manifest import ModelSpec
 from elastic.core.experts.repository import Repository, Trained
+from elastic.experts.packing import _check_same
 
 EXPERT = ModelSpec(target="torch.nn:Linear", arguments={"in_features": 3, "out_features": 2})
 
@@ -92,6 +93,28 @@ def test_a_removed_expert_leaves_the_others_in_order(repository: Repository) -> 
     now = repository.remove_expert("expert-0")
     assert now.names == ("expert-1", "expert-2")
     assert torch.equal(now.load_router()(x), before[:, 1:])
+
+
+def test_all_may_be_replaced_in_one_change_or_not_at_all(repository: Repository) -> None:
+    fewer, policy = {f"expert-{k}": trained(20 + k) for k in (0, 3)}, {"kind": "all"}
+    with pytest.raises(RepositoryError, match="does not fit"):
+        repository.replace_all(fewer, Trained(EXPERT, {}), selection=policy)
+    assert Repository.open(repository.path).manifest == repository.manifest
+    now = repository.replace_all(fewer, trained(29), selection=policy)
+    assert [(one.name, one.version) for one in now.manifest.experts] == [
+        ("expert-0", "3"),
+        ("expert-3", "2"),
+    ]
+    assert now.manifest.router.outputs == ("expert-0", "expert-3")
+    assert now.manifest.selection == policy
+    x = torch.randn(4, 3)
+    assert torch.equal(Repository.open(now.path).load_expert("expert-3")(x), linear(EXPERT, 23)(x))
+
+
+def test_another_repository_is_not_packed_over(repository: Repository) -> None:
+    _check_same(repository, {"name": "threes", "num_classes": 2})
+    with pytest.raises(RepositoryError, match="its task is classifier, now flow"):
+        _check_same(repository, {"name": "threes", "task": "flow"})
 
 
 def test_changes_of_two_writers_both_count(repository: Repository) -> None:

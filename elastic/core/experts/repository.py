@@ -196,6 +196,21 @@ class Repository:
 
         return self._change(change)
 
+    def replace_all(
+        self, experts: Mapping[str, Trained], router: Trained, **fields: Any
+    ) -> Repository:
+        """Give it these experts and no other, this router, and other `fields` of the manifest, in
+        one change: who serves it never sees new experts under an old router."""
+
+        def change(now: dict[str, Any]) -> None:
+            now["experts"] = [
+                {"name": name, **self._put(f"experts/{name}", one)} for name, one in experts.items()
+            ]
+            now["router"] = {**self._put("router", router), "outputs": list(experts)}
+            now.update(fields)
+
+        return self._change(change)
+
     def replace_selection(self, selection: Mapping[str, Any]) -> Repository:
         """Choose experts by another policy from now on."""
         return self._change(lambda now: now.update(selection=dict(selection)))
