@@ -10,8 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from ray import serve
@@ -150,13 +150,30 @@ def _expert_arguments(settings: Serving) -> dict[str, Any]:
     }
 
 
+class Applications(Protocol):
+    """What `ray.serve` does with applications."""
+
+    def run_many(self, targets: Sequence[RunTarget]) -> Any:
+        """Start them; raises RuntimeError where one does not."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """End one."""
+        ...
+
+
 class Deployed:
     """The applications of one repository. `step` again and again follows the folder."""
 
     def __init__(
-        self, settings: Serving, mode: str, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Serving,
+        mode: str,
+        clock: Callable[[], float] = time.monotonic,
+        applications: Applications = serve,
     ) -> None:
         """Starts them, and returns once they answer. Raises RuntimeError where they cannot."""
+        self._applications = applications
         resolved = settings.repository.resolve()
         self._settings = settings.model_copy(update={"repository": resolved})
         self._mode, self._clock = mode, clock
@@ -165,7 +182,7 @@ class Deployed:
         self._gone_s: dict[str, float] = {}
         arguments = {"settings": self._settings.model_dump(mode="json"), "mode": mode}
         front = RunTarget(ingress(arguments), name=self.name, route_prefix="/")
-        serve.run_many([*self._missing(self._named()), front])
+        self._applications.run_many([*self._missing(self._named()), front])
 
     def step(self) -> None:
         """Start applications of new experts; end those that no request can need any more."""
@@ -176,15 +193,27 @@ class Deployed:
         except ElasticError as error:  # who serves says so too, and goes on with what it has
             log.error("cannot look for new experts: %s", error)
             return
-        missing = self._missing(names)
-        if missing:
-            serve.run_many(missing)
+        self._start(names)
         now_s = self._clock()
         self._gone_s = {one: self._gone_s.get(one, now_s) for one in self._experts - names}
         for one, since_s in self._gone_s.items():
             if now_s - since_s > self._settings.limits.timeout_s:
-                serve.delete(application_of(self.name, one))
+                self._applications.delete(application_of(self.name, one))
                 self._experts.discard(one)
+
+    def _start(self, names: set[str]) -> None:
+        """New experts; what does not start is ended and tried again, and ends nobody else."""
+        before = set(self._experts)
+        missing = self._missing(names)
+        if not missing:
+            return
+        try:
+            self._applications.run_many(missing)
+        except RuntimeError as error:
+            log.error("new experts do not start, and are tried again: %s", error)
+            for one in self._experts - before:
+                self._applications.delete(application_of(self.name, one))
+            self._experts = before
 
     def _named(self) -> set[str]:
         return set(Repository.open(self._settings.repository, verify=False).names)
@@ -207,6 +236,6 @@ class Deployed:
 
     def stop(self) -> None:
         """End them all; requests in work are finished."""
-        serve.delete(self.name)
+        self._applications.delete(self.name)
         for one in self._experts:
-            serve.delete(application_of(self.name, one))
+            self._applications.delete(application_of(self.name, one))

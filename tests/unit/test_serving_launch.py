@@ -1,0 +1,55 @@
+"""Applications follow the folder; one that does not start ends nobody else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from elastic.core.experts.repository import Repository
+from serve.settings import load_serving
+from tests.served import FakeClock, make_repository, trained
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray Serve 2.60 declares settings as pydantic 1 did
+    from ray.serve import RunTarget
+
+    from serve.launch import Deployed
+
+
+class FakeApplications:
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.broken = ""
+
+    def run_many(self, targets: Sequence[RunTarget]) -> None:
+        self.there |= {str(one.name) for one in targets}
+        if self.broken in self.there:
+            raise RuntimeError(f"{self.broken} failed")
+
+    def delete(self, name: str) -> None:
+        self.there.discard(name)
+
+
+def test_an_expert_that_does_not_start_is_tried_again_and_ends_nobody_else(tmp_path: Path) -> None:
+    repository, clock = make_repository(tmp_path / "repo"), FakeClock()
+    applications = FakeApplications()
+    settings = load_serving({"repository": str(tmp_path / "repo")})
+    deployed = Deployed(settings, "distributed", clock, applications)
+    first = {"tiny", "tiny-expert-0", "tiny-expert-1", "tiny-expert-2"}
+    assert applications.there == first
+    repository.add_expert("expert-3", trained("flow", 3))
+    applications.broken = "tiny-expert-3"
+    deployed.step()
+    assert applications.there == first
+    applications.broken = ""
+    deployed.step()
+    assert applications.there == {*first, "tiny-expert-3"}
+    Repository.open(tmp_path / "repo").remove_expert("expert-3")
+    deployed.step()
+    assert "tiny-expert-3" in applications.there  # a request may still need it
+    clock.now_s += 2 * settings.limits.timeout_s
+    deployed.step()
+    assert applications.there == first
+    deployed.stop()
+    assert applications.there == set()
