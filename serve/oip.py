@@ -198,22 +198,22 @@ def _works(
         raise too_large(f"input {tensor.name!r}: {len(array)} rows; limits.rows is {limit}")
     if version.task == "flow":
         num_steps = num_steps_of(parameters.get("num_steps"), version, service)
-        return [Denoising(one, num_steps) for one in _noises(tensor, version)]
+        return [Denoising(one, num_steps) for one in _noises(tensor, version, service)]
     if version.task == "classifier":
-        return [Predicting(one) for one in _floats(tensor, version)]
+        return [Predicting(one) for one in _floats(tensor, version, service)]
     return [Predicting(one) for one in _tokens(tensor, version)]
 
 
-def _noises(tensor: Named, version: Version) -> list[torch.Tensor]:
+def _noises(tensor: Named, version: Version, service: Service) -> list[torch.Tensor]:
     if tensor.name == "noise":
-        return _floats(tensor, version)
+        return _floats(tensor, version, service)
     seeds = tensor.array
     if seeds.ndim != 1 or seeds.dtype.kind not in "iu" or (seeds < 0).any():
         raise bad("input 'seed': needs whole numbers from 0, shape (B,)", "inputs")
     return [noise_of(int(seed) % 2**63, version.sample_shape) for seed in seeds]
 
 
-def _floats(tensor: Named, version: Version) -> list[torch.Tensor]:
+def _floats(tensor: Named, version: Version, service: Service) -> list[torch.Tensor]:
     array, shape = tensor.array, version.sample_shape
     if array.dtype.kind not in "fiub" or array.shape[1:] != shape:
         told = f"{tensor.datatype} {list(array.shape)}"
@@ -222,6 +222,10 @@ def _floats(tensor: Named, version: Version) -> list[torch.Tensor]:
         rows = torch.from_numpy(array.astype(np.float32))
     if not bool(torch.isfinite(rows).all()):
         raise bad(f"input {tensor.name!r}: a value is not finite as FP32", "inputs")
+    limit = service.settings.limits.magnitude
+    if (largest := float(rows.abs().max())) > limit:
+        told = f"a value of {largest:g}; limits.magnitude is {limit:g}"
+        raise bad(f"input {tensor.name!r}: {told}", "inputs")
     return list(rows)
 
 

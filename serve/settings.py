@@ -30,6 +30,9 @@ class Limits(_Section):
     """Denoising steps."""
     num_tokens: int = Field(default=1024, ge=1)
     """Tokens that a completion may have."""
+    magnitude: float = Field(default=1e6, gt=0)
+    """Largest absolute value in an input or in noise: an expert that overflows on it would count
+    as lost for everybody."""
     timeout_s: float = Field(default=60.0, gt=0)
     """A request may wait so long; it may ask for less."""
 

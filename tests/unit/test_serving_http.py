@@ -172,6 +172,8 @@ def test_limits_are_checked_before_anything_is_allocated(flow: Path) -> None:
         assert served.infer("seed", "INT64", [1, 2, 3, 4, 5]).status_code == 413
         steps = served.infer("seed", "INT64", [1], parameters={"num_steps": 11})
         assert (steps.status_code, "limits.num_steps" in steps.text) == (400, True)
+        noise = served.infer("noise", "FP32", [3e38] * 16, shape=[1, *SHAPE])
+        assert (noise.status_code, "limits.magnitude is 1e+06" in noise.text) == (400, True)
         body = served.post("/v2/models/tiny/infer", b" " * 3000)
         assert (body.status_code, "limits.body_bytes" in body.text) == (413, True)
         packed = httpx.post(
