@@ -286,3 +286,16 @@ def test_a_node_on_which_nothing_starts_takes_no_worker_away() -> None:
         world.lives |= {one: coord.Life.DEAD for one in world.lives if world.homes[one] == 1}
     assert world.told.nodes == (0, 1)
     assert world.told.members == members
+
+
+def test_a_worker_that_is_frozen_with_its_host_is_none_that_lives() -> None:
+    """Nobody knows yet that its process is of no use: another one starts all the same."""
+    world = World(0, 1, workers=1)
+    world.settle()
+    world.step = 5
+    (member,) = world.told.members
+    world.nodes.remove(world.homes[member])
+    world.settle()
+    assert world.lives[member] is coord.Life.ALIVE
+    assert len(world.told.members) == 1
+    assert world.told.members != (member,)

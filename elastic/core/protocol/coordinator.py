@@ -462,6 +462,7 @@ class Coordinator:
             worker
             for worker, life in view.processes.items()
             if life is not Life.DEAD and worker not in self._gone and worker not in now.leaving
+            if view.home(worker) not in (*now.former, *now.departing)
         ]
         here = living
         if now.members:  # before that the job waits for all nodes, and for their workers
