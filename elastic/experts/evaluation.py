@@ -84,7 +84,7 @@ def choose(
         ]
         tried[name] = float(np.mean(scores))
         tell(f"validation, {name}: {validation.headline} {tried[name]:.3f}")
-    best = min(tried, key=tried.__getitem__)
+    best = min(tried, key=lambda name: np.nan_to_num(tried[name], nan=np.inf))
     return tried, policies[best]
 
 

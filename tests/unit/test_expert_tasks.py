@@ -17,11 +17,12 @@ from elastic.core.data.memory import ArrayRows
 from elastic.core.yaml_file import Document, validate
 from elastic.experts.arms import Arm, cascade_around, of_policy, standard_arms
 from elastic.experts.config import ExpertsConfig, load_experts
+from elastic.experts.evaluation import choose
 from elastic.experts.jobs import MONOLITH, ROUTER, cost, expert_jobs, plan, router_jobs
 from elastic.experts.partition import partition
 from elastic.experts.tasks import Drawn, Subsets, as_inputs
 from elastic.experts.team import Calls, Team
-from policies.routing import Cascade, TopK
+from policies.routing import All, Cascade, TopK
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as in a worker
 
@@ -225,3 +226,23 @@ def test_the_example_is_valid() -> None:
     config = load_experts(root / "examples" / "digits_experts" / "experts.yaml", ["seeds=[0,1]"])
     assert config.partition.num_experts == 4
     assert config.seeds == [0, 1]
+
+
+class Scored:
+    """Measures that a test says; NaN of what it does not name."""
+
+    headline = "loss"
+
+    def __init__(self, **scores: float) -> None:
+        self._scores = scores
+
+    def score(self, team: Team, arm: Arm, *, seed: int) -> dict[str, float]:
+        return {"loss": self._scores.get(arm.name, np.nan)}
+
+
+def test_a_policy_that_diverged_is_never_chosen(make: Callable[..., ExpertsConfig]) -> None:
+    config, team = make("flow"), team_of(router=Constant(1.0))
+    told: list[str] = []
+    tried, chosen = choose(config, {0: team}, Scored(all=3.0), told.append)
+    assert (np.isnan(tried["top-1"]), chosen) == (True, All())
+    assert "validation, all: loss 3.000" in told
