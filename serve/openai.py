@@ -73,7 +73,8 @@ async def images(service: Service, ask: Ask, raw: bytes) -> Response:
     text(body.get("prompt"), "prompt", _MAX_PROMPT)
     only = model_policy(body.get("model", version.manifest.name), version)
     needs_task(version, "flow")
-    num = whole(1 if body.get("n") is None else body["n"], "n", 1, _MAX_IMAGES)
+    most = min(_MAX_IMAGES, service.settings.limits.rows)
+    num = whole(1 if body.get("n") is None else body["n"], "n", 1, most, "limits.rows")
     if body.get("response_format") not in (None, "b64_json"):
         raise bad("response_format: only b64_json is given", "response_format")
     if body.get("output_format") not in (None, "png"):
@@ -112,6 +113,7 @@ async def completions(service: Service, ask: Ask, raw: bytes) -> Response:
     policy = only or policy_of(body.get("selection"), version)
     ask = replace(ask, policy=policy)
     prompts = _prompts(body, service)
+    tells_usage = _tells_usage(body)
     is_stream = body.get("stream") is True
     arrived: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -140,10 +142,19 @@ async def completions(service: Service, ask: Ask, raw: bytes) -> Response:
     running = asyncio.create_task(service.run(works, version, ask))
     running.add_done_callback(lambda _: arrived.put_nowait(None))
     first = await _first(running, arrived)
-    events = _events(head, works, running, arrived, first)
-    return StreamingResponse(
-        events, headers={"cache-control": "no-store"}, media_type="text/event-stream"
-    )
+    events = _events(head, works, running, arrived, first, prompts if tells_usage else None)
+    headers = {"cache-control": "no-store", "x-elastic-version": version.identity}
+    return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+
+def _tells_usage(body: dict[str, Any]) -> bool:
+    """Whether a stream ends with what it used. Raises Refusal."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict) or body.get("stream") is not True:
+        raise bad("stream_options: needs an object, and stream true", "stream_options")
+    return options.get("include_usage") is True
 
 
 def _prompts(body: dict[str, Any], service: Service) -> list[str]:
@@ -203,14 +214,18 @@ def _whole_answer(
         }
         for index, work in enumerate(works)
     ]
+    return {**head, "choices": choices, "usage": _usage(works, prompts)}
+
+
+def _usage(works: list[Completing], prompts: list[str]) -> dict[str, int]:
+    """In bytes, which are the tokens here."""
     num_given = sum(len(one.encode("utf-8", "replace")) for one in prompts)
     num_made = sum(len(work.text) for work in works)
-    usage = {
+    return {
         "prompt_tokens": num_given,
         "completion_tokens": num_made,
         "total_tokens": num_given + num_made,
     }
-    return {**head, "choices": choices, "usage": usage}
 
 
 async def _first(
@@ -233,8 +248,12 @@ async def _events(
     running: asyncio.Task[Job],
     arrived: asyncio.Queue[tuple[int, int] | None],
     first: tuple[int, int] | None,
+    prompts: list[str] | None,
 ) -> AsyncIterator[str]:
-    """Server-sent events; when the client leaves, the rows leave the engine."""
+    """Server-sent events; when the client leaves, the rows leave the engine.
+
+    With `prompts` the last one tells what was used.
+    """
     decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in works]
 
     def event(index: int, words: str, reason: str | None) -> str:
@@ -257,6 +276,9 @@ async def _events(
             return
         for index, work in enumerate(works):
             yield event(index, decoders[index].decode(b"", True), work.finish_reason)
+        if prompts is not None:
+            told = {**head, "choices": [], "usage": _usage(works, prompts)}
+            yield f"data: {json.dumps(told)}\n\n"
         yield "data: [DONE]\n\n"
     finally:
         running.cancel()

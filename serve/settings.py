@@ -131,6 +131,14 @@ class Serving(_Section):
     keys: tuple[Key, ...] = ()
     """Empty: everybody may ask, and administer; so listen on loopback only then."""
 
+    @field_validator("keys")
+    @classmethod
+    def _are_told_apart(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        names = [one.name for one in keys]
+        if twice := sorted({one for one in names if names.count(one) > 1}):
+            raise ValueError(f"the name {twice[0]} is there twice; each key has a rate of its own")
+        return keys
+
     @field_validator("selection")
     @classmethod
     def _is_policy(cls, section: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -172,6 +172,8 @@ def test_limits_are_checked_before_anything_is_allocated(flow: Path) -> None:
         assert served.infer("seed", "INT64", [1, 2, 3, 4, 5]).status_code == 413
         steps = served.infer("seed", "INT64", [1], parameters={"num_steps": 11})
         assert (steps.status_code, "limits.num_steps" in steps.text) == (400, True)
+        images = served.post("/v1/images/generations", {"prompt": "", "n": 5})
+        assert (images.status_code, "1 to 4 (limits.rows)" in images.text) == (400, True)
         noise = served.infer("noise", "FP32", [3e38] * 16, shape=[1, *SHAPE])
         assert (noise.status_code, "limits.magnitude is 1e+06" in noise.text) == (400, True)
         body = served.post("/v2/models/tiny/infer", b" " * 3000)
@@ -370,6 +372,12 @@ def test_texts_are_completed_at_once_and_as_a_stream(tmp_path: Path) -> None:
         told = [json.loads(event.removeprefix("data: ")) for event in events]
         words = "".join(one["choices"][0]["text"] for one in told)
         assert words == whole["choices"][0]["text"]
+        counted = {**asked, "stream": True, "stream_options": {"include_usage": True}}
+        *_, last, _, _ = served.post("/v1/completions", counted).text.split("\n\n")
+        usage = json.loads(last.removeprefix("data: "))
+        assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
+        alone = served.post("/v1/completions", {**counted, "stream": False})
+        assert alone.json()["error"]["param"] == "stream_options"
         probabilities = served.infer("text", "BYTES", ["ab", ""]).json()["outputs"][0]
         assert probabilities["shape"] == [2, 256]
         assert sum(probabilities["data"]) == pytest.approx(2)

@@ -150,6 +150,7 @@ def test_a_picture_is_what_the_sample_was(channels: int) -> None:
         ({"repository": "x", "selection": {"kind": "best"}}, "selection kind 'best'"),
         ({"repository": "x", "keys": [{"name": "a", "sha256": "secret"}]}, "sha256"),
         ({"repository": "x", "placement": {"mode": "both"}}, "colocated"),
+        ({"repository": "x", "keys": [{"name": "a", "sha256": "0" * 64}] * 2}, "a is there twice"),
     ],
     ids=str,
 )
