@@ -5,8 +5,6 @@ A counter that went back began anew: its process was replaced. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from elastic.core.protocol.messages import HostCount, LinkCount, Pulse
@@ -32,16 +30,6 @@ class Counters:
         if pulse.host is not None:
             self._hosts[pulse.node] = pulse.host
             self._hosts_before.setdefault(pulse.node, pulse.host)
-
-    def forget(self, nodes: Iterable[int]) -> None:
-        """These are no members any more."""
-        gone = set(nodes)
-        for counts in (self._links, self._links_before):
-            for pair in [one for one in counts if gone & {*one}]:
-                del counts[pair]
-        for hosts in (self._hosts, self._hosts_before):
-            for node in gone & hosts.keys():
-                del hosts[node]
 
     def transfers(self) -> Transfers | None:
         """What went over each link since the last call; None if nothing is known of any.

@@ -44,7 +44,11 @@ def test_a_new_connection_counts_from_nothing() -> None:
     found = counters.transfers()
     assert found is not None
     assert (found.bytes_L.tolist(), found.took_s_L.tolist()) == ([40], [0.25])
-    counters.forget([1])
+
+
+def test_without_links_nothing_is_said_of_any() -> None:
+    counters = Counters()
+    counters.take(pulse(0))
     assert counters.transfers() is None
 
 
