@@ -54,6 +54,7 @@ def evaluate(config: ExpertsConfig, tell: Tell) -> JSON:
         "headline": test.headline,
         "seeds": list(config.seeds),
         "test": unseen,
+        "is_test_apart": config.evaluation.test is not None,
         "selection": asdict(chosen),
         "validation": tried,
         "training_flops": _training_flops(config),

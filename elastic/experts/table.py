@@ -18,8 +18,11 @@ def _lines(found: JSON) -> Iterator[str]:
     yield f"# {found['name']}\n"
     yield (
         f"{len(found['seeds'])} seed(s) of training; mean and, from two seeds on, 90 % interval."
-        f" Test data: {found['test']}. Lower is better: {found['headline']}.\n"
+        f" Test data: {found['test']}. Lower is better: {found['headline']}."
     )
+    if not found["is_test_apart"]:
+        yield "The policy was chosen on these same rows: `evaluation.test` names others."
+    yield ""
     yield "| arm | " + " | ".join(names) + " | experts a call | MFLOP a call | |"
     yield "|---" * (len(names) + 4) + "|"
     for name, arm in found["arms"].items():

@@ -20,6 +20,7 @@ from elastic.experts.config import ExpertsConfig, load_experts
 from elastic.experts.evaluation import choose
 from elastic.experts.jobs import MONOLITH, ROUTER, cost, expert_jobs, plan, router_jobs
 from elastic.experts.partition import partition
+from elastic.experts.table import render
 from elastic.experts.tasks import Drawn, Subsets, as_inputs
 from elastic.experts.team import Calls, Team
 from policies.routing import All, Cascade, TopK
@@ -246,3 +247,24 @@ def test_a_policy_that_diverged_is_never_chosen(make: Callable[..., ExpertsConfi
     tried, chosen = choose(config, {0: team}, Scored(all=3.0), told.append)
     assert (np.isnan(tried["top-1"]), chosen) == (True, All())
     assert "validation, all: loss 3.000" in told
+
+
+@pytest.mark.parametrize("is_apart", [True, False])
+def test_a_table_says_where_the_policy_was_chosen_on_the_test_rows(is_apart: bool) -> None:
+    measure = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    arm = {"measures": {"loss": measure}, "is_null": False, "about": "both"}
+    found = {
+        "name": "clouds",
+        "seeds": [0, 1],
+        "test": "rows",
+        "is_test_apart": is_apart,
+        "headline": "loss",
+        "arms": {"all": {**arm, "experts_per_call": 2.0, "inference_flops": 3e6}},
+        "validation": {"all": 1.0},
+        "selection": {"kind": "all"},
+        "training_flops": {"experts": 1e9},
+    }
+    table = render(found)
+    assert "\n\n| arm | loss |" in table
+    assert "| all | 1.000 [0.500, 1.500] | 2.00 | 3.00 | both |" in table
+    assert ("chosen on these same rows" in table) is not is_apart
