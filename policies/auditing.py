@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -193,11 +193,6 @@ def odd_replicas(digests: Mapping[int, bytes], chunk: int, step: int) -> list[Ve
         )
         for node in odd
     ]
-
-
-def quarantined(lies: Iterable[Lie]) -> frozenset[int]:
-    """Workers that lied."""
-    return frozenset(one.worker for one in lies)
 
 
 def _random(
