@@ -82,6 +82,7 @@ class Tally:
         self.is_over = False
         self.departures: list[Line] = []
         self.members: set[int] = set()
+        self._gone: set[int] = set()
         self.verdicts: dict[tuple[str, str], Line] = {}
         self.num_verdicts: Counter[str] = Counter()
         self.done: dict[int, int] = {}
@@ -131,6 +132,8 @@ class Tally:
                 took_s.setdefault(one.worker, []).append(one.end_s - one.start_s)
         self.done = {worker: len(own) for worker, own in took_s.items()}
         for worker, own in took_s.items():
+            if worker in self._gone:
+                continue  # it died in the step: what it had done counts, it does not come back
             now_s = statistics.median(own)
             before_s = self._pace_s.get(worker, now_s)
             self._pace_s[worker] = before_s + _NEWEST * (now_s - before_s)
@@ -154,8 +157,10 @@ class Tally:
         elif kind in _ENDS:
             self.is_over = True
         elif kind == "worker_joined" and worker is not None:
+            self._gone.discard(int(worker))
             self.members.add(int(worker))
         elif kind in GONE and worker is not None:
+            self._gone.add(int(worker))
             self.members.discard(int(worker))
             self._pace_s.pop(int(worker), None)
             if kind == "worker_lost":
@@ -165,6 +170,7 @@ class Tally:
         """Workers' numbers begin at 0 again."""
         self.is_over = False
         self.members.clear()
+        self._gone.clear()
         self.verdicts.clear()
         self._pace_s.clear()
 

@@ -147,7 +147,8 @@ def go_on_elsewhere(run: RunFolder, cluster: str) -> None:
 def test_a_stopped_job_goes_on(
     undisturbed: Outcome, head: Head, folder: Path, cluster: str
 ) -> None:
-    with training(head, folder, "stopped", sleep_s=0.7) as (submitted, log):
+    patient = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # else Ray kills the driver after three seconds
+    with training(head, folder, "stopped", sleep_s=0.7, **patient) as (submitted, log):
         asked = head.ray("job", "submit", "--", "elastic", "status", f"stopped{TAG}")
         assert asked.returncode == 0, asked.stdout  # from elsewhere, by way of Ray
         stop = head.ray("job", "stop", f"stopped{TAG}")

@@ -13,7 +13,7 @@ from scripts.testbed import Testbed
 from tests.integration.support import make_job
 from tests.integration.testbeds import on_hosts
 
-pytestmark = on_hosts(300)
+pytestmark = [*on_hosts(300), pytest.mark.chaos]
 
 SLOW_S = 20.0
 NETWORK = ("slow sender", "slow receiver", "slow link")
@@ -27,7 +27,10 @@ def bed() -> Iterator[Testbed]:
 
 
 def test_the_host_of_a_slow_link_is_named(bed: Testbed) -> None:
-    """Both its directions are slow: it is a slow sender and a slow receiver, at first its links."""
+    """Both its directions are slow: it is a slow sender and a slow receiver, at first its links.
+
+    Nobody else is named. The hosts share this machine's cores: it must be idle.
+    """
     job = make_job(
         "slow",
         workers=3,

@@ -25,6 +25,7 @@ from monitoring.exporter import registry_of, values_of
 from monitoring.metrics import NUM_SLOWEST, OF_A_JOB, num_series
 from monitoring.tally import Now, Tally
 from tests.fake_run import FAULTS, FakeRun
+from tests.fake_steps import event, healthy, step_line
 
 DEADLINE_S = 20.0
 
@@ -109,6 +110,17 @@ def test_a_checkpoint_takes_from_the_commit_of_its_step_until_it_is_written() ->
     event = {"kind": "checkpoint_written", "time_s": 102.5, "reason": "step 10: /x/step-10"}
     tally.take(steps=[step], events=[event], evaluations=[])
     assert (tally.checkpoint_s.sum_s, sum(tally.checkpoint_s.counts)) == (2.5, 1)
+
+
+def test_a_worker_that_died_in_a_step_does_not_come_back_with_what_it_had_done() -> None:
+    tally = Tally({})
+    joined = [event("worker_joined", 0.0, worker) for worker in healthy()]
+    tally.take(steps=[], events=[*joined, event("worker_lost", 1.5, 3)], evaluations=[])
+    tally.take(steps=[step_line(1, healthy())], events=[], evaluations=[])
+    assert set(tally.paces) == tally.members == {0, 1, 2}
+    tally.take(steps=[], events=[event("worker_joined", 2.0, 3)], evaluations=[])
+    tally.take(steps=[step_line(2, healthy())], events=[], evaluations=[])
+    assert set(tally.paces) == {0, 1, 2, 3}
 
 
 def test_what_is_not_known_yet_is_not_told() -> None:
