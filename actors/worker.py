@@ -197,6 +197,7 @@ class WorkerShell:
 
     def _run_compute(self, action: protocol.Compute) -> protocol.Event:
         from elastic.core.compute import AbandonedError
+        from elastic.core.protocol.messages import Combine
         from elastic.core.protocol.worker import Abandoned, Computed
 
         lease = action.lease
@@ -210,7 +211,8 @@ class WorkerShell:
             outcome = replace(outcome, end_s=outcome.end_s + late_s)
             if self._injector.poisons(step):
                 outcome = self._compute.poisoned(outcome)
-            if self._injector.flips(step):
+            has_gradient = lease.combine is not Combine.EVALUATE
+            if has_gradient and self._injector.flips(step):
                 outcome = self._compute.flipped(outcome)
             self._injector.at("after_compute", step)
         except AbandonedError:

@@ -51,9 +51,14 @@ def test_a_worker_that_stops_in_the_middle_is_named_within_three_steps(tmp_path:
 def test_a_worker_that_flips_bits_is_named_and_nothing_of_it_counts(
     undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    """Now and then: what it computes otherwise is right."""
-    flip = {"do": "flip_bit", "at": {"step": 3}, "target": "worker-1", "probability": 0.05}
-    faults = write_faults(tmp_path / "faults.yaml", [flip])
+    """Now and then: what it computes otherwise is right. Two that differ need a third: steps take
+    long enough for all three workers to be there when it begins."""
+    flip = {"do": "flip_bit", "at": {"step": 20}, "target": "worker-1", "probability": 0.2}
+    sleepy = [
+        {"do": "slow", "at": {"step": 0}, "target": f"worker-{one}", "sleep_s": 0.3}
+        for one in range(3)
+    ]
+    faults = write_faults(tmp_path / "faults.yaml", [flip, *sleepy])
     job = make_job("lies", workers=3, steps=40, audit="all")
     result = run_job(job, run_dir=tmp_path / "run", faults=faults)
     check_faults_fired(result, faults)
