@@ -207,21 +207,31 @@ def test_a_job_that_begins_on_several_nodes_starts_no_worker_twice() -> None:
     assert len(world.homes) == 7
 
 
-def test_workers_of_a_new_node_load_while_it_joins() -> None:
-    """All that it will be given, so that it is of use at once."""
+def test_the_first_worker_of_a_new_node_loads_while_it_joins() -> None:
+    """So that it is of use at once."""
     world = World(0, workers=6)
     world.settle()
     world.step, world.is_slow = 5, True
     world.nodes.add(1)
     world.decide()
-    assert [world.homes[one] for one in world.lives].count(1) == 3
+    assert [world.homes[one] for one in world.lives].count(1) == 1
     world.settle()
     assert world.loads() == {0: 6}, "those that compute stay until it has joined"
-    assert len(world.lives) == 9
+    assert len(world.lives) == 7
     world.is_slow = False
     world.settle()
     assert world.loads() == {0: 3, 1: 3}
-    assert max(world.homes) == 8, "none was started for it again"
+    assert max(world.homes) == 8, "each was started once"
+
+
+def test_a_spare_that_still_loads_keeps_no_host_waiting() -> None:
+    world = World(0, workers=4, spare=1)
+    world.settle()
+    spare = next(one for one in world.lives if one not in world.told.members)
+    world.step, world.lives[spare] = 5, coord.Life.STARTING
+    world.nodes.add(1)
+    world.decide()
+    assert [world.homes[one] for one in world.lives].count(1) == 1
 
 
 def test_a_node_that_does_not_get_there_is_no_reason_to_do_with_fewer_workers() -> None:

@@ -467,9 +467,6 @@ class Coordinator:
         here = living
         if now.members:  # before that the job waits for all nodes, and for their workers
             here = [worker for worker in living if view.home(worker) in self._staying]
-        starting = sum(view.processes[worker] is Life.STARTING for worker in here)
-        if starting and len(here) >= self.target:
-            return actions  # spares start one at a time, behind those that are needed
         coming = Counter(view.home(worker) for worker in living if worker not in here)
         if self._given_up or not (places := self._places(view, here, coming)):
             return actions
@@ -490,12 +487,16 @@ class Coordinator:
     def _places(self, view: View, living: Sequence[int], coming: Counter[int]) -> list[int]:
         """The nodes on which a worker is to be started, once for each.
 
-        With nothing missing: those that have fewer than others. Workers of a node that is about to
-        take part load meanwhile: `coming` is how many there are, they count for nothing else.
+        With nothing missing: those that have fewer than others. The first worker of a node that is
+        about to take part loads meanwhile, the others would delay it and its aggregator. `coming`
+        is how many workers such nodes have: they count for nothing else.
         """
         now = self._membership
         missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
         if missing > 0:
+            starting = any(view.processes[worker] is Life.STARTING for worker in living)
+            if starting and len(living) >= self.target:
+                return []  # spares start one at a time, behind those that are needed
             loads, places = self._loads(view, living), []
             for _ in range(max(1, self.target - len(living))):
                 places.append(min(loads, key=lambda one: (loads[one], one)))
@@ -507,6 +508,7 @@ class Coordinator:
         new = [one for one in view.aggregators if one not in (*now.nodes, *now.former)]
         loads.update(dict.fromkeys(new, 0))
         takers = Counter(taker for _, taker in moves(loads))
+        takers.update({node: 1 - takers[node] for node in new if takers[node]})
         spare = Counter(view.home(one) for one in living if one not in now.members)
         return sorted((takers - spare - coming).elements())
 
