@@ -197,6 +197,15 @@ def test_a_new_node_gets_its_share_of_the_workers() -> None:
     assert world.told == told, "and then it is still"
 
 
+def host_comes(*, workers: int = 4, is_slow: bool = True, spare: int = 0) -> World:
+    """To a job that trains on one; it does not get there if it is slow."""
+    world = World(0, workers=workers, spare=spare)
+    world.settle()
+    world.step, world.is_slow = 5, is_slow
+    world.nodes.add(1)
+    return world
+
+
 def test_a_job_that_begins_on_several_nodes_starts_no_worker_twice() -> None:
     world = World(0, 1, workers=6, min_nodes=2, spare=1)
     world.silent = {1}
@@ -209,10 +218,7 @@ def test_a_job_that_begins_on_several_nodes_starts_no_worker_twice() -> None:
 
 def test_the_first_worker_of_a_new_node_loads_while_it_joins() -> None:
     """So that it is of use at once."""
-    world = World(0, workers=6)
-    world.settle()
-    world.step, world.is_slow = 5, True
-    world.nodes.add(1)
+    world = host_comes(workers=6)
     world.decide()
     assert [world.homes[one] for one in world.lives].count(1) == 1
     world.settle()
@@ -225,20 +231,15 @@ def test_the_first_worker_of_a_new_node_loads_while_it_joins() -> None:
 
 
 def test_a_spare_that_still_loads_keeps_no_host_waiting() -> None:
-    world = World(0, workers=4, spare=1)
-    world.settle()
+    world = host_comes(is_slow=False, spare=1)
     spare = next(one for one in world.lives if one not in world.told.members)
-    world.step, world.lives[spare] = 5, coord.Life.STARTING
-    world.nodes.add(1)
+    world.lives[spare] = coord.Life.STARTING
     world.decide()
     assert [world.homes[one] for one in world.lives].count(1) == 1
 
 
 def test_a_node_that_does_not_get_there_is_no_reason_to_do_with_fewer_workers() -> None:
-    world = World(0, workers=4)
-    world.settle()
-    world.step, world.is_slow = 5, True
-    world.nodes.add(1)
+    world = host_comes()
     world.settle()
     world.lives[0] = coord.Life.DEAD
     world.settle()
@@ -247,10 +248,7 @@ def test_a_node_that_does_not_get_there_is_no_reason_to_do_with_fewer_workers() 
 
 
 def test_a_node_that_has_been_joining_for_long_is_told_of_once() -> None:
-    world = World(0, workers=4)
-    world.settle()
-    world.step, world.is_slow = 5, True
-    world.nodes.add(1)
+    world = host_comes()
     world.settle()
     world.now_s = 30.0
     world.settle()
@@ -265,10 +263,7 @@ def test_a_node_that_has_been_joining_for_long_is_told_of_once() -> None:
 
 
 def test_what_was_started_for_a_refused_node_is_ended() -> None:
-    world = World(0, workers=4)
-    world.settle()
-    world.step = 5
-    world.nodes.add(1)
+    world = host_comes(is_slow=False)
     world.decide()
     world.coordinator.leave(1)
     actions = world.decide()

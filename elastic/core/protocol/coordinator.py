@@ -458,16 +458,17 @@ class Coordinator:
         if view.report is None:
             return actions
         now = self._membership
-        living = [
-            worker
+        leaving, away = {*now.leaving}, {*now.former, *now.departing}
+        living = {
+            worker: view.home(worker)
             for worker, life in view.processes.items()
-            if life is not Life.DEAD and worker not in self._gone and worker not in now.leaving
-            if view.home(worker) not in (*now.former, *now.departing)
-        ]
-        here = living
-        if now.members:  # before that the job waits for all nodes, and for their workers
-            here = [worker for worker in living if view.home(worker) in self._staying]
-        coming = Counter(view.home(worker) for worker in living if worker not in here)
+            if life is not Life.DEAD and worker not in self._gone and worker not in leaving
+            if view.home(worker) not in away
+        }
+        # before it has members the job waits for all nodes, and for their workers
+        staying = {*self._staying} if now.members else {*living.values()}
+        here = [worker for worker, node in living.items() if node in staying]
+        coming = Counter(node for node in living.values() if node not in staying)
         if self._given_up or not (places := self._places(view, here, coming)):
             return actions
         deaths = RestartView(view.now_s, self._deaths_s, self._failed_starts)
