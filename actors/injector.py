@@ -209,13 +209,11 @@ class WorkerInjector(Injector):
 
     def flips(self, step: int) -> bool:
         """Whether a bit of this gradient shall be another, in a share of all micro-batches."""
-        flips = False
-        for fault in self._mine:
-            if fault.do == "flip_bit" and step >= fault.step:
-                flips |= self._dice[fault.index].random() < fault.probability
-                if flips:
-                    self._happens(fault, step)
-        return flips
+        due = [fault for fault in self._mine if fault.do == "flip_bit" and step >= fault.step]
+        flipping = [one for one in due if self._dice[one.index].random() < one.probability]
+        for fault in flipping:
+            self._happens(fault, step)
+        return bool(flipping)
 
     def poisons(self, step: int) -> bool:
         """Whether this gradient shall be NaN."""
