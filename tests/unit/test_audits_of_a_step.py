@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from elastic.core.protocol.auditing import MAX_TRIES, Anew, Auditing, Undecided
+from elastic.core.protocol.auditing import MAX_TRIES, Anew, Auditing, Unsettled
 from elastic.core.protocol.messages import Outcome
 from policies.auditing import AskAgain, Audits
 
@@ -89,7 +89,7 @@ def test_where_nobody_else_is_it_is_computed_anew_then_let_through() -> None:
         found += audits.next({0: 0, 1: 1}, [0, 1], ())
         if isinstance(found[-1], Anew):
             audits.taken_back([1])
-    assert [type(one) for one in found] == [Anew] * MAX_TRIES + [Undecided]
+    assert [type(one) for one in found] == [Anew] * MAX_TRIES + [Unsettled]
     assert audits.is_done
 
 
@@ -107,7 +107,7 @@ def test_where_all_is_audited_nothing_is_let_through_and_it_is_told_once() -> No
     audits = auditing()
     audits.granted(0, 0, answer(1))
     (told,) = audits.next({0: 0}, [0], ())
-    assert isinstance(told, Undecided)
+    assert isinstance(told, Unsettled)
     assert "waits for another worker" in told.reason
     assert audits.next({0: 0}, [0], ()) == []
     assert not audits.is_done

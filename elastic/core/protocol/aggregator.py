@@ -32,7 +32,7 @@ import numpy as np
 
 from elastic.core import fixed_point
 from elastic.core.errors import ProtocolError
-from elastic.core.protocol.auditing import Anew, Auditing, Undecided
+from elastic.core.protocol.auditing import Anew, Auditing, Unsettled
 from elastic.core.protocol.choosing import Choosing
 from elastic.core.protocol.events import (
     Action,
@@ -653,7 +653,7 @@ class Aggregator:
                     # it comes back, and is told at its welcome that nothing counts any more
                     actions += [Note("audited_anew", reason), *self._empty(worker)]
                     actions += [HangUp(worker), *self._lose(worker)]
-                case Undecided(_, reason, is_hopeless):
+                case Unsettled(_, reason, is_hopeless):
                     actions.append(Note("audit_undecided", reason))
                     if is_hopeless:
                         self._failure = self._failure or reason

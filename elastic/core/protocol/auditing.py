@@ -35,7 +35,7 @@ class Anew:
 
 
 @dataclass(frozen=True, slots=True)
-class Undecided:
+class Unsettled:
     """Nobody can say whether this is right. It counts, or is waited for: see `Auditing`.
 
     `is_hopeless`: all is audited, and as many as may be asked differ, again and again.
@@ -111,7 +111,7 @@ class Auditing:
 
     def next(
         self, idle: Mapping[int, int], others: Iterable[int], asked: Iterable[int]
-    ) -> list[AskAgain | Anew | Undecided]:
+    ) -> list[AskAgain | Anew | Unsettled]:
         """What to do about what is open, as far as it is the same once that is done.
 
         Args:
@@ -119,7 +119,7 @@ class Auditing:
             others: all who will be able to.
             asked: micro-batches of which an opinion is on its way.
         """
-        found: list[AskAgain | Anew | Undecided] = []
+        found: list[AskAgain | Anew | Unsettled] = []
         free, able, waits = dict(idle), {*idle, *others}, set(asked)
         for micro_batch in sorted(self._open - waits):
             answers = self._answers[micro_batch]
@@ -150,7 +150,7 @@ class Auditing:
 
     def _give_up(
         self, micro_batch: int, answers: Mapping[int, Answer]
-    ) -> list[AskAgain | Anew | Undecided]:
+    ) -> list[AskAgain | Anew | Unsettled]:
         assert self._audits is not None, "nothing is open without audits"
         what = f"{len(answers)} answers to micro-batch {micro_batch} of step {self._step}"
         if len(answers) > 1 and self._tries[micro_batch] < MAX_TRIES:
@@ -168,13 +168,13 @@ class Auditing:
         self._told.add(micro_batch)
         does = "the step waits for another worker" if waits else "the first one counts"
         if len(answers) == 1:
-            return [Undecided(micro_batch, f"{what} is there, nobody to compare it with: {does}")]
+            return [Unsettled(micro_batch, f"{what} is there, nobody to compare it with: {does}")]
         again = f"{what} differ, {MAX_TRIES + 1} times"
         if waits and len(answers) >= self._opinions:
             why = f"{again}: the task is not deterministic, so that no audit can end"
-            return [Undecided(micro_batch, why, is_hopeless=True)]
+            return [Unsettled(micro_batch, why, is_hopeless=True)]
         again += ", and nobody else is there to be asked"
-        return [Undecided(micro_batch, f"{again}: {does}")]
+        return [Unsettled(micro_batch, f"{again}: {does}")]
 
     def _settle(self, micro_batch: int) -> list[Lie]:
         """Close it if all agree; who lied if most do."""
