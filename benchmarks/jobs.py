@@ -285,6 +285,20 @@ def chosen(
     return parts
 
 
+def run_parts(
+    parser: argparse.ArgumentParser, measure: Mapping[str, Callable[[argparse.Namespace], None]]
+) -> int:
+    """Add the options of a benchmark that has parts, and run those that --only names."""
+    parser.add_argument("--only", default=",".join(measure), help="parts, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="only shows that it works")
+    parser.add_argument("--out", type=Path, default=None, help=f"default: {record.RESULTS}")
+    options = parser.parse_args()
+    for part in chosen(parser, options, set(measure)):
+        say(f"--- {part}")
+        measure[part](options)
+    return 0
+
+
 def hand_over(
     what: str, options: argparse.Namespace, config: Mapping[str, Any], figures: Sequence[Figure]
 ) -> None:

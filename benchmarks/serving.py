@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from ray import serve
 
-from benchmarks.jobs import chosen, hand_over, say
+from benchmarks.jobs import hand_over, run_parts
 from benchmarks.record import figure, ratio
 from elastic.cluster import local_cluster
 from elastic.core.experts.ensemble import mix_velocities
@@ -52,8 +52,6 @@ from serve.pool import LocalPool
 from serve.service import Ask, Service
 from serve.settings import load_serving
 from serve.work import Denoising, noise_of
-
-PARTS = ("sampling", "throughput", "noop", "load")
 
 SAMPLING_LIMIT = 1.25
 THROUGHPUT_LIMIT = 1 / 2.5
@@ -400,22 +398,15 @@ def measure_load(options: argparse.Namespace) -> None:
 def main() -> int:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--minutes", type=float, default=10.0, help="of load with faults")
     parser.add_argument("--replicas", type=int, default=2, help="of each expert, under load")
-    parser.add_argument("--quick", action="store_true", help="only shows that it works")
-    parser.add_argument("--out", type=Path, default=None, help="default: benchmarks/results")
-    options = parser.parse_args()
     measure = {
         "sampling": measure_sampling,
         "throughput": measure_throughput,
         "noop": measure_noop,
         "load": measure_load,
     }
-    for part in chosen(parser, options, set(PARTS)):
-        say(f"--- {part}")
-        measure[part](options)
-    return 0
+    return run_parts(parser, measure)
 
 
 if __name__ == "__main__":

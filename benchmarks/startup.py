@@ -28,13 +28,12 @@ from pathlib import Path
 import elastic
 from benchmarks import jobs, processes
 from benchmarks.ddp import JOB
-from benchmarks.jobs import RUNS, chosen, hand_over, say, timed
+from benchmarks.jobs import RUNS, hand_over, run_parts, timed
 from benchmarks.record import figure, ratio
 from elastic.cluster import local_cluster
 from elastic.core.errors import FatalError
 from elastic.core.runs import RunFolder, new_run_dir
 
-PARTS = ("import", "train", "second", "status")
 NUM_WORKERS = 4
 
 IMPORT_LIMIT = 1.2
@@ -309,21 +308,14 @@ def _status_s(run: RunFolder) -> float:
 def main() -> int:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--rounds", type=int, default=5, help="starts of each kind")
-    parser.add_argument("--quick", action="store_true", help="one round: only shows that it works")
-    parser.add_argument("--out", type=Path, default=None, help="default: benchmarks/results")
-    options = parser.parse_args()
     measure = {
         "import": measure_import,
         "train": measure_train,
         "second": measure_second,
         "status": measure_status,
     }
-    for part in chosen(parser, options, set(PARTS)):
-        say(f"--- {part}")
-        measure[part](options)
-    return 0
+    return run_parts(parser, measure)
 
 
 if __name__ == "__main__":
