@@ -80,9 +80,13 @@ def run_job(
             f"{run.path}: lies in the copy of the working directory that Ray deletes after the job;"
             " needs a folder elsewhere: --run-dir DIR or RunConfig.storage_path"
         )
+    killed = _last_driver_was_killed(run)  # refuses a run that goes on
     if resume and _is_finished(run, job):
+        if killed:
+            with local_cluster():
+                _clear_the_way(run, job.name)
+            _forget_processes(run)
         return _read_result(run, faults=())
-    _last_driver_was_killed(run)  # refuses a run that goes on
     setup = _make_setup(job, run, task, faults, resume=resume)
     follower, signals = Follower(callbacks, run), Interrupts()
     try:
@@ -121,14 +125,14 @@ def _run_once(
         local_cluster() as address,
         signals.taken(),
     ):
-        setup = _clear_the_way(setup, resume=resume)
+        if _clear_the_way(setup.run, setup.job.name) and resume:
+            setup = _from_checkpoint(setup)  # an orphan may have written another one meanwhile
         _begin_run(setup, address, follower)
         _launch_and_watch(setup, follower, signals, on_status)
 
 
-def _clear_the_way(setup: JobSetup, *, resume: bool) -> JobSetup:
-    """End what killed drivers have left, and see where to go on now."""
-    run, name = setup.run, setup.job.name
+def _clear_the_way(run: RunFolder, name: str) -> bool:
+    """End what killed drivers have left. Whether this run's last one was."""
     killed = _last_driver_was_killed(run)
     _await_name(name, _ORPHANS_END_S if killed else 0.0)
     end_orphans(name)
@@ -137,8 +141,7 @@ def _clear_the_way(setup: JobSetup, *, resume: bool) -> JobSetup:
     removed = remove_leftovers()
     if removed:
         log.warning("removed what dead jobs had left in shared memory: %s", ", ".join(removed))
-    # an orphan may have written another checkpoint meanwhile
-    return _from_checkpoint(setup) if killed and resume else setup
+    return killed
 
 
 def _launch_and_watch(
@@ -163,14 +166,17 @@ def _launch_and_watch(
         raise
     finally:
         signals.tidy_up()
-        run.ray_json.unlink(missing_ok=True)
-        run.status_json.unlink(missing_ok=True)
-        run.prometheus_json.unlink(missing_ok=True)
+        _forget_processes(run)
         end_coordinator(name, coordinator)
         end_orphans(name)  # there are none unless an error brought us here
         setup.open_store().remove()
     if failure is not None:
         raise failure
+
+
+def _forget_processes(run: RunFolder) -> None:
+    for path in (run.ray_json, run.status_json, run.prometheus_json):
+        path.unlink(missing_ok=True)
 
 
 def _is_finished(run: RunFolder, job: JobConfig) -> bool:

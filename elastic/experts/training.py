@@ -101,13 +101,13 @@ class Family:
 
 
 def is_finished(one: Planned) -> bool:
-    """Whether a job has all its steps.
+    """Whether a job has all its steps, and nothing of it lives on after a killed driver.
 
     Raises:
         ConfigError: its run was begun with other settings.
     """
     run = RunFolder(one.run)
-    if not run.result_json.exists():
+    if not run.result_json.exists() or run.ray_json.exists():
         return False
     try:
         check_resume(run.read_json(run.job_json), one.job)

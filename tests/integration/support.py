@@ -135,6 +135,12 @@ def hosts_below(parent: int) -> list[int]:
     return [pid for pid in below if _read(f"/proc/{pid}/cmdline").startswith("ray::Host")]
 
 
+def hosts_of(run: RunFolder) -> list[int]:
+    """Workers and aggregators below this process that belong to a running job."""
+    store = str(run.read_json(run.ray_json)["store"])
+    return [pid for pid in hosts_below(os.getpid()) if store in _maps(pid)]
+
+
 def session(leader: int) -> list[int]:
     """The living processes that the leader of a session began, and those they began."""
     found = []

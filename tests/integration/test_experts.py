@@ -24,11 +24,11 @@ from elastic.experts.partition import partition
 from elastic.experts.pictures import draw
 from elastic.experts.table import render
 from elastic.experts.training import is_finished, train
-from tests.integration.support import TAG, wait_until
+from tests.integration.support import TAG, hosts_of, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-STEPS = 2000  # so many that a job whose driver was killed is not done before the next one comes
+STEPS = 1000
 
 
 @pytest.fixture
@@ -65,10 +65,12 @@ def config(tmp_path: Path) -> ExpertsConfig:
     return validate(ExpertsConfig, Document(document, "test"))
 
 
-def kill_driver(run: RunFolder) -> None:
-    """SIGKILL the driver of a job that has a checkpoint; its island is lost."""
+def kill_island(run: RunFolder) -> None:
+    """SIGKILL all processes of a job that has a checkpoint."""
     wait_until(lambda: any(run.checkpoints.glob("step-*")), "a checkpoint", timeout_s=240)
-    os.kill(int(run.read_json(run.ray_json)["pid"]), signal.SIGKILL)
+    driver = int(run.read_json(run.ray_json)["pid"])
+    for pid in (driver, *hosts_of(run)):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_data_set_becomes_a_repository_though_an_island_is_lost(
@@ -76,7 +78,7 @@ def test_a_data_set_becomes_a_repository_though_an_island_is_lost(
 ) -> None:
     partition(config)
     jobs, told = expert_jobs(config), list[str]()
-    killer = threading.Thread(target=kill_driver, args=(RunFolder(jobs[0].run),))
+    killer = threading.Thread(target=kill_island, args=(RunFolder(jobs[0].run),))
     killer.start()
     train(jobs, config.islands, told.append)
     killer.join(timeout=10)

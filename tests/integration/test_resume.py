@@ -124,14 +124,20 @@ def killed_run(request: pytest.FixtureRequest, cluster: str, tmp_path: Path) -> 
 
     With the parameter `shared` it ran on the cluster of the tests, which lives on.
     """
+    return kill_driver(tmp_path, cluster if request.param == "shared" else None)
+
+
+def kill_driver(tmp_path: Path, address: str | None) -> Path:
+    """Begin a run with a driver of its own, on the cluster at `address` or one of its own, and kill
+    the driver once a step is done behind a checkpoint."""
     job = slow_job("killed", checkpoint={"every": STOP_STEP})
     run = RunFolder(tmp_path / "run")
     run.create()
     run.write_json(tmp_path / "job.json", job.model_dump(mode="json"))
     slowly(tmp_path, workers=2)
     environment = dict(os.environ)
-    if request.param == "shared":
-        environment["RAY_ADDRESS"] = cluster
+    if address is not None:
+        environment["RAY_ADDRESS"] = address
     arguments = [str(tmp_path / "job.json"), str(tmp_path / "slow.yaml"), str(run.path)]
     with (tmp_path / "driver.log").open("w") as log:
         driver = subprocess.Popen(
@@ -174,3 +180,15 @@ def test_a_run_whose_driver_was_killed_goes_on(
     assert kinds(result).count("job_started") == kinds(result).count("job_resumed") == 1
     assert not before & set(ROOT.glob("*"))
     assert living_store.exists()
+
+
+def test_what_finished_without_its_driver_is_cleared_away(
+    undisturbed: Outcome, cluster: str, tmp_path: Path
+) -> None:
+    run = RunFolder(kill_driver(tmp_path, cluster))
+    wait_until(run.result_json.exists, "the orphans have taken the last step")
+    result = run_job(slow_job("killed"), run_dir=run.path, resume=True)
+    assert outcome(result) == undisturbed
+    assert "job_resumed" not in kinds(result)
+    assert not list(ROOT.glob(f"killed{TAG}.*"))
+    assert not run.ray_json.exists()
