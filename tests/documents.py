@@ -22,3 +22,14 @@ def blocks(path: Path, language: str) -> list[str]:
 def links(path: Path) -> list[str]:
     """Where the document leads to within the repository."""
     return sorted(set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())))
+
+
+def commands() -> list[str]:
+    """What the documents tell to type in a shell, and in passing, that begins with `elastic`."""
+    shown = set()
+    for path in DOCUMENTS:
+        if path.name != "api.md":  # made from the commands themselves
+            lines = "".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
+            inline = re.findall(r"`(elastic [a-z]+ [^`]*)`", path.read_text())
+            shown |= {line.removeprefix(".venv/bin/") for line in (*lines, *inline)}
+    return sorted({re.split(" +[#>] ", line)[0] for line in shown if line.startswith("elastic ")})

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
+from typer.core import TyperGroup
 
 from elastic.cli import app
 from elastic.core.config import load_job
 from elastic.core.faults import load_faults
 from tests.conftest import Node
-from tests.documents import DOCUMENTS, ROOT, blocks, links, name_of
+from tests.documents import DOCUMENTS, ROOT, blocks, commands, links, name_of
 
 GUIDE = ROOT / "docs" / "guide.md"
 MIGRATIONS = [ROOT / "docs" / "from-ray-train.md", ROOT / "docs" / "from-torchft.md"]
@@ -39,14 +44,16 @@ def test_job_and_fault_files_are_valid(path: Path, tmp_path: Path) -> None:
             load_job(yaml.safe_load(text))
 
 
-@each_document
-def test_commands_exist(path: Path) -> None:
-    named = {group.name for group in app.registered_groups}
-    named |= {command.callback.__name__ for command in app.registered_commands if command.callback}
-    shell = "".join(blocks(path, "sh"))
-    inline = " ".join(re.findall(r"`(elastic [a-z]+ [^`]*)`", path.read_text()))
-    shown = {match[1] for match in re.finditer(r"\belastic (\w+) ", f"{shell} {inline} ")}
-    assert shown <= named
+@pytest.mark.parametrize("line", commands())
+def test_the_command_line_takes_it(line: str) -> None:
+    """Commands, arguments and options exist; `test_command_line` runs them."""
+    command, context = typer.main.get_command(app), None
+    name, *arguments = shlex.split(line)
+    while isinstance(command, TyperGroup):
+        context = command.make_context(name, arguments, parent=context, resilient_parsing=True)
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context(name, arguments, parent=context)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -56,8 +63,21 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_every_document_is_listed() -> None:
     listed = set(links(ROOT / "docs" / "README.md"))
-    assert listed >= {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert listed >= {path.name for path in (ROOT / "docs").glob("*.md")} - {
+        "README.md",
+        "index.md",
+    }
     assert "docs/README.md" in links(ROOT / "README.md")
+    decisions = ROOT / "docs" / "decisions"
+    assert set(links(decisions / "README.md")) == {path.name for path in decisions.glob("0*.md")}
+
+
+def test_the_site_is_made_and_every_link_in_it_leads_somewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "-b", "html"]
+    subprocess.run([*command, str(ROOT / "docs"), str(tmp_path)], check=True, timeout=50)
+    front = (tmp_path / "index.html").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f'href="{path.stem}.html"' in front or path.stem in ("index", "README")
 
 
 def tasks_of(*texts: str) -> dict[str, type]:
