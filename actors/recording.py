@@ -108,7 +108,7 @@ class Recorder:
             skipped = step in state.skipped
             loss = math.nan if skipped or state.loss is None else state.loss
             metrics = () if skipped else state.metrics
-            made = events.Committed(step, 0, loss, math.nan, skipped, 0, 0, (), metrics)
+            made = events.Committed(step, 0, loss, math.nan, skipped, 0, 0, 0, (), metrics)
             line = self._line(made)
         self._journal.put({"kind": "take_over", "line": line, "time_s": time.time()})
 
@@ -142,6 +142,7 @@ class Recorder:
             "samples": batch.micro_batches * batch.micro_batch_size,
             "num_workers": action.num_workers,
             "num_duplicates": action.num_duplicates,
+            "num_unaudited": action.num_unaudited,
             "attempt": action.attempt,
             "update_s": self.update_s,
             "work": _unix_times(action.work),

@@ -65,6 +65,7 @@ def values_of(tally: Tally, now: Now) -> dict[str, Values]:
         "nonfinite_total": _one(tally.num_nonfinite),
         "skipped_steps_total": _one(tally.num_skipped),
         "duplicates_total": _one(tally.num_duplicates),
+        "unaudited_total": _one(tally.num_unaudited),
         "verdicts_open": {(kind,): held[kind] for kind in KINDS},
         "verdicts_total": {(kind,): tally.num_verdicts[kind] for kind in KINDS},
         "pace_ratio": {(str(one),): pace for one, pace in tally.slowest(NUM_SLOWEST)},

@@ -79,6 +79,9 @@ OF_A_JOB = (
     Metric("nonfinite_total", "counter", "Results with NaN or Inf; each is computed once more"),
     Metric("skipped_steps_total", "counter", "Steps skipped for NaN or Inf"),
     Metric("duplicates_total", "counter", "Duplicate leases"),
+    Metric(
+        "unaudited_total", "counter", "Micro-batches to be audited that nobody else could compute"
+    ),
     Metric("verdicts_open", "gauge", "Verdicts of the fault detector that hold", ("kind",)),
     Metric("verdicts_total", "counter", "Verdicts that began", ("kind",)),
     Metric(

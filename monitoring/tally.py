@@ -44,12 +44,14 @@ def in_order(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Now:
     """How a job stands, as its coordinator knows it: of each worker the node, and how many copies
-    there are, and should be, of the chunk that has fewest."""
+    there are, and should be, of the chunk that has fewest. `num_joining`: nodes that only receive
+    the parameters yet."""
 
     status: Status
     node_of: Mapping[int, int]
     replicas: int
     replicas_wanted: int
+    num_joining: int = 0
 
 
 class Histogram:
@@ -73,7 +75,7 @@ class Tally:
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.ledger = Ledger(int((job.get("checkpoint") or {}).get("every") or 0))
-        self.num_steps = self.num_samples = self.num_duplicates = 0
+        self.num_steps = self.num_samples = self.num_duplicates = self.num_unaudited = 0
         self.num_overflows = self.num_nonfinite = self.num_skipped = 0
         self.step_s = Histogram()
         self.checkpoint_s = Histogram()
@@ -124,6 +126,7 @@ class Tally:
         self.num_steps += 1
         self.num_samples += int(line["samples"])
         self.num_duplicates += int(line["num_duplicates"])
+        self.num_unaudited += int(line.get("num_unaudited", 0))  # runs of before do not say
         self.step_s.add(float(line["step_s"]))
         self._committed_s.append((int(line["step"]) + 1, float(line["time_s"])))
         took_s: dict[int, list[float]] = {}

@@ -135,11 +135,16 @@ def job() -> Json:
             ),
             curves(
                 "Duplicate leases",
-                "Micro-batches given to a second worker, per step.",
+                "Micro-batches given to a second worker, and those to be audited that nobody else"
+                " could compute, per step.",
                 "short",
                 Query(
                     f"{rate('duplicates_total', 'run')} / {rate('steps_total', 'run')}",
-                    "per step {{run}}",
+                    "duplicates {{run}}",
+                ),
+                Query(
+                    f"{rate('unaudited_total', 'run')} / {rate('steps_total', 'run')}",
+                    "unaudited {{run}}",
                 ),
             ),
             curves(

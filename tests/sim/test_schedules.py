@@ -304,6 +304,78 @@ def test_liars_are_named_and_nothing_that_they_said_counts(faults: list[Fault]) 
     assert tried.seen["worker_lied"] >= 4
 
 
+def lies(*where: tuple[int, int, float]) -> tuple[Fault, ...]:
+    return tuple(
+        Fault(do="lying_worker", step=step, target=target, factor=factor)
+        for step, target, factor in where
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "num_nodes", "copies", "faults"),
+    [
+        (
+            1143,
+            3,
+            1,
+            (
+                *lies((3, 2, 0.3)),
+                Fault(do="join_node", step=1),
+                Fault(do="kill_worker", step=7, target=2),
+                Fault(do="kill_worker", step=7, target=4),
+            ),
+        ),
+        (
+            1337,
+            3,
+            2,
+            (
+                *lies((2, 3, 0.1), (6, 2, 0.3), (6, 4, 0.3), (1, 5, 0.3)),
+                Fault(do="kill_worker", step=1, target=3),
+            ),
+        ),
+        (
+            1398,
+            4,
+            1,
+            (
+                *lies((2, 0, 0.3), (6, 3, 0.3), (7, 2, 0.3)),
+                Fault(do="stop_worker", step=1, point=("Compute", "during"), target=2, for_s=3.0),
+                Fault(do="stop_worker", step=9, point=("Compute", "during"), target=3, for_s=3.0),
+            ),
+        ),
+    ],
+    ids=["joins", "repeated", "stops"],
+)
+def test_many_liars_do_not_have_honest_workers_taken_to_hang(
+    seed: int, num_nodes: int, copies: int, faults: tuple[Fault, ...]
+) -> None:
+    """Workers of other hosts, whose counters are told of once a second, but who answer."""
+    schedule = replace(
+        random_schedule(seed),
+        faults=faults,
+        num_steps=12,
+        standby=True,
+        audited=1.0,
+        num_nodes=num_nodes,
+        num_workers=3 if seed < 1398 else 4,
+        copies=copies,
+    )
+    tried = Tried()
+    assert check(schedule, tried=tried), str(tried.failure)
+    assert tried.seen["worker_lied"]
+    assert tried.seen["worker_hung"] <= sum(one.do == "stop_worker" for one in faults)
+
+
+def test_where_all_is_audited_somebody_must_help_a_worker_that_is_left_alone() -> None:
+    """No more are started, since too many died: two must answer alike."""
+    kills = [Fault(do="kill_worker", step=step) for step in range(10)]
+    see(
+        "scaled after giving up",
+        lambda seed: replace(directed(seed, *kills), audited=1.0, num_workers=4),
+    )
+
+
 @pytest.mark.parametrize("do", ["kill_worker", "stop_worker"])
 @pytest.mark.parametrize("point", WORKER_POINTS, ids=" ".join)
 def test_a_worker_may_die_or_stop_anywhere(do: str, point: tuple[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from elastic.core.protocol import events as ev
 from elastic.core.protocol.aggregator import Aggregator, Recovered, Rules
@@ -26,19 +27,29 @@ STATE = State(step=3, attempt=0, exponents=(10,))
 
 
 class Lead:
-    """Of one micro-batch a step, all audited: worker -> node in `homes`, all of them members."""
+    """Of one micro-batch a step, which is audited: worker -> node in `homes`, all of them members.
 
-    def __init__(self, homes: dict[int, int]) -> None:
+    Args:
+        connected: who says Hello; all of them if it is not given.
+    """
+
+    def __init__(
+        self,
+        homes: dict[int, int],
+        *,
+        probability: float = 1.0,
+        connected: Sequence[int] | None = None,
+    ) -> None:
         nodes = tuple(sorted({*homes.values()}))
         self.homes, self.now_s = homes, 0.0
         self.leases: dict[int, Lease] = {}
         self.failure = ""
         self.membership = Membership(1, tuple(homes), next_worker=len(homes), nodes=nodes)
-        audits = Audits(seed=0, probability=1.0)
+        audits = Audits(seed=0, probability=probability)
         rules = Rules(num_steps=9, num_micro_batches=1, num_chunks=1, audits=audits)
         self.aggregator = Aggregator(rules, Recovered(STATE, self.membership))
         self.do(ev.Started())
-        for worker in homes:
+        for worker in homes if connected is None else connected:
             self.hear(worker, Hello(worker, worker))
 
     def do(self, event: ev.Event) -> list[ev.Action]:
@@ -57,6 +68,9 @@ class Lead:
         """Who has been asked for an opinion."""
         (worker,) = [one for one, lease in self.leases.items() if lease.audits]
         return worker
+
+    def updated(self) -> list[ev.Action]:
+        return self.do(ev.Updated(round=1, grad_norm=1.0, node=0))
 
     def answer(self, worker: int, digest: bytes = b"right") -> list[ev.Action]:
         right = Outcome(0, 1.0, 1.0, bytes(16), bytes(8), np.ones(1, np.float32))
@@ -100,6 +114,32 @@ def test_another_one_is_asked_where_an_auditor_stands_still() -> None:
     lead.do(ev.Tick({first: 3}))
     assert lead.auditor() == 3 - first
     assert any(isinstance(one, ev.Update) for one in lead.answer(3 - first))
+
+
+@pytest.mark.parametrize("absent", [[], [1, 2]], ids=["alone", "others are absent"])
+def test_an_audit_that_nobody_can_take_is_dropped_and_counted(absent: list[int]) -> None:
+    lead = Lead(dict.fromkeys([0, *absent], 0), probability=0.999, connected=[0])
+    assert any(isinstance(one, ev.Update) for one in lead.answer(0)), "at once, not with a tick"
+    (committed,) = [one for one in lead.updated() if isinstance(one, ev.Committed)]
+    assert committed.num_unaudited == 1
+
+
+def test_where_all_is_audited_a_step_waits_for_who_is_absent() -> None:
+    lead = Lead({0: 0, 1: 0}, connected=[0])
+    assert not any(isinstance(one, ev.Update) for one in lead.answer(0))
+    lead.hear(1, Hello(1, 1))
+    assert any(isinstance(one, ev.Update) for one in lead.answer(lead.auditor()))
+    (committed,) = [one for one in lead.updated() if isinstance(one, ev.Committed)]
+    assert committed.num_unaudited == 0
+
+
+def test_a_step_does_not_wait_for_an_auditor_that_stands_still_without_another_one() -> None:
+    lead = Lead({0: 0, 1: 0}, probability=0.999)
+    lead.answer(0)
+    assert lead.auditor() == 1
+    lead.do(ev.Tick({0: 1, 1: 1}))
+    lead.now_s = 9.0
+    assert any(isinstance(one, ev.Update) for one in lead.do(ev.Tick({0: 2, 1: 1})))
 
 
 def test_a_task_that_never_says_the_same_twice_ends_with_an_error() -> None:

@@ -123,6 +123,16 @@ def test_a_worker_that_died_in_a_step_does_not_come_back_with_what_it_had_done()
     assert set(tally.paces) == {0, 1, 2, 3}
 
 
+def test_audits_that_nobody_could_take_are_counted() -> None:
+    tally = Tally({})
+    tally.take(
+        steps=[{**step_line(step, healthy()), "num_unaudited": 2} for step in range(3)],
+        events=[],
+        evaluations=[],
+    )
+    assert value(scraped(tally, now()), "unaudited", "_total") == 6
+
+
 def test_what_is_not_known_yet_is_not_told() -> None:
     families = scraped(Tally({}), now(phase="starting"))
     assert families["elastic_training"].samples[0].value == 0

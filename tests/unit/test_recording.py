@@ -87,7 +87,7 @@ def stalled(world: World) -> Iterator[StalledRun]:
 
 
 def committed(step: int, *, loss: float = 0.5, skipped: bool = False) -> events.Committed:
-    return events.Committed(step, 0, loss, 1.0, skipped, 2, 0, (), ())
+    return events.Committed(step, 0, loss, 1.0, skipped, 2, 0, 0, (), ())
 
 
 def test_an_event_says_where_the_run_was(world: World) -> None:

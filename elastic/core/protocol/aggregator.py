@@ -237,13 +237,20 @@ class Aggregator:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event; return what to do, in order."""
         actions = self._react(event, now_s)
-        if self.phase is Phase.LEASING:
+        while self.phase is Phase.LEASING:
             actions += self._advance()
-        is_over = len(self._outcomes) == self._num_wanted and self._auditing.is_done
-        if self.phase is Phase.LEASING and not is_over:
+            if self.phase is not Phase.LEASING or self._is_over:
+                break
             actions += self._feed(now_s)
+            if not self._is_over:
+                break  # else its last audits were dropped: nobody can take them
         actions += self._tell()
         return actions
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing of the pass that runs is left to be computed, or to be audited."""
+        return len(self._outcomes) == self._num_wanted and self._auditing.is_done
 
     def _react(self, event: Event, now_s: float) -> list[Action]:
         match event:
@@ -470,7 +477,7 @@ class Aggregator:
         for worker, peer in self._peers.items():
             if progress.get(worker, 0) != peer.progress or not peer.queue:
                 peer.progress, peer.progress_s = progress.get(worker, 0), now_s
-            silent_s = now_s - peer.progress_s
+            silent_s = now_s - max(peer.progress_s, peer.since_s)
             views.append(WorkerProgress(worker, silent_s, bool(peer.queue), bool(peer.samples_s)))
         views += self._absent(now_s)
         for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
@@ -634,16 +641,18 @@ class Aggregator:
         Who has been asked and stands still is as good as absent, if there is another one.
         """
         usual_s = self._usual_pace_s()
+        moving = {one for one in self._peers if not self._queue(one, usual_s).is_silent}
         asked = [
             micro_batch
-            for other, peer in self._peers.items()
-            if not self._queue(other, usual_s).is_silent
-            for lease in peer.queue
+            for worker in moving
+            for lease in self._peers[worker].queue
             if lease.audits and lease.key == self.state.key
             for micro_batch in lease.micro_batches
         ]
         homes = {worker: self._homes[worker] for worker in idle}
         others = set(self.membership.members) - self._liars
+        if not self._auditing.is_strict:
+            others &= moving  # a step does not wait for who is not there
         actions: list[Action] = []
         for decision in self._auditing.next(homes, others, asked):
             match decision:
@@ -694,7 +703,7 @@ class Aggregator:
         twice = sorted(one for one in open_ if self._is_own(one))
         if twice:
             return self._own_nonfinite(twice[0])
-        if len(self._outcomes) == self._num_wanted and self._auditing.is_done:
+        if self._is_over:
             return self._evaluated(self._in_order()) if self._evaluates else self._complete()
         return []
 
@@ -873,6 +882,7 @@ class Aggregator:
             skipped=skipped,
             num_workers=len(set(self.membership.members) & (set(self._peers) | granted)),
             num_duplicates=self._num_duplicates,
+            num_unaudited=self._auditing.num_dropped,
             work=tuple(self._work),
             metrics=() if skipped else state.metrics,
         )

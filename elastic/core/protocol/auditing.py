@@ -58,6 +58,13 @@ class Auditing:
         self._answers: dict[int, dict[int, Answer]] = {}
         self._tries: Counter[int] = Counter()
         self._told: set[int] = set()
+        self.num_dropped = 0
+        """Of this attempt: nobody could take them."""
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether nothing may count that was not computed alike by two."""
+        return self._audits is not None and self._audits.probability >= 1
 
     @property
     def is_done(self) -> bool:
@@ -75,6 +82,7 @@ class Auditing:
         self._answers.clear()
         self._tries.clear()
         self._told.clear()
+        self.num_dropped = 0
 
     def granted(self, worker: int, node: int, outcome: Outcome) -> list[Lie]:
         """This answer counts from now on; who lied, as far as that is known."""
@@ -116,7 +124,7 @@ class Auditing:
 
         Args:
             idle: those who can compute now, and their nodes.
-            others: all who will be able to.
+            others: all who will be able to, as far as they are waited for.
             asked: micro-batches of which an opinion is on its way.
         """
         found: list[AskAgain | Anew | Unsettled] = []
@@ -159,9 +167,10 @@ class Auditing:
             holder = self._holder[micro_batch]
             self._answers[micro_batch] = {holder: answers[holder]}
             return [Anew(micro_batch, holder, answers_differ)]
-        waits = self._audits.probability >= 1
+        waits = self.is_strict
         if not waits:
             self._open.discard(micro_batch)
+            self.num_dropped += 1
         told = micro_batch in self._told
         if told or (len(answers) == 1 and not waits):
             return []

@@ -259,6 +259,7 @@ class Committed:
     """A step was committed: for the metrics. `work` names every answer: granted or refused.
 
     `attempt` counts the redoings of its training; `metrics` are sums over the sum of weights.
+    `num_unaudited`: micro-batches of which nobody was there to give another opinion.
     """
 
     step: int
@@ -268,6 +269,7 @@ class Committed:
     skipped: bool
     num_workers: int
     num_duplicates: int
+    num_unaudited: int
     work: tuple[tuple[int, int, float, float, str], ...]
     metrics: tuple[float, ...] = ()
 

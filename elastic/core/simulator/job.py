@@ -45,6 +45,7 @@ M = TypeVar("M", bound=Message | NodeMessage)
 MAX_EVENTS = 50_000  # and for each step as many as none needed that was right
 MAX_EVENTS_OF_A_STEP = 1_000
 START_S = 30.0  # longer than any start here
+PERSON_S = 5.0  # after so long without anybody who can go on somebody scales
 JOIN_S = 3.0  # a node that all can reach is a member after so long of steps and no fault
 
 
@@ -125,19 +126,25 @@ class Job:
             if self._all_lost():
                 clock.seen["all nodes lost"] += 1
                 return
-            if clock.now_s - self._quiet_s > LIVENESS_S:
-                self._is_stuck()
+            if clock.now_s - self._quiet_s > PERSON_S:
+                self._stands_still()
             if clock.num_events > most:
                 raise Violation(f"{most} events and no end: it runs in a circle")
 
-    def _is_stuck(self) -> None:
-        """Wait for ever only where no worker lives and no more are started; then have some."""
+    def _stands_still(self) -> None:
+        """For ever only where too few workers live and no more are started; then have some.
+
+        Where all is audited two must answer alike; of three that live two are honest, or one will
+        be replaced.
+        """
         proto = self.coordinator.proto
-        if not proto.has_given_up or any(one.alive for one in self.workers.values()):
+        least = 3 if self.schedule.audited >= 1 else 1
+        if proto.has_given_up and sum(one.alive for one in self.workers.values()) < least:
+            self.clock.seen["scaled after giving up"] += 1
+            proto.scale(proto.target)
+            self._touch(0.0)
+        elif self.clock.now_s - self._quiet_s > LIVENESS_S:
             raise Violation(f"no step was committed for {LIVENESS_S:.0f} s without a fault")
-        self.clock.seen["scaled after giving up"] += 1
-        proto.scale(proto.target)
-        self._touch(0.0)
 
     # --------------------------------------------------------------- processes
 
