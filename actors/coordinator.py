@@ -320,12 +320,14 @@ class CoordinatorShell:
         status, job = self.status(), self._setup.job
         with self._lock:
             node_of = dict(self._processes.homes("worker"))
+            num_joining = len(self._protocol.membership.joining)
         wanted = min(job.replicas, job.nodes.max)
         return Now(
             status=status,
             node_of=node_of,
             replicas=min(wanted, status.num_nodes),
             replicas_wanted=wanted,
+            num_joining=num_joining,
         )
 
     def _grow(self) -> None:

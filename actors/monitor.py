@@ -134,10 +134,10 @@ class Monitor:
 
         now = self._now()
         with self._lock:
-            self._read(now.node_of)
+            self._read(now)
             return values_of(self._tally, now)
 
-    def _read(self, node_of: Mapping[int, int], *, most_steps: int | None = None) -> None:
+    def _read(self, now: Now, *, most_steps: int | None = None) -> None:
         """Take in what was written since. What a line tells of was written before it: so files are
         read in the opposite order.
 
@@ -151,10 +151,12 @@ class Monitor:
         )
         first = 0 if most_steps is None else max(0, len(steps) - most_steps)
         passed = {id(one) for one in steps[:first]}
+        if self._detector is not None:
+            self._detector.join(is_joining=now.num_joining > 0)
         for what, line in in_order(steps=steps, events=events, evaluations=evaluations):
             self._tally.add(what, line)
             if self._detector is not None and id(line) not in passed:
-                self._detector.add(what, line, node_of)
+                self._detector.add(what, line, now.node_of)
 
     # ---------------------------------------------------------------- verdicts
 
@@ -174,7 +176,7 @@ class Monitor:
             self._of_ray = RayMetrics(job.name, metrics)
         self._remember()
         with self._lock:
-            self._read(self._now().node_of, most_steps=NUM_STEPS)
+            self._read(self._now(), most_steps=NUM_STEPS)
             self._held = dict.fromkeys(self._tally.verdicts, time.time())
 
     def _has_news(self) -> bool:
@@ -197,7 +199,7 @@ class Monitor:
         now = self._now()
         self._step_s = now.status.step_s_median
         with self._lock:
-            self._read(now.node_of)
+            self._read(now)
             if self._detector is None or self._tally.is_over:
                 return  # the end of a job is the last that is told of it
             found = self._detector.verdicts(time.time(), now.status.num_nodes)

@@ -17,7 +17,7 @@ from monitoring.counters import Counters
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
 from policies.flapping import Departure, DeparturesView, Flapping
-from policies.signals import Computed, Fleet, PollView, StepView
+from policies.signals import Computed, Fleet, PollView, StepView, Transfers
 from policies.verdicts import Kind, Node, Verdict, Worker
 
 NUM_STEPS = 100
@@ -43,6 +43,7 @@ class Detector:
         self._over: set[int] = set()
         self._departures: list[Departure] = []
         self._is_exempt = True
+        self._is_joining = self._was_joining = False
         self._rows: list[Done] = []
         self._counters = Counters()
         self._looked_s = 0.0
@@ -59,6 +60,11 @@ class Detector:
     def take(self, pulse: Pulse) -> None:
         """Take in what a node counts."""
         self._counters.take(pulse)
+
+    def join(self, *, is_joining: bool) -> None:
+        """Whether a node joins now. What was added since the last call is taken to be of now."""
+        self._is_joining = is_joining
+        self._was_joining |= is_joining
 
     def poll(self, view: PollView) -> bool:
         """Take in how all processes get on; whether a verdict begins or ends by that."""
@@ -109,9 +115,15 @@ class Detector:
                 load_B=np.ones(len(rows)),
                 done_B=np.array([one.granted for one in rows], np.bool_),
             ),
-            transfers=self._counters.transfers(),
+            transfers=self._transfers(),
             hosts=self._counters.hosts(),
         )
+
+    def _transfers(self) -> Transfers | None:
+        """What went over links; nothing while a node joins, which all parameters are sent to."""
+        found, was_joining = self._counters.transfers(), self._was_joining
+        self._was_joining = self._is_joining
+        return None if was_joining else found
 
     def _event(self, event: Line, node_of: Mapping[int, int]) -> None:
         kind, number = str(event["kind"]), event.get("worker")
@@ -121,6 +133,8 @@ class Detector:
             self._memory = self._peers.begin()
             self._rows.clear()
             self._is_exempt = True
+        if kind == "node_joining":
+            self._was_joining = True
         if number is None:
             return
         worker = int(number)

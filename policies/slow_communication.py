@@ -134,6 +134,8 @@ class SlowCommunication:
         waits_T2 = np.stack([transfers.send_wait_s_L, transfers.receive_wait_s_L], axis=1)
         waits_T2 = np.clip(waits_T2[is_told_L][order] / took_s_T[:, None], 0, 1)
         rates = _known(before, id_T, kind_T, view)
+        if not np.array_equal(rates.links.id_E, before.links.id_E):
+            rates = _begun_anew(rates)
         place_T = np.arange(len(id_T))
         if len(id_T) < len(rates.links.id_E):
             place_T = np.searchsorted(rates.links.id_E, id_T)
@@ -176,7 +178,7 @@ class SlowCommunication:
         is_known_L, is_old_L = ~np.isnan(pace_L), rates.age_L >= self.warm_up
         own_L = np.where(is_known_L & is_old_L, pace_L / rates.usual_L, np.nan)
         excess_L = np.full(len(pace_L), np.nan)
-        if not np.isnan(own_L).all():
+        if 2 * np.count_nonzero(~np.isnan(own_L)) > np.count_nonzero(is_known_L):
             excess_L = own_L / np.nanquantile(own_L, self.few_quantile) - 1
         learns_L = is_known_L & (~is_old_L | (excess_L < self.outliers.vote))
         weight_L = np.fmax(1 / (rates.age_L + 1), self.memory / 10)
@@ -261,6 +263,14 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
         usual_L=usual_L,
         age_L=age_L,
     )
+
+
+def _begun_anew(rates: Rates) -> Rates:
+    """Where nodes come or go each shares its card with others: no pace of before is usual any more,
+    but for that of links on which there is a verdict."""
+    ends = _Ends(rates)
+    is_kept_L = rates.links.is_open_E | ends.is_sender_off_L | ends.is_receiver_off_L
+    return replace(rates, age_L=np.where(is_kept_L, rates.age_L, 0))
 
 
 def _added(nodes: History, place_L: Ints, excess_L: Floats, step: int, vote: float) -> History:

@@ -293,6 +293,35 @@ def test_links_of_a_lost_node_are_forgotten_and_small_messages_say_nothing() -> 
     assert len(memory.rates.links.id_E) in (0, 12)
 
 
+@pytest.mark.parametrize("after", [3, 1], ids=["one comes", "one goes"])
+def test_links_that_share_their_cards_with_others_from_now_on_are_not_slow(after: int) -> None:
+    """Of three nodes the first has less to share than the others, and it shows."""
+    dice, shares = np.random.default_rng(12), {(0, 1): 2.0, (0, None): 1.3}
+
+    def make(step: int) -> StepView:
+        num = {3: 2, 1: 3}[after] if step < 40 else {3: 3, 1: 2}[after]
+        went = transfers(num, shares if num == 3 else {}, dice=dice)
+        who = fleet([0] * num, nodes=list(range(num)))
+        return step_view(step, who, {}, dice=dice, transfers=went)
+
+    assert run(make, 100)[0] == {}
+
+
+def test_a_link_that_was_slow_when_another_node_came_is_slow_still() -> None:
+    dice, who = np.random.default_rng(13), fleet([0] * 4, nodes=list(range(4)))
+
+    def make(step: int) -> StepView:
+        num = 3 if step < 60 else 4
+        went = transfers(num, {(0, 2): 2.0} if step >= 30 else {}, dice=dice)
+        members = fleet([0] * num, nodes=list(range(num))) if num == 3 else who
+        return step_view(step, members, {}, dice=dice, transfers=went)
+
+    first, verdicts, _ = run(make, 100)
+    assert set(first) == {(Kind.SLOW_LINK, Link(0, 2))}
+    assert [one.name for one in verdicts] == list(first)
+    assert verdicts[0].since_step < 40
+
+
 # --- nodes ----------------------------------------------------------------------------------
 
 

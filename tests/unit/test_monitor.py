@@ -15,6 +15,7 @@ from actors.monitor import Monitor
 from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
+from elastic.core.protocol.messages import LinkCount, Pulse
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
 from monitoring.actions import action_fields, taken_of
@@ -72,6 +73,33 @@ def test_nothing_is_learned_of_a_step_that_is_no_step_like_the_others(detector: 
         detector.add("step", slow, NODE_OF)
         detector.add("step", {**slow, "attempt": 1}, NODE_OF)
     assert detector.verdicts(40.0, 1) == []
+
+
+def exchanged(detector: Detector, step: int, busy_s: Mapping[int, float]) -> None:
+    """A step of four hosts; `busy_s`: for how long each has been sending, to each of the others."""
+    for node, sent_s in busy_s.items():
+        links = [LinkCount(one, (step + 1) * 10_000_000, sent_s) for one in busy_s if one != node]
+        detector.take(Pulse(node, step, links=tuple(links)))
+    detector.add("step", step_line(step, healthy()), {one: one for one in busy_s})
+
+
+@pytest.mark.parametrize("is_joining", [True, False])
+def test_a_head_that_sends_all_parameters_to_who_joins_is_no_slow_sender(
+    detector: Detector, is_joining: bool
+) -> None:
+    busy_s = dict.fromkeys(range(NUM_WORKERS), 0.0)
+    for step in range(20, 110):
+        if step == 50 and is_joining:
+            detector.add("event", event("node_joining", 50.0), NODE_OF)
+        slow = 50 <= step < 70
+        detector.join(is_joining=slow and is_joining)
+        busy_s = {one: busy_s[one] + (0.3 if slow and one == 0 else 0.1) for one in busy_s}
+        exchanged(detector, step, busy_s)
+        if detector.verdicts(float(step), 4):
+            assert not is_joining, step
+            assert Kind.SLOW_SENDER in {one.kind for one in detector.verdicts(float(step), 4)}
+            return
+    assert is_joining, "else it is one"
 
 
 def test_a_healthy_run_has_no_verdict() -> None:
