@@ -106,7 +106,7 @@ def started_head(home: Path, *, num_more: int = 0, **variables: str) -> Iterator
     """
     home.mkdir()
     temporary = Path(tempfile.mkdtemp(prefix="rayhead"))  # short: it holds Unix sockets
-    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     environment = {name: one for name, one in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "HOME": str(home),
@@ -189,7 +189,7 @@ def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _free_ports(num: int) -> list[int]:
+def free_ports(num: int) -> list[int]:
     """Ports that nobody listens on, all different."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
