@@ -70,6 +70,7 @@ class CoordinatorShell:
         self._heeded: Stay | Leave | TooLate | None = None
         self._unwatched: set[str] = set()
         self._let_gone: set[int] = set()
+        self._drained: set[int] = set()
         self._store = setup.open_store()
         self._lock = threading.Lock()
         limits = Limits(
@@ -230,6 +231,7 @@ class CoordinatorShell:
             if self._phase == "failed":
                 return
             with self._lock:
+                self._protocol.avoided = self._monitor.avoided
                 self._undone.extend(self._protocol.decide(self._view(lives)))
         while self._undone:
             if not self._act(self._undone[0]):
@@ -306,14 +308,31 @@ class CoordinatorShell:
                 self._stop, self._at_once = reason, True
 
     def _let_go(self) -> None:
-        """Have nodes leave whose hosts will be taken away: nothing is lost, nothing done again."""
-        for node, notice in self._processes.ending().items():
+        """Have nodes leave whose hosts will be taken away, or that steering drains: nothing is
+        lost, nothing done again."""
+        leaving = {node: notice.reason for node, notice in self._processes.ending().items()}
+        if self._setup.has_nodes:
+            leaving |= self._shun()
+        for node, why in leaving.items():
             with self._lock:
                 refusal = self._protocol.leave(node)
             if node not in self._let_gone:
                 self._let_gone.add(node)
-                reason = f"{notice.reason}: its workers finish what they hold"
+                reason = f"{why}: its workers finish what they hold"
                 self._event("node_leaving", f"node {node}: {refusal or reason}")
+
+    def _shun(self) -> dict[int, str]:
+        """Take the hosts of drained nodes no more, and those again of which it was undone. Returns
+        the drained ones that are still there."""
+        drained = self._monitor.drained
+        for node, reason in drained.items():
+            self._processes.avoid(node, reason)
+        for node in self._drained - drained.keys():
+            self._processes.allow(node)
+            self._let_gone.discard(node)
+        self._drained = set(drained)
+        former = self._protocol.membership.former
+        return {node: reason for node, reason in drained.items() if node not in former}
 
     def _now(self) -> Now:
         """For the monitor, on its thread. Copies that are still on their way count."""

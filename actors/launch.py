@@ -292,6 +292,11 @@ class RayProcesses:
         assert self._nodes is not None, "a job of one node has no other host"
         self._ending[self._nodes.ray_id(node)] = Notice(reason)
 
+    def allow(self, node: int) -> None:
+        """Use it again, as another node, unless it will be taken away: that is heard of anew."""
+        assert self._nodes is not None, "a job of one node has no other host"
+        self._ending.pop(self._nodes.ray_id(node), None)
+
     def _adopt(self, role: str, number: int, node: int, actor: Any) -> None:
         self._actors[role][number] = actor
         self._homes[role][number] = node

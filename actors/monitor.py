@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.pulses import Pulses
@@ -18,7 +19,7 @@ from actors.setup import JobSetup
 from elastic.core.runs import Lines
 from monitoring.actions import STEERED, UNDONE, action_fields, taken_of
 from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
-from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, undo
+from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, drained, undo
 from policies.verdicts import Verdict, Worker
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ _POLL_S = 0.05
 _RAY_S = 5.0
 _EVERYWHERE = ("0.0.0.0", "::")
 _REPLACES = (Remedy.RESTART, Remedy.QUARANTINE)
-_BY_HAND = (Remedy.AVOID, Remedy.DRAIN, Remedy.ROUTE_AROUND)
-"""What nobody but a person does so far."""
+_TAKES_AWAY = (*_REPLACES, Remedy.DRAIN)
+_BY_HAND = frozenset({Remedy.ROUTE_AROUND})
 
 
 class Tells(Protocol):
@@ -76,7 +77,17 @@ class Monitor:
         self._held: dict[tuple[str, str], float] = {}
         self._advised: set[tuple[tuple[str, str], Remedy]] = set()
         self._taken: list[Taken] = []
-        self._steering = Steering(mode=job.monitoring.steering, min_workers=job.workers.min)
+        self.avoided: frozenset[int] = frozenset()
+        """Nodes on which nothing is to be started. Replaced, never changed, like what follows."""
+        self.drained: Mapping[int, str] = {}
+        """Nodes that are to go, and why."""
+        self._steering = Steering(
+            mode=job.monitoring.steering,
+            min_workers=job.workers.min,
+            min_nodes=job.nodes.min,
+            share_per_hour=job.monitoring.share_per_hour,
+            by_hand=_BY_HAND,
+        )
         self._lock = threading.Lock()
         self._of_ray: RayMetrics | None = None
         self._told_ray_s = 0.0
@@ -84,6 +95,7 @@ class Monitor:
         self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
 
     def start(self) -> None:
+        self._remember()
         self._thread.start()
 
     def stop(self) -> None:
@@ -174,7 +186,6 @@ class Monitor:
             from actors.ray_metrics import RayMetrics
 
             self._of_ray = RayMetrics(job.name, metrics)
-        self._remember()
         with self._lock:
             self._read(self._now(), most_steps=NUM_STEPS)
             self._held = dict.fromkeys(self._tally.verdicts, time.time())
@@ -235,13 +246,23 @@ class Monitor:
             taken=tuple(self._taken),
         )
         for decision in self._steering.decide(view):
-            if isinstance(decision, Tell) or decision.remedy in _BY_HAND:
+            if isinstance(decision, Tell):
                 said = (_name(decision.verdict), decision.remedy)
                 if said not in self._advised:
                     self._advised.add(said)
                     self._event("advice", decision.reason, _worker(decision.verdict))
             else:
                 self._act(decision)
+        with self._lock:
+            self.avoided = self._steering.avoided(replace(view, taken=tuple(self._taken)))
+            self._drain()
+
+    def _drain(self) -> None:
+        """Say which nodes are to go: what follows is the coordinator's."""
+        reason = "monitoring.steering"
+        self.drained = {
+            node: f"{reason}: {kind.value}" for node, kind in drained(self._taken).items()
+        }
 
     def undo(self, culprit: str) -> list[str]:
         """Take back what was done about a culprit, such as 'worker 3'; all of it: 'all'.
@@ -254,6 +275,7 @@ class Monitor:
                 if not one.undone and culprit in ("all", str(one.culprit)):
                     self._taken[place] = undo(one)
                     told.append(f"{one.remedy.value} {one.culprit}")
+            self._drain()
         for what in told:
             self._event(UNDONE, f"not any more, as a person asked: {what}", culprit=culprit)
         return told
@@ -270,11 +292,13 @@ class Monitor:
                     undo(one) if event["culprit"] in ("all", str(one.culprit)) else one
                     for one in self._taken
                 ]
+        self._drain()
 
     def _act(self, act: Act) -> None:
-        """Workers are replaced. The rest is done anyway: shares adapt, work is duplicated."""
+        """Workers are replaced here; where nothing is to be started, and who is to go, the
+        coordinator looks up. The rest is done anyway: shares adapt, work is duplicated."""
         verdict = act.verdict
-        num = len(act.workers) if act.remedy in _REPLACES else 0
+        num = len(act.workers) if act.remedy in _TAKES_AWAY else 0
         taken = Taken(time.time(), act.remedy, verdict.culprit, verdict.kind, num_workers=num)
         with self._lock:
             self._taken.append(taken)

@@ -65,6 +65,10 @@ class Processes(Protocol):
         """Use the host of a node no more."""
         ...
 
+    def allow(self, node: int) -> None:
+        """Use it again, as another node."""
+        ...
+
     def lost(self, node: int) -> None:
         """A node went without being asked to: its host may have to wait before it is used again."""
         ...

@@ -110,10 +110,13 @@ class Tell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steering:
-    """`share_per_hour`: of the fleet, how much may be taken away within an hour, at least one."""
+    """`share_per_hour`: of the fleet, how much may be taken away within an hour, at least one.
+    `by_hand`: what nobody but a person can do; it is told if nothing else is left."""
 
     mode: Literal["observe", "notify", "act"] = "notify"
     min_workers: int = 1
+    min_nodes: int = 1
+    by_hand: frozenset[Remedy] = frozenset()
     escalate_s: float = 60.0
     patience_s: float = 60.0
     share_per_hour: float = 0.1
@@ -137,25 +140,30 @@ class Steering:
         return decisions
 
     def avoided(self, view: SteeringView) -> frozenset[int]:
-        """Nodes on which nothing is to be started: work never goes back to a suspect."""
-        nodes = {
+        """Nodes on which nothing is to be started: those that are avoided while the verdict holds,
+        those that are drained, and, where it acts, those of suspects: work never goes back there.
+        """
+        held = {one.name for one in view.verdicts}
+        nodes = set(drained(view.taken)) | {
             one.culprit.number
             for one in view.taken
-            if not one.undone
-            and one.remedy in (Remedy.AVOID, Remedy.DRAIN)
-            and isinstance(one.culprit, Node)
+            if one.remedy is Remedy.AVOID and not one.undone and (one.kind, one.culprit) in held
+            if isinstance(one.culprit, Node)
         }
         suspects = {
             view.node_of[one.culprit.number]
             for one in view.verdicts
             if isinstance(one.culprit, Worker) and one.culprit.number in view.node_of
         }
-        return frozenset(nodes | suspects)
+        return frozenset(nodes | suspects if self.mode == "act" else nodes)
 
     def _next(self, view: SteeringView, verdict: Verdict) -> Remedy | None:
         """The mildest remedy that was not tried yet, once the one before had its time."""
+        since_s = view.since_s.get(verdict.name, view.now_s)
         done = [
-            one for one in view.taken if (one.kind, one.culprit) == verdict.name and not one.undone
+            one
+            for one in view.taken
+            if (one.kind, one.culprit) == verdict.name and not one.undone and one.time_s >= since_s
         ]
         if done and view.now_s - max(one.time_s for one in done) < self.patience_s:
             return None
@@ -164,7 +172,8 @@ class Steering:
             one.remedy for one in view.taken if one.undone and one.culprit == verdict.culprit
         }
         remedies = _REMEDIES[verdict.kind].get(type(verdict.culprit), ())
-        return next((one for one in remedies if one not in tried | refused), None)
+        left = [one for one in remedies if one not in tried | refused]
+        return next((one for one in left if one not in self.by_hand), next(iter(left), None))
 
     def _weigh(
         self, view: SteeringView, verdict: Verdict, remedy: Remedy, gone: set[int]
@@ -174,6 +183,8 @@ class Steering:
         since_s = view.since_s.get(verdict.name, view.now_s)
         if self.mode == "observe":
             return Tell(remedy, verdict, None, f"would {what}")
+        if remedy in self.by_hand:
+            return Tell(remedy, verdict, None, f"nobody but a person can {what}")
         if self.mode == "notify" and view.now_s - since_s < self.escalate_s:
             until_s = since_s + self.escalate_s
             left_s = until_s - view.now_s
@@ -184,6 +195,10 @@ class Steering:
             limit = f"confidence {verdict.confidence:.2f} (steering.least_confidence"
             limit += f" {self.least_confidence:.2f})"
             return Tell(remedy, verdict, None, f"not sure enough, {limit}: {what}")
+        num_nodes = len(set(view.node_of.values()) - set(drained(view.taken)))
+        if remedy is Remedy.DRAIN and num_nodes - 1 < self.min_nodes:
+            least = f"{num_nodes - 1} nodes would be left (nodes.min {self.min_nodes})"
+            return Tell(remedy, verdict, None, f"{least}: {what}")
         against = self._over_budget(view, set(workers) - gone, gone)
         if against:
             return Tell(remedy, verdict, None, f"{against}: {what}")
@@ -206,9 +221,18 @@ class Steering:
         if more and num > allowed:
             return (
                 f"{num} workers would be taken away within an hour, of {allowed} allowed"
-                f" (steering.share_per_hour {self.share_per_hour:g})"
+                f" (monitoring.share_per_hour {self.share_per_hour:g})"
             )
         return ""
+
+
+def drained(taken: Sequence[Taken]) -> dict[int, Kind]:
+    """The nodes that are to be gone, and what was said of them."""
+    return {
+        one.culprit.number: one.kind
+        for one in taken
+        if one.remedy is Remedy.DRAIN and not one.undone and isinstance(one.culprit, Node)
+    }
 
 
 def undo(taken: Taken) -> Taken:

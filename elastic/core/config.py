@@ -215,7 +215,10 @@ class Monitoring(_Section):
     """Look for workers that are slow, hang, or are lost again and again. Events tell of them."""
     steering: Literal["observe", "notify", "act"] = "observe"
     """What is done about them. observe: events say what would be done; notify: they say so, and it
-    is done a minute later; act: it is done at once. Who is slow, is replaced by another worker."""
+    is done a minute later; act: it is done at once. Who is slow, is replaced by another worker; on
+    a node that is at fault nothing is started, and if that does not help, it is let go."""
+    share_per_hour: float = Field(default=0.1, gt=0, le=1)
+    """At most this share of the workers is taken away by that within an hour; at least one."""
 
     port: int | None = Field(default=0, ge=0, le=65535)
     """Where the metrics of the job can be read, on the host of its driver. 0: any free port, which

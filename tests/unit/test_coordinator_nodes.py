@@ -206,6 +206,39 @@ def host_comes(*, workers: int = 4, is_slow: bool = True, spare: int = 0) -> Wor
     return world
 
 
+def test_on_an_avoided_node_nothing_is_started_while_there_are_others() -> None:
+    world = World(0, 1, 2, workers=3)
+    world.settle()
+    assert world.loads() == {0: 1, 1: 1, 2: 1}
+    world.step, world.coordinator.avoided = 5, frozenset({1})
+    (worker,) = [one for one in world.told.members if world.homes[one] == 1]
+    world.lives[worker] = coord.Life.DEAD
+    world.coordinator.scale(5)
+    world.settle()
+    assert sorted(world.loads().items()) == [(0, 3), (1, 0), (2, 2)]
+    world.coordinator.avoided = frozenset()
+    world.settle()
+    assert world.loads() == {0: 2, 1: 1, 2: 2}, "nodes share alike again"
+
+
+def test_where_all_nodes_are_avoided_the_job_goes_on() -> None:
+    world = World(0, 1, workers=2)
+    world.settle()
+    world.step, world.coordinator.avoided = 5, frozenset({0, 1})
+    world.lives[0] = coord.Life.DEAD
+    world.settle()
+    assert world.loads() == {0: 1, 1: 1}
+
+
+def test_a_spare_of_an_avoided_node_becomes_a_member_after_all_others() -> None:
+    world = World(0, 1, workers=2, spare=2)
+    world.settle()
+    world.step, world.coordinator.avoided = 5, frozenset({0})
+    world.coordinator.scale(3)
+    world.settle()
+    assert world.loads() == {0: 1, 1: 2}
+
+
 def test_a_job_that_begins_on_several_nodes_starts_no_worker_twice() -> None:
     world = World(0, 1, workers=6, min_nodes=2, spare=1)
     world.silent = {1}

@@ -233,14 +233,40 @@ def test_it_acts_if_it_may(slow: Callable[..., World]) -> None:
     assert world.swapped[0] == 3
     num_done = len(world.told("steered"))
     world.monitor = world.make()  # the coordinator was restarted
-    world.monitor._begin()
+    world.monitor._remember()
     assert len(world.monitor.undo("worker 3")) == num_done
     assert world.monitor.undo("worker 3") == []
     assert len(world.told("undone")) == num_done
     again = world.make()
-    again._begin()
+    again._remember()
     assert all(one.undone for one in again._taken)
     assert len(again._taken) == num_done
+
+
+def test_a_node_at_fault_is_avoided_then_drained_until_a_person_undoes_it(
+    make_job: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    """What is done about it survives the coordinator; what is avoided, as long as the verdict."""
+    world = World(make_job, tmp_path, steering="act")
+    node_of = {0: 0, 1: 1, 2: 2, 3: 3}
+    sick = Verdict(
+        kind=Kind.SLOW_SENDER, culprit=Node(2), since_step=3, confidence=0.9, reason="it is so"
+    )
+    world.monitor._tell([sick])
+    world.monitor._steer([sick], node_of, 1)
+    assert (world.monitor.avoided, world.monitor.drained) == ({2}, {})
+    world.monitor._steer([], node_of, 1)
+    assert world.monitor.avoided == frozenset()
+    world.monitor._steering = replace(world.monitor._steering, patience_s=0.0)
+    world.monitor._steer([sick], node_of, 1)
+    assert world.monitor.drained == {2: "monitoring.steering: slow sender"}
+    again = world.make()
+    again._remember()
+    assert again.drained == world.monitor.drained
+    assert again.undo("node 2") == ["start nothing more on node 2", "drain node 2"]
+    assert again.drained == {}
+    assert world.swapped == []
+    assert [one["action"]["num_workers"] for one in world.told("steered")] == [0, 1]
 
 
 @pytest.mark.parametrize("culprit", [Worker(3), Node(1), Link(0, 2)], ids=str)

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, undo
+from policies.steering import (
+    Act,
+    Remedy,
+    Steering,
+    SteeringView,
+    Taken,
+    Tell,
+    drained,
+    undo,
+)
 from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
 
 NODE_OF = {worker: worker // 4 for worker in range(40)}
@@ -27,12 +36,16 @@ LIAR = verdict(Kind.SILENT_CORRUPTION, Worker(5))
 
 
 def view(
-    *verdicts: Verdict, now_s: float = 1000.0, taken: Sequence[Taken] = (), spares: int = 0
+    *verdicts: Verdict,
+    now_s: float = 1000.0,
+    taken: Sequence[Taken] = (),
+    spares: int = 0,
+    since_s: float = 990.0,
 ) -> SteeringView:
     return SteeringView(
         now_s=now_s,
         verdicts=verdicts,
-        since_s={one.name: 990.0 for one in verdicts},
+        since_s={one.name: since_s for one in verdicts},
         node_of=NODE_OF,
         spares=spares,
         taken=taken,
@@ -73,14 +86,33 @@ def test_every_kind_has_a_remedy() -> None:
 
 
 def test_a_verdict_that_holds_brings_the_next_remedy_after_a_while() -> None:
-    taken = [done(Remedy.LEASE_AGAIN, SLOW, 950.0)]
+    taken = [done(Remedy.LEASE_AGAIN, SLOW, 990.0)]
     assert ACT.decide(view(SLOW, now_s=1000.0, taken=taken)) == []
-    (act,) = ACT.decide(view(SLOW, now_s=1020.0, taken=taken, spares=3))
+    (act,) = ACT.decide(view(SLOW, now_s=1060.0, taken=taken, spares=3))
     assert isinstance(act, Act)
     assert (act.remedy, act.workers, act.bring_spare) == (Remedy.RESTART, (3,), 1)
-    taken.append(done(Remedy.RESTART, SLOW, 1020.0, 1))
-    taken.append(done(Remedy.QUARANTINE, SLOW, 1100.0, 1))
+    taken.append(done(Remedy.RESTART, SLOW, 1060.0, 1))
+    taken.append(done(Remedy.QUARANTINE, SLOW, 1130.0, 1))
     assert ACT.decide(view(SLOW, now_s=9000.0, taken=taken)) == []
+
+
+def test_a_verdict_that_comes_again_is_met_mildly_again() -> None:
+    pressed = verdict(Kind.RESOURCE_PRESSURE, Node(2))
+    taken = [done(Remedy.AVOID, pressed, 500.0), done(Remedy.AVOID, SLOW, 500.0)]
+    (act,) = ACT.decide(view(pressed, taken=taken))
+    assert act.remedy is Remedy.AVOID
+    (act,) = ACT.decide(view(pressed, taken=taken, since_s=499.0))
+    assert act.remedy is Remedy.DRAIN
+
+
+def test_what_nobody_can_do_here_is_passed_over_and_told_if_nothing_else_is_left() -> None:
+    policy = replace(ACT, by_hand=frozenset({Remedy.ROUTE_AROUND}))
+    (act,) = policy.decide(view(verdict(Kind.SLOW_SENDER, Node(1))))
+    assert isinstance(act, Act)
+    assert act.remedy is Remedy.AVOID
+    (told,) = policy.decide(view(verdict(Kind.SLOW_LINK, Link(0, 1))))
+    assert isinstance(told, Tell)
+    assert told.reason.startswith("nobody but a person can plan traffic around link 0 -> 1")
 
 
 def test_observe_only_says_and_notify_acts_once_its_time_is_up() -> None:
@@ -136,15 +168,32 @@ def test_no_more_than_a_share_of_the_fleet_within_an_hour_the_worst_first() -> N
 
 def test_a_drained_node_takes_all_of_its_workers() -> None:
     pressed = verdict(Kind.RESOURCE_PRESSURE, Node(2))
-    (act,) = ACT.decide(view(pressed, taken=[done(Remedy.AVOID, pressed, 0.0)]))
+    held = view(pressed, taken=[done(Remedy.AVOID, pressed, 0.0)], since_s=0.0)
+    (act,) = ACT.decide(held)
     assert isinstance(act, Act)
     assert (act.remedy, act.workers) == (Remedy.DRAIN, (8, 9, 10, 11))
+    (told,) = replace(ACT, min_nodes=10).decide(held)
+    assert isinstance(told, Tell)
+    assert told.reason.startswith("9 nodes would be left (nodes.min 10): drain node 2")
+
+
+def test_a_node_that_was_drained_counts_no_more() -> None:
+    pressed, other = (verdict(Kind.RESOURCE_PRESSURE, Node(one)) for one in (2, 3))
+    before = [done(Remedy.AVOID, pressed, 0.0), done(Remedy.DRAIN, other, 0.0)]
+    assert drained([*before, undo(done(Remedy.DRAIN, pressed, 0.0))]) == {3: other.kind}
+    policy = replace(ACT, min_nodes=9)
+    (told,) = policy.decide(view(pressed, taken=before, since_s=0.0))
+    assert isinstance(told, Tell)
 
 
 def test_nothing_is_started_on_a_suspect_node() -> None:
-    drained = done(Remedy.DRAIN, verdict(Kind.FLAPPING, Node(7)), 0.0, 4)
-    allowed = undo(done(Remedy.AVOID, verdict(Kind.FLAPPING, Node(8)), 0.0))
-    assert ACT.avoided(view(SLOW, taken=[drained, allowed])) == {0, 7}
+    gone = done(Remedy.DRAIN, verdict(Kind.FLAPPING, Node(7)), 0.0, 4)
+    pressed = verdict(Kind.RESOURCE_PRESSURE, Node(6))
+    taken = [gone, done(Remedy.AVOID, pressed, 0.0)]
+    taken.append(undo(done(Remedy.AVOID, verdict(Kind.FLAPPING, Node(8)), 0.0)))
+    assert ACT.avoided(view(SLOW, pressed, taken=taken)) == {0, 6, 7}
+    assert ACT.avoided(view(taken=taken)) == {7}, "as long as it is under pressure"
+    assert replace(ACT, mode="observe").avoided(view(SLOW)) == set()
 
 
 @settings(max_examples=100, deadline=None)

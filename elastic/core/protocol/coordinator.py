@@ -124,6 +124,8 @@ class Coordinator:
     target: int
     fresh: bool = False
     target_nodes: int = field(init=False)
+    avoided: frozenset[int] = frozenset()
+    """Nodes on which nothing is started, nor made a member, while there are others."""
     _membership: Membership = field(init=False)
     _num_first: int = field(init=False)
     _deaths_s: list[float] = field(default_factory=list)
@@ -383,7 +385,9 @@ class Coordinator:
             return
         loads = self._loads(view, members)
         while len(members) < self.target and spare:
-            members.append(min(spare, key=lambda one: loads[view.home(one)]))
+            members.append(
+                min(spare, key=lambda one: (view.home(one) in self.avoided, loads[view.home(one)]))
+            )
             spare.remove(members[-1])
             loads[view.home(members[-1])] += 1
             actions.append(Note("worker_joined", f"{len(members)} of {self.target}", members[-1]))
@@ -394,7 +398,7 @@ class Coordinator:
             actions.append(Note("worker_leaving", f"{self.target} wanted", leaving[-1]))
         for worker in spare:
             node = giver(loads, view.home(worker))
-            if node is None:
+            if node is None or view.home(worker) in self.avoided:
                 continue
             leaving.append(max(one for one in members if view.home(one) == node))
             members[members.index(leaving[-1])] = worker
@@ -500,7 +504,7 @@ class Coordinator:
                 return []  # spares start one at a time, behind those that are needed
             loads, places = self._loads(view, living), []
             for _ in range(max(1, self.target - len(living))):
-                places.append(min(loads, key=lambda one: (loads[one], one)))
+                places.append(min(loads, key=lambda one: (one in self.avoided, loads[one], one)))
                 loads[places[-1]] += 1
             return places
         if missing < 0 or len(now.members) < self.target:
@@ -510,6 +514,8 @@ class Coordinator:
         loads.update(dict.fromkeys(new, 0))
         takers = Counter(taker for _, taker in moves(loads))
         takers.update({node: 1 - takers[node] for node in new if takers[node]})
+        for node in self.avoided:
+            del takers[node]
         spare = Counter(view.home(one) for one in living if one not in now.members)
         return sorted((takers - spare - coming).elements())
 

@@ -1,0 +1,61 @@
+"""Steering has drained a host: it leaves, stays away, and comes back once a person undoes it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.hosts import HEAD, Happening, HostJob
+from monitoring.actions import STEERED, action_fields
+from policies.steering import Remedy, Taken
+from policies.verdicts import Kind, Node
+from scripts.testbed import Testbed
+from tests.integration.support import make_job
+from tests.integration.testbeds import on_hosts
+
+pytestmark = on_hosts(300)
+
+ELASTIC = ("python", "-c", "from elastic.cli import main; main()")
+STAYS_AWAY = 30
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    with Testbed(f"drain{os.getpid()}") as made:
+        made.up(3)
+        yield made
+
+
+def last(job: HostJob, kind: str) -> dict[str, Any]:
+    return [one for one in job.run.read_events() if one["kind"] == kind][-1]
+
+
+def test_a_drained_host_stays_away_until_a_person_undoes_it(bed: Testbed) -> None:
+    """Also where the coordinator that did it is gone: its successor finds it in the run folder."""
+    nodes = {"min": 1, "max": 3}
+    job = HostJob(bed, make_job("drained", workers=3, steps=100_000, nodes=nodes))
+    job.settle()
+    begin_s = time.time()
+    taken = Taken(begin_s, Remedy.DRAIN, Node(2), Kind.SLOW_SENDER, num_workers=1)
+    job.run.tell(STEERED, "drain node 2: it is slow", action=action_fields(taken))
+    job.happen(Happening(1, "kill_coordinator", HEAD))
+    left_s = job.await_event("node_left", begin_s)
+    leaving = last(job, "node_leaving")["reason"]
+    assert leaving.startswith("node 2: monitoring.steering: slow sender: its workers finish")
+    num_rows = len(job.run.read_metrics())
+    while len(job.run.read_metrics()) < num_rows + STAYS_AWAY:
+        assert "node_joining" not in [
+            one["kind"] for one in job.run.read_events() if one["time_s"] > left_s
+        ]
+        time.sleep(0.05)
+    done = bed.run(HEAD, *ELASTIC, "undo", str(job.run.path), "node 2")
+    assert done.returncode == 0, done.stderr
+    job.await_event("node_joined", left_s)
+    assert last(job, "undone")["culprit"] == "node 2"
+    run = job.stop()
+    assert run.lost_steps() == []
+    assert run.metrics[-1]["num_workers"] == 3
