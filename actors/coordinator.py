@@ -23,6 +23,7 @@ from actors.growth import HostGrowth
 from actors.monitor import Monitor
 from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
+from actors.preflight import Preflight
 from actors.processes import Processes
 from actors.pulses import Pulses
 from actors.setup import JobSetup
@@ -86,6 +87,7 @@ class CoordinatorShell:
         self._undone: deque[Action] = deque()
         self._outage = Outage()
         self._growth = HostGrowth(processes, job.nodes.min)
+        self._preflight = Preflight(job.workers.preflight, self._leave_out)
         self._contacts = self._make_contacts()
         self._pulses = Pulses(self._contacts, wanted=job.monitoring.detect)
         self._newest = 0
@@ -152,7 +154,8 @@ class CoordinatorShell:
                 samples_per_s=metrics[-1]["samples"] / median_s if median_s else None,
                 step_s_median=median_s,
                 num_workers=len(members & connected),
-                num_spare=len(connected - members),
+                num_spare=len(connected - members - self._preflight.unfit),
+                num_unfit=len(connected & self._preflight.unfit - members),
                 target_workers=self._protocol.target,
                 num_nodes=len(self._protocol.membership.nodes),
                 target_nodes=self._protocol.target_nodes,
@@ -247,9 +250,18 @@ class CoordinatorShell:
             if ended is None and homes[number] in aggregators:
                 aggregators[homes[number]] += 1
         reports = {node: one for node, one in self._contacts.reports.items() if one is not None}
+        now_s = time.monotonic()
+        report = self._preflight.judge(
+            self._report,
+            self._processes.probes(),
+            {worker for worker, life in lives.items() if life is not Life.DEAD},
+            members=self._protocol.membership.members,
+            target=self._protocol.target,
+            now_s=now_s,
+        )
         return View(
-            now_s=time.monotonic(),
-            report=self._report,
+            now_s=now_s,
+            report=report,
             processes=lives,
             aggregators=aggregators,
             ends={
@@ -259,7 +271,12 @@ class CoordinatorShell:
             },
             others={node: one for node, one in reports.items() if one is not self._report},
             homes=self._processes.homes("worker"),
+            unfit=self._preflight.unfit,
         )
+
+    def _leave_out(self, worker: int, reason: str) -> None:
+        """For the pre-flight: name who computes only where there would be too few without it."""
+        self._event("worker_unfit", f"left out: {reason}", worker)
 
     def _listen(self) -> None:
         """Take what the aggregators say."""

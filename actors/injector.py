@@ -192,6 +192,13 @@ class WorkerInjector(Injector):
         self._happens(fault, step)
         return fault.sleep_s
 
+    def slowness(self, step: int) -> float:
+        """How many times as long this worker takes now for what it computes."""
+        slow = [one for one in self._mine if one.factor is not None and self._slow_now(one, step)]
+        for fault in slow:
+            self._happens(fault, step)
+        return math.prod(one.factor or 1.0 for one in slow)
+
     def stretch(self, step: int, elapsed_s: float, progress: memoryview) -> float:
         """Make a computation that took `elapsed_s` take `factor` times as long; by how much.
 

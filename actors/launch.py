@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ from elastic.core.errors import ElasticError
 from elastic.core.status import Status
 from elastic.core.store import remove_leftovers
 from policies.preemption import Notice
+from policies.preflight import Probe
 
 _NAME_FREE_S = 5.0
 _CLEAR_S = 2.0
@@ -67,6 +69,7 @@ class Host:
         self._watch: NodeWatch | None = None
         self._result = ""
         self._error: BaseException | None = None
+        self._probe: Future[Probe] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(setup, role, number), name=role, daemon=True
         )
@@ -77,7 +80,7 @@ class Host:
             if role == "worker":
                 from actors.worker import WorkerShell
 
-                self._result = WorkerShell(setup, number).run()
+                self._result = WorkerShell(setup, number, self._probe.set_result).run()
             else:
                 if setup.has_nodes:
                     remove_leftovers()  # on the driver's host the driver does so
@@ -102,6 +105,12 @@ class Host:
             self._watch.start()
         address = find_address(self._setup.open_store().path, self._setup.address)
         return address, self._watch.notice()
+
+    def probe(self, wait_s: float = _JOIN_S) -> Probe | None:
+        """What the worker has measured before it connects. None: not yet, ask again."""
+        with contextlib.suppress(TimeoutError):
+            return self._probe.result(wait_s)
+        return None
 
     @ray.method(concurrency_group="short")
     def clear(self) -> None:
@@ -140,6 +149,8 @@ class RayProcesses:
         self._asked: dict[int, Any] = {}
         self._addresses: dict[int, Address] = {}
         self._ending: dict[str, Notice] = {}
+        self._probing: dict[int, Any] = {}
+        self._probes: dict[int, Probe] = {}
         for name in _named(f"{setup.job.name}/{setup.run_id}/"):
             role, number, node = parse_actor_name(name)
             with contextlib.suppress(ValueError), asking():  # it ended meanwhile
@@ -150,6 +161,8 @@ class RayProcesses:
         if self._nodes is not None:
             self._look_around(self._nodes)
             self._nodes.look(num_nodes, former, self._ending)
+        if self._setup.job.workers.preflight is not None:
+            self._look_at_probes()
         waiting = {
             join: (role, number)
             for role, joins in self._joins.items()
@@ -184,6 +197,19 @@ class RayProcesses:
             for ray_id, deadline_ms in drains().items():
                 self._ending[ray_id] = drain_notice(deadline_ms)
 
+    def _look_at_probes(self) -> None:
+        """Ask each worker for its probe until it has answered; none waits for it."""
+        for worker, asked in list(self._probing.items()):
+            if ray.wait([asked], timeout=0, fetch_local=False)[0]:
+                del self._probing[worker]
+                with contextlib.suppress(RayError):  # it died: nobody asks for it any more
+                    probe = ray.get(asked)
+                    if probe is not None:
+                        self._probes[worker] = probe
+        for worker, ended in self._ended["worker"].items():
+            if ended is None and worker not in (*self._probing, *self._probes):
+                self._probing[worker] = self._actors["worker"][worker].probe.remote()
+
     def known(self, role: str) -> Mapping[int, Ended | None]:
         """Every process started so far, by number, and how it had ended at the last look."""
         return self._ended[role]
@@ -215,6 +241,10 @@ class RayProcesses:
             for node, ray_id in ids.items()
             if ray_id in self._ending and ray_id != self._here
         }
+
+    def probes(self) -> Mapping[int, Probe]:
+        """What workers have measured before they connected, as far as they have said so."""
+        return self._probes
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         """Make a generation exist; or return the one of that number that exists already."""

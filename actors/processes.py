@@ -8,6 +8,7 @@ from typing import Protocol
 
 from actors.mesh import Address
 from policies.preemption import Notice
+from policies.preflight import Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class Processes(Protocol):
 
     def ending(self) -> Mapping[int, Notice]:
         """The nodes on other hosts that will be taken away."""
+        ...
+
+    def probes(self) -> Mapping[int, Probe]:
+        """What workers have measured before they connected, as far as they have said so."""
         ...
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING
 from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, importing, nice_to_load, set_nice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from actors.channel import Channel
     from elastic.core.compute import MicroBatches
     from elastic.core.faults import Fault
     from elastic.core.mapped import Slot
     from elastic.core.protocol import worker as protocol
     from elastic.core.protocol.messages import Message
+    from policies.preflight import Probe
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +36,13 @@ _IDLE_S = 0.5
 class WorkerShell:
     """Runs one worker until it is dismissed or its job is gone."""
 
-    def __init__(self, setup: JobSetup, worker: int) -> None:
+    def __init__(
+        self, setup: JobSetup, worker: int, probed: Callable[[Probe], None] = lambda _: None
+    ) -> None:
+        """`probed` is told what was measured before it connects, if `workers.preflight` is set."""
         self._setup = setup
         self._worker = worker
+        self._probed = probed
         self._slot: Slot | None = None
         self._channel: Channel | None = None
         self._pending: protocol.Compute | protocol.Encode | None = None
@@ -52,6 +59,8 @@ class WorkerShell:
         if loader.error is not None:
             raise loader.error
         set_nice(NICE_STEP)
+        if self._setup.job.workers.preflight is not None and not self._exit:
+            self._probe()
         while not self._exit:
             if self._channel is None and not self._reconnect():
                 break
@@ -94,6 +103,15 @@ class WorkerShell:
             self._setup.faults, self._store.path, self._worker, job.seed, self._note
         )
         self._protocol = Worker(self._worker, os.getpid())
+
+    def _probe(self) -> None:
+        """Measure what this worker is fit for. One that is slow from step 0 on shows it here."""
+        from elastic.core.probe import measure
+
+        found = measure(self._compute.device.kind)
+        factor = self._injector.slowness(0)
+        multiply_s, copy_s = found.multiply_s * factor, found.copy_s * factor
+        self._probed(replace(found, multiply_s=multiply_s, copy_s=copy_s))
 
     def _note(self, fault: Fault, step: int) -> None:
         """Tell the event log that a fault happens here."""

@@ -157,7 +157,8 @@ def numbers_line(status: Status) -> Text:
     if status.step_s_median is not None:
         parts.append(("step", f"{status.step_s_median * 1000:.0f} ms"))
     spare = f" + {status.num_spare} spare" if status.num_spare else ""
-    parts.append(("workers", f"{status.num_workers}/{status.target_workers}{spare}"))
+    unfit = f", {status.num_unfit} unfit" if status.num_unfit else ""
+    parts.append(("workers", f"{status.num_workers}/{status.target_workers}{spare}{unfit}"))
     if status.target_nodes > 1:
         parts.append(("nodes", f"{status.num_nodes}/{status.target_nodes}"))
     parts.append(("generation", str(status.generation)))

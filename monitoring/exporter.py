@@ -52,6 +52,7 @@ def values_of(tally: Tally, now: Now) -> dict[str, Values]:
         "workers": {
             ("computing",): status.num_workers,
             ("spare",): status.num_spare,
+            ("unfit",): status.num_unfit,
             ("wanted",): status.target_workers,
         },
         "nodes": _one(status.num_nodes),

@@ -28,7 +28,7 @@ KINDS = tuple(kind.value for kind in Kind)
 LABELS: Mapping[str, int] = {
     "part": len(PARTS),
     "kind": len(KINDS),
-    "state": 3,
+    "state": 4,
     "outcome": 3,
     "worker": NUM_SLOWEST,
     "node": 64,
@@ -69,7 +69,7 @@ OF_A_JOB = (
     Metric(
         "seconds_total", "counter", "Wall time by where it went: the goodput account", ("part",)
     ),
-    Metric("workers", "gauge", "Workers: computing, spare, wanted", ("state",)),
+    Metric("workers", "gauge", "Workers: computing, spare, unfit, wanted", ("state",)),
     Metric("nodes", "gauge", "Nodes that take part in the step"),
     Metric("generation", "gauge", "Version of the membership"),
     Metric("departures_total", "counter", "Workers lost without being asked to go", ("node",)),

@@ -88,6 +88,10 @@ class Workers(_Section):
     """Threads of one worker. Part of the job: another number may round differently."""
     spare: int = Field(default=1, ge=0, le=MAX_WORKERS)
     """Warm workers kept ready, so that a replacement computes at once."""
+    preflight: float | None = Field(default=None, gt=1)
+    """Each worker multiplies matrices and copies memory for a tenth of a second before it computes.
+    One that takes so many times as long as the median of all is left out, while there are `min`
+    others: 2, say. null: nobody is probed."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Workers:

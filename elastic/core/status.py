@@ -41,6 +41,8 @@ class Status:
     """Workers that compute now."""
     num_spare: int = 0
     """Warm workers that wait."""
+    num_unfit: int = 0
+    """Workers that are left out: see `workers.preflight`."""
     target_workers: int = 0
     num_nodes: int = 1
     """Hosts that take part."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from elastic.core.config import load_job
 from elastic.core.runs import RunFolder
 from elastic.result import Result
 from tests.integration.support import (
@@ -46,6 +47,34 @@ def test_a_worker_that_stops_in_the_middle_is_named_within_three_steps(tmp_path:
     assert "hang outside communication" in [
         one["verdict"]["kind"] for one in told(result, "verdict_ended")
     ]
+
+
+def test_a_worker_that_is_not_fit_is_named_and_left_out(
+    undisturbed: Outcome, tmp_path: Path
+) -> None:
+    """The limit is wide and the worker far slower: the tests run on busy machines."""
+    slow = {"do": "slow", "at": {"step": 0}, "target": "worker-1", "factor": 1000.0}
+    faults = write_faults(tmp_path / "faults.yaml", [slow])
+    workers = {"start": 3, "max": 4, "spare": 0, "preflight": 30.0}
+    job = make_job("unfit", steps=40).model_dump(mode="json") | {"workers": workers}
+    result = run_job(load_job(job), run_dir=tmp_path / "run", faults=faults)
+    check_faults_fired(result, faults)
+    assert outcome(result) == undisturbed
+    (unfit,) = told(result, "worker_unfit")
+    assert unfit["worker"] == 1
+    assert "times the fleet's median (workers.preflight 30)" in unfit["reason"]
+    steps = RunFolder(tmp_path / "run").read_metrics()
+    assert {worker for one in steps for worker, *_ in one["work"]} == {0, 2}
+
+
+def test_a_worker_that_is_not_fit_computes_where_there_are_too_few(tmp_path: Path) -> None:
+    slow = {"do": "slow", "at": {"step": 0}, "target": "worker-1", "factor": 1000.0}
+    faults = write_faults(tmp_path / "faults.yaml", [slow])
+    workers = {"start": 2, "min": 2, "max": 2, "spare": 0, "preflight": 30.0}
+    job = make_job("needed", steps=4).model_dump(mode="json") | {"workers": workers}
+    result = run_job(load_job(job), run_dir=tmp_path / "run", faults=faults)
+    assert [one["worker"] for one in told(result, "worker_unfit")] == [1]
+    assert {one["worker"] for one in told(result, "worker_joined")} == {0, 1}
 
 
 def test_a_worker_that_flips_bits_is_named_and_nothing_of_it_counts(

@@ -26,6 +26,7 @@ class World:
         self.is_slow = False
         """A node that joins does not get there."""
         self.now_s = 0.0
+        self.unfit: frozenset[int] = frozenset()
         self.silent: set[int] = set()
         """Nodes whose aggregators still start."""
         self.nodes = set(nodes)
@@ -54,6 +55,7 @@ class World:
             dict.fromkeys(sorted(present), 2),
             others=others,
             homes=self.homes,
+            unfit=self.unfit,
         )
         actions = self.coordinator.decide(view)
         self.notes += only(coord.Note, actions)
@@ -204,6 +206,17 @@ def host_comes(*, workers: int = 4, is_slow: bool = True, spare: int = 0) -> Wor
     world.step, world.is_slow = 5, is_slow
     world.nodes.add(1)
     return world
+
+
+@pytest.mark.parametrize(("least", "members"), [(1, (0, 2)), (3, (0, 2, 1))])
+def test_who_is_unfit_becomes_no_member_while_there_are_enough(
+    least: int, members: tuple[int, ...]
+) -> None:
+    world = World(0, workers=3, min_workers=least)
+    world.unfit = frozenset({1})
+    world.settle()
+    assert world.told.members == members
+    assert len(world.lives) == 3, "it is left as it is: another one there would do no better"
 
 
 def test_on_an_avoided_node_nothing_is_started_while_there_are_others() -> None:

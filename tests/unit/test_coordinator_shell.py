@@ -28,6 +28,7 @@ from elastic.core.protocol.handshake import Credentials
 from elastic.core.protocol.messages import Admit, Membership, Report, Stop
 from elastic.core.runs import RunFolder
 from policies.preemption import Notice
+from policies.preflight import Probe
 from tests.fake_steps import NUM_WORKERS, event, healthy, step_line
 
 STEP_S = 10.0
@@ -52,6 +53,9 @@ class NoProcesses:
         return {}
 
     def ending(self) -> Mapping[int, Notice]:
+        return {}
+
+    def probes(self) -> Mapping[int, Probe]:
         return {}
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:

@@ -41,6 +41,8 @@ class View:
     """What the nodes say that do not lead, as far as they can be reached."""
     homes: Mapping[int, int] = field(default_factory=dict)
     """The nodes of workers; 0 where none is named."""
+    unfit: frozenset[int] = frozenset()
+    """Workers that become members only where there would be too few without them."""
 
     def home(self, worker: int) -> int:
         return self.homes.get(worker, 0)
@@ -380,6 +382,9 @@ class Coordinator:
             if worker not in members and worker not in leaving and worker not in self._gone
             if view.home(worker) in self._staying
         ]
+        fit = [worker for worker in spare if worker not in view.unfit]
+        num_lacking = max(0, self.limits.min_workers - len(members) - len(fit))
+        spare = fit + [worker for worker in spare if worker in view.unfit][:num_lacking]
         is_new = report.step == self.limits.first_step and not now.members
         if is_new and self._waits_for_nodes(view):
             return

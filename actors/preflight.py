@@ -1,0 +1,65 @@
+"""Lets nobody become a member who was not probed, and says who is unfit.
+
+Part of the coordinator's turn. Remembers nothing that processes do not say again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import replace
+
+from elastic.core.protocol.messages import Report
+from policies.preflight import Fitness, Probe
+
+PATIENCE_S = 10.0
+"""Nobody is waited for longer, whose probe, or whose peers', does not come."""
+
+
+class Preflight:
+    """Of one job.
+
+    Args:
+        limit: `workers.preflight`; None: everybody is fit.
+        told: of each unfit worker, once: the worker, and why.
+    """
+
+    def __init__(self, limit: float | None, told: Callable[[int, str], None]) -> None:
+        self._policy = None if limit is None else Fitness(limit=limit)
+        self._told = told
+        self._since_s: dict[int, float] = {}
+        self._named: set[int] = set()
+        self.unfit: frozenset[int] = frozenset()
+        """Replaced, never changed."""
+
+    def judge(
+        self,
+        report: Report | None,
+        probes: Mapping[int, Probe],
+        living: Set[int],
+        *,
+        members: Collection[int],
+        target: int,
+        now_s: float,
+    ) -> Report | None:
+        """The report without those who connect, but are not judged yet.
+
+        The job begins once `target` workers are probed, or all that live: a median needs others.
+        """
+        if self._policy is None or report is None:
+            return report
+        known = {worker: probe for worker, probe in probes.items() if worker in living}
+        unfit = self._policy.decide(known)
+        self.unfit = frozenset(unfit)
+        is_early = not members and len(known) < target and not known.keys() >= living
+        self._since_s = {one: self._since_s.get(one, now_s) for one in report.connected}
+        waiting = {
+            worker
+            for worker, since_s in self._since_s.items()
+            if worker not in members and (is_early or worker not in known)
+            if now_s - since_s < PATIENCE_S
+        }
+        for worker in sorted(self.unfit & {*report.connected} - waiting - self._named):
+            self._named.add(worker)
+            self._told(worker, unfit[worker])
+        connected = tuple(one for one in report.connected if one not in waiting)
+        return replace(report, connected=connected)
