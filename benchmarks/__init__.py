@@ -8,4 +8,5 @@ straggler_runs the same on real workers with recorded delays, beside what is sim
 cluster    what many nodes cost: the exchange between them beside gloo
 chaos      random schedules of faults; every run must end with the same bits
 table      the newest results as a table for the README
+peers      side by side with DDP, torchrun, TorchFT and Ray Train, under the same faults
 """

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -68,24 +70,37 @@ def sleeps(label: str, rank: int, num_ranks: int, step: int, sleep_rank: int = S
 class Rank:
     """One rank: the model in its wrapper, the optimizer, and its share of every batch."""
 
-    def __init__(self, job: JobConfig, task: Task) -> None:
-        self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+    def __init__(
+        self,
+        job: JobConfig,
+        task: Task,
+        *,
+        rank: int,
+        num_ranks: int,
+        wrap: Callable[[nn.Module], Any] = DistributedDataParallel,
+        wrap_optimizer: Callable[[torch.optim.Optimizer], Any] = lambda optimizer: optimizer,
+    ) -> None:
+        self.rank, self.num_ranks = rank, num_ranks
         self._job, self._task = job, task
         seed_generators(derive_key("model", job.seed))
         self.model = task.model()
-        self.optimizer = task.optimizer(list(self.model.named_parameters()))
+        self._wrapped = wrap(self.model)
+        self.optimizer = wrap_optimizer(task.optimizer(list(self.model.named_parameters())))
         self._lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._schedule: Callable[[int], float] = getattr(task, "schedule", lambda step: 1.0)
-        self._wrapped = DistributedDataParallel(self.model)
         self._dataset = task.dataset()
         self._stream = sample_stream(job, self._dataset)
-        batch = job.batch
-        self._share = batch.micro_batches * batch.micro_batch_size // self.num_ranks
+        self._batch = job.batch.micro_batches * job.batch.micro_batch_size
+        self._share = self._batch // self.num_ranks
+
+    def samples(self, step: int) -> npt.NDArray[np.int64]:
+        """The indices of this rank's share of a step's batch, shape (share,)."""
+        begin = step * self._batch + self.rank * self._share
+        return self._stream.training(np.arange(begin, begin + self._share, dtype=np.int64))
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns the mean loss of this rank's samples."""
-        indices = self._stream.micro_batch(step, self.rank, self.num_ranks, self._share)
-        windows = self._dataset.fetch(indices)
+        windows = self._dataset.fetch(self.samples(step))
         for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * self._schedule(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -172,7 +187,8 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group("gloo")
     job = load_job(JOB, [f"task_args.size={options.size}"])
-    rank = Rank(job, load_task(job.task, job.task_args))
+    task = load_task(job.task, job.task_args)
+    rank = Rank(job, task, rank=dist.get_rank(), num_ranks=dist.get_world_size())
 
     def emit(line: dict[str, Any]) -> None:
         with options.out.open("a", encoding="utf-8") as file:

@@ -1,0 +1,145 @@
+"""Makes the whole table: every scenario on every system, in turn, again and again.
+
+    benchmarks/peers/run [--quick] [--size 10m] [--systems ddp,ours] [--scenarios steady,faults]
+
+Resumable: a run whose JSON is in the output folder already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import record
+from benchmarks.ddp import JOB
+from benchmarks.jobs import say
+from benchmarks.peers import plots, report, scenarios
+from benchmarks.peers.driver import Driver, NotStartedError, Run, read_run
+from benchmarks.peers.settings import SIZES, THREADS, Settings
+from benchmarks.peers.systems import SYSTEMS, System
+from elastic.core.config import load_job
+from elastic.core.task import load_task
+
+OUT = Path("runs/peers")
+DEFAULT_SYSTEMS = ("ddp", "torchrun", "torchft", "torchft-tuned", "ray", "ours", "ours-fine")
+CHECKPOINTED = ("torchrun", "ray", "ray-elastic")
+"""Begin again from a checkpoint; the others need none for the faults here."""
+BATCH: Mapping[str, int] = {"small": 32, "10m": 16}
+FINE = 2
+"""Micro-batches for each worker of `ours-fine`."""
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--size", choices=SIZES, default="10m", help="0.85M or 10M parameters")
+    parser.add_argument("--systems", default=",".join(DEFAULT_SYSTEMS))
+    parser.add_argument("--scenarios", default="steady,faults,storm,changes")
+    parser.add_argument("--repeats", type=int, default=None, help="default: by scenario")
+    parser.add_argument("--quick", action="store_true", help="everything once")
+    parser.add_argument("--batch", type=int, default=None, help="samples in a step")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--checkpoint-every", type=int, default=10, help="steps, of restarters")
+    parser.add_argument("--storm-s", type=float, default=120.0, help="length of the storm")
+    parser.add_argument("--out", type=Path, default=None, help=f"default: {OUT}/SIZE")
+    options = parser.parse_args(words)
+    for name, known in (("systems", set(SYSTEMS)), ("scenarios", set(scenarios.make("small")))):
+        chosen = getattr(options, name).split(",")
+        if not set(chosen) <= known:
+            parser.error(f"--{name}: got {','.join(chosen)}; allowed are {', '.join(known)}")
+        setattr(options, name, chosen)
+    options.batch = options.batch or BATCH[options.size]
+    options.out = (options.out or OUT / options.size).absolute()
+    return options
+
+
+def settings_of(options: argparse.Namespace, system: str, folder: Path) -> Settings:
+    """What a run of this system is."""
+    return Settings(
+        system=system,
+        size=options.size,
+        batch=options.batch,
+        num_workers=options.workers,
+        folder=str(folder),
+        checkpoint_every=options.checkpoint_every if system in CHECKPOINTED else 0,
+        micro_batches=options.workers * FINE if system == "ours-fine" else 0,
+        variables={},
+    )
+
+
+def run_all(options: argparse.Namespace) -> list[str]:
+    """All runs that are not there yet. Returns what failed, in words."""
+    failed = []
+    known = scenarios.make(options.size, storm_s=options.storm_s)
+    for scenario in (known[one] for one in options.scenarios):
+        repeats = options.repeats or (1 if options.quick else scenario.repeats)
+        for repeat in range(repeats):
+            for system in options.systems:
+                name = f"{scenario.name}-{repeat}-{system}"
+                file = options.out / f"{name}.json"
+                if file.exists():
+                    continue
+                say(f"{time.strftime('%H:%M:%S')} {name}")
+                try:
+                    one(options, system, scenario, repeat).write(file)
+                except NotStartedError as error:
+                    failed.append(str(error))
+                    say(f"  {error}")
+    return failed
+
+
+def one(options: argparse.Namespace, system: str, scenario: scenarios.Scenario, repeat: int) -> Run:
+    """One run; its logs are kept only if it fails."""
+
+    def make(launch: int) -> System:
+        folder = options.out / f"p{os.getpid()}-{scenario.name}-{repeat}-{system}-{launch}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folders.append(folder)
+        return SYSTEMS[system](settings_of(options, system, folder))
+
+    folders: list[Path] = []
+    config = {"size": options.size, "batch": options.batch, "workers": options.workers}
+    config |= {"checkpoint_every": options.checkpoint_every}
+    run = Run(system=system, scenario=scenario.name, repeat=repeat, config=config)
+    run = Driver(run, scenario, make).drive()
+    for folder in folders:
+        shutil.rmtree(folder)
+    return run
+
+
+def main() -> int:
+    """Run what is missing, then write the table. 1 if a system failed to start."""
+    options = parse()
+    begin_s = time.monotonic()
+    job = load_job(JOB)
+    load_task(job.task, job.task_args).dataset()  # written once, before anybody needs it
+    failed = run_all(options)
+    say(f"{time.monotonic() - begin_s:.0f} s")
+    print(hand_over(options, failed))
+    return 1 if failed else 0
+
+
+def hand_over(options: argparse.Namespace, failed: Sequence[str]) -> str:
+    """Write the table, the pictures and what they were measured on; returns the table."""
+    runs = report.Runs(read_run(file) for file in sorted(options.out.glob("*-*-*.json")))
+    machine, job = record.hardware(), f"{options.workers} workers of {THREADS} thread"
+    heading = (
+        f"{machine['cpu_model']}, {machine['cores']} cores, {record.commit()[:12]},"
+        f" {time.strftime('%Y-%m-%d')}; {options.size}, {job}, batch of {options.batch};"
+        " median (lowest to highest) of the repeats; a peer that is better than ours is bold.\n"
+    )
+    missing = "".join(f"\nNot run: {one}\n" for one in failed)
+    table = f"{heading}\n{report.render(runs)}{missing}"
+    (options.out / "table.md").write_text(table, encoding="utf-8")
+    for file in plots.draw(runs, options.out):
+        say(f"written: {file}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What happens in a run, and when: phases one after the other, each with at most one fault.
+
+Only describes; seconds are the same for every system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.peers.faults import Fault, Kill, KillEvery, Notice, Slow, SlowAtRandom, Stop
+
+VICTIM, SECOND = 1, 2
+STOP_S = 30.0
+STORM_PAUSE_S = 30.0
+RANDOM_SHARE = 0.2
+GRACE_S = 5.0
+SLOT_S: Mapping[str, float] = {"small": 0.15, "10m": 1.0}
+"""How long a random worker is frozen at once: about a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A part of a run."""
+
+    name: str
+    title: str
+    lasts_s: float
+    fault: Fault | Literal["join", "controller"] | None = None
+    """What happens at its beginning."""
+    limit_s: float | None = None
+    """It lasts on, until the system trains with all its workers again, up to this; None: no
+    longer than `lasts_s`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Phases of one run; it begins when the system has settled."""
+
+    name: str
+    phases: tuple[Phase, ...]
+    repeats: int
+    """How often the whole table runs it on each system."""
+
+
+def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
+    """All scenarios, for a size of the model."""
+    dice = SlowAtRandom(probability=RANDOM_SHARE, slot_s=SLOT_S[size])
+    found = (
+        Scenario(
+            name="steady",
+            repeats=3,
+            phases=(
+                Phase(name="calm", title="no fault", lasts_s=15),
+                Phase(
+                    name="slow",
+                    title="one worker frozen half of the time",
+                    lasts_s=12,
+                    fault=Slow(worker=VICTIM),
+                ),
+                Phase(
+                    name="random",
+                    title="a random worker frozen for a step's time in 20 % of the time",
+                    lasts_s=18,
+                    fault=dice,
+                ),
+            ),
+        ),
+        Scenario(
+            name="faults",
+            repeats=2,
+            phases=(
+                Phase(name="calm", title="no fault", lasts_s=8),
+                Phase(
+                    name="kill",
+                    title="SIGKILL to one of 4",
+                    lasts_s=10,
+                    limit_s=90,
+                    fault=Kill(workers=(VICTIM,)),
+                ),
+                Phase(
+                    name="kill-2",
+                    title="SIGKILL to 2 of 4",
+                    lasts_s=10,
+                    limit_s=90,
+                    fault=Kill(workers=(VICTIM, SECOND)),
+                ),
+                Phase(
+                    name="stop",
+                    title=f"SIGSTOP to one for {STOP_S:.0f} s",
+                    lasts_s=STOP_S + 6,
+                    limit_s=90,
+                    fault=Stop(worker=VICTIM, for_s=STOP_S),
+                ),
+            ),
+        ),
+        Scenario(
+            name="storm",
+            repeats=1,
+            phases=(
+                Phase(name="calm", title="no fault", lasts_s=8),
+                Phase(
+                    name="storm",
+                    title=f"SIGKILL to one every {STORM_PAUSE_S:.0f} s, {storm_s:.0f} s long",
+                    lasts_s=storm_s,
+                    fault=KillEvery(pause_s=STORM_PAUSE_S),
+                ),
+            ),
+        ),
+        Scenario(
+            name="changes",
+            repeats=1,
+            phases=(
+                Phase(name="calm", title="no fault", lasts_s=8),
+                Phase(
+                    name="notice",
+                    title=f"SIGTERM to one, SIGKILL {GRACE_S:.0f} s later",
+                    lasts_s=15,
+                    limit_s=90,
+                    fault=Notice(worker=VICTIM, grace_s=GRACE_S),
+                ),
+                Phase(name="join", title="a worker joins", lasts_s=15, fault="join"),
+                Phase(
+                    name="controller",
+                    title="SIGKILL to the controller",
+                    lasts_s=12,
+                    fault="controller",
+                ),
+            ),
+        ),
+    )
+    return {one.name: one for one in found}
