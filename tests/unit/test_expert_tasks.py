@@ -222,9 +222,10 @@ def test_the_drawn_expert_comes_in_proportion() -> None:
     np.testing.assert_allclose(drawn, p_BK[0], atol=0.02)
 
 
-def test_the_example_is_valid() -> None:
+@pytest.mark.parametrize("name", ["digits_experts", "stdlib_experts"])
+def test_the_examples_are_valid(name: str) -> None:
     root = Path(__file__).parents[2]
-    config = load_experts(root / "examples" / "digits_experts" / "experts.yaml", ["seeds=[0,1]"])
+    config = load_experts(root / "examples" / name / "experts.yaml", ["seeds=[0,1]"])
     assert config.partition.num_experts == 4
     assert config.seeds == [0, 1]
 
