@@ -152,8 +152,9 @@ class ExpertsConfig(_Section):
     """Also train experts on subsets drawn by lot: what routing can gain from nothing."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Each is a repetition of all training; five give intervals worth the name."""
-    ema_decay: float | None = Field(default=0.999, gt=0, lt=1)
-    """Average of the parameters over the steps, which is what is used; null: the last ones."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = "auto"
+    """Average of the parameters over the steps, which is what is used; auto: over about the last
+    tenth of each job's steps, so that nothing is left of the first ones; null: the last ones."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Of the whole gradient."""
     islands: Islands = Islands()

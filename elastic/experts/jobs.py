@@ -106,11 +106,18 @@ def plan(config: ExpertsConfig, role: str, seed: int) -> Planned:
             "workers": _workers(config.islands.workers),
             "standby": config.islands.workers > 1,
             "clip_norm": config.clip_norm,
-            "ema": {"decay": config.ema_decay} if config.ema_decay else None,
+            "ema": _average(config, steps),
             "checkpoint": {"every": config.islands.checkpoint_every, "keep_last": 2},
         }
     )
     return Planned(role, seed, job, config.root.absolute() / "runs" / f"{role}-{seed}")
+
+
+def _average(config: ExpertsConfig, steps: int) -> dict[str, float] | None:
+    if config.ema_decay is None:
+        return None
+    decay = config.ema_decay
+    return {"decay": max(0.5, 1 - 10 / steps) if decay == "auto" else decay}
 
 
 def monolith_steps(config: ExpertsConfig) -> int:

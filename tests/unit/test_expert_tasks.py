@@ -128,6 +128,17 @@ def test_every_job_has_its_own_name_seed_and_folder(make: Callable[..., ExpertsC
         assert len(values) == len(jobs)
 
 
+@pytest.mark.parametrize(("given", "kept"), [("auto", 10 / 60), (0.9, 0.1), (None, None)])
+def test_nothing_of_the_first_step_is_left_in_the_average(
+    given: float | str | None, kept: float | None, make: Callable[..., ExpertsConfig]
+) -> None:
+    job = plan(make("flow", ema_decay=given), "expert-0", 0).job
+    assert (job.ema and 1 - job.ema.decay) == pytest.approx(kept)
+    if given == "auto":
+        assert job.ema is not None
+        assert job.ema.decay**job.steps < 1e-4
+
+
 def test_subsets_say_where_each_sample_is_from() -> None:
     parts = [ArrayRows(x=torch.arange(3)), ArrayRows(x=torch.arange(10, 14))]
     rows, subset = Subsets(parts).fetch(np.array([6, 0, 3, 2]))
