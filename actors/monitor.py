@@ -147,7 +147,8 @@ class Monitor:
         now = self._now()
         with self._lock:
             self._read(now)
-            return values_of(self._tally, now)
+            links = [] if self._detector is None else self._detector.links()
+            return values_of(self._tally, now, links)
 
     def _read(self, now: Now, *, most_steps: int | None = None) -> None:
         """Take in what was written since. What a line tells of was written before it: so files are

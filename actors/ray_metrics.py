@@ -36,7 +36,7 @@ class RayMetrics:
         """Hand over what a scrape would read now; `values` as `monitoring.exporter` has them."""
         for metric in OF_A_JOB:
             value = values[metric.name]
-            if value is None or metric.kind == "info" or "worker" in metric.labels:
+            if value is None or metric.kind == "info" or {"worker", "sender"} & set(metric.labels):
                 continue
             if isinstance(value, Histogram):
                 self._count(metric, f"{metric.full_name}_sum", {(): value.sum_s})

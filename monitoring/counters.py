@@ -5,6 +5,8 @@ A counter that went back began anew: its process was replaced. Decides nothing.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from elastic.core.protocol.messages import HostCount, LinkCount, Pulse
@@ -12,6 +14,17 @@ from policies.signals import Hosts, Transfers
 
 _MIN_S = 0.4
 """A look at a host sooner after the last one says little: its counters are read now and then."""
+
+
+class LinkTotal(NamedTuple):
+    """What went from one node to another: how long bytes were on their way, and how long the
+    receiver waited for the rest of a message."""
+
+    sender: int
+    receiver: int
+    sent: int
+    busy_s: float
+    wait_s: float
 
 
 class Counters:
@@ -30,6 +43,22 @@ class Counters:
         if pulse.host is not None:
             self._hosts[pulse.node] = pulse.host
             self._hosts_before.setdefault(pulse.node, pulse.host)
+
+    def links(self, num: int) -> list[LinkTotal]:
+        """So many of them, since each was opened: those that take longest for a byte."""
+        counts = dict(self._links)  # at one stroke: it may be asked by any thread
+        found = [
+            LinkTotal(
+                sender,
+                receiver,
+                one.sent,
+                one.busy_s,
+                counts.get((receiver, sender), LinkCount(sender)).receive_wait_s,
+            )
+            for (sender, receiver), one in counts.items()
+        ]
+        found.sort(key=lambda one: one.busy_s / max(one.sent, 1), reverse=True)
+        return sorted(found[:num])
 
     def transfers(self) -> Transfers | None:
         """What went over each link since the last call; None if nothing is known of any.

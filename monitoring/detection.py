@@ -13,7 +13,8 @@ import numpy as np
 
 from elastic.core.protocol.messages import Pulse
 from monitoring.account import GONE, Done, done_of
-from monitoring.counters import Counters
+from monitoring.counters import Counters, LinkTotal
+from monitoring.metrics import NUM_LINKS
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
 from policies.flapping import Departure, DeparturesView, Flapping
@@ -60,6 +61,10 @@ class Detector:
     def take(self, pulse: Pulse) -> None:
         """Take in what a node counts."""
         self._counters.take(pulse)
+
+    def links(self) -> list[LinkTotal]:
+        """What went over links, as far as they have series of their own. Asked by any thread."""
+        return self._counters.links(NUM_LINKS)
 
     def join(self, *, is_joining: bool) -> None:
         """Whether a node joins now. What was added since the last call is taken to be of now."""

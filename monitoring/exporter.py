@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -26,6 +26,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from monitoring.account import PARTS
+from monitoring.counters import LinkTotal
 from monitoring.metrics import KINDS, LABELS, NUM_SLOWEST, OF_A_JOB, SECONDS, Metric
 from monitoring.tally import Histogram, Now, Tally
 
@@ -36,7 +37,7 @@ Values = Mapping[Labels, float] | Histogram | None
 """By the values of the metric's labels; None: there is nothing to tell yet."""
 
 
-def values_of(tally: Tally, now: Now) -> dict[str, Values]:
+def values_of(tally: Tally, now: Now, links: Sequence[LinkTotal] = ()) -> dict[str, Values]:
     """What each metric of a job reads, by its name in the table."""
     status, newest = now.status, tally.newest or {}
     departures = Counter(dict.fromkeys((0, *now.node_of.values()), 0))
@@ -70,6 +71,9 @@ def values_of(tally: Tally, now: Now) -> dict[str, Values]:
         "verdicts_open": {(kind,): held[kind] for kind in KINDS},
         "verdicts_total": {(kind,): tally.num_verdicts[kind] for kind in KINDS},
         "pace_ratio": {(str(one),): pace for one, pace in tally.slowest(NUM_SLOWEST)},
+        "link_sent_bytes_total": _of_links({one: one.sent for one in links}),
+        "link_busy_seconds_total": _of_links({one: one.busy_s for one in links}),
+        "link_wait_seconds_total": _of_links({one: one.wait_s for one in links}),
         "replicas": _one(now.replicas),
         "replicas_wanted": _one(now.replicas_wanted),
         "checkpoint_timestamp_seconds": _one(tally.newest_checkpoint_s),
@@ -80,6 +84,11 @@ def values_of(tally: Tally, now: Now) -> dict[str, Values]:
 def _one(value: float | None) -> Values:
     """Of a metric without labels."""
     return None if value is None else {(): float(value)}
+
+
+def _of_links(values: Mapping[LinkTotal, float]) -> Values:
+    """By both ends; a job on one host has no links."""
+    return {(str(one.sender), str(one.receiver)): value for one, value in values.items()} or None
 
 
 def family(metric: Metric, values: Values) -> Family | None:

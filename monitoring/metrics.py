@@ -16,6 +16,8 @@ from policies.verdicts import Kind
 PREFIX = "elastic_"
 NUM_SLOWEST = 32
 """So many workers have series of their own: the slowest ones."""
+NUM_LINKS = 32
+"""So many links have: those that take longest for a byte. Up to six hosts have no more."""
 
 SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
@@ -34,6 +36,8 @@ LABELS: Mapping[str, int] = {
     "node": 64,
     "expert": 64,
     "version": 1,
+    "sender": NUM_LINKS,
+    "receiver": 1,  # for each of these senders
 }
 """How many values each label has at most; `job` labels everything, one exporter has one job."""
 
@@ -86,6 +90,24 @@ OF_A_JOB = (
     Metric("verdicts_total", "counter", "Verdicts that began", ("kind",)),
     Metric(
         "pace_ratio", "gauge", "Pace of the slowest workers over their role's median", ("worker",)
+    ),
+    Metric(
+        "link_sent_bytes_total",
+        "counter",
+        "Bytes that a link's receiver has acknowledged",
+        ("sender", "receiver"),
+    ),
+    Metric(
+        "link_busy_seconds_total",
+        "counter",
+        "Time in which bytes were on their way over a link",
+        ("sender", "receiver"),
+    ),
+    Metric(
+        "link_wait_seconds_total",
+        "counter",
+        "Time in which a link's receiver waited for the rest of a message",
+        ("sender", "receiver"),
     ),
     Metric("replicas", "gauge", "Copies of the chunk that has fewest"),
     Metric("replicas_wanted", "gauge", "Copies that every chunk should have"),

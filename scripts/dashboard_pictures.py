@@ -86,6 +86,8 @@ def written(value: float, unit: str) -> str:
         return f"{100 * value:.1f} %"
     if unit == "s":
         return f"{1000 * value:.0f} ms" if abs(value) < 1 else f"{value:.1f} s"
+    if unit == "Bps":
+        return f"{value / 1e6:.2f} MB/s"
     if unit == "ops":
         return f"{value:.2f}/s" if value < 100 else f"{value:.0f}/s"
     return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"

@@ -16,6 +16,7 @@ from monitoring.dashboards.panels import (
 from monitoring.dashboards.queries import (
     more,
     of,
+    rate,
 )
 
 
@@ -94,6 +95,35 @@ def workers() -> Json:
             ),
         ],
     ]
+    ends = "sender, receiver"
+    of_bytes = rate("link_sent_bytes_total", ends)
+    busy, wait = (rate(f"link_{one}_seconds_total", ends) for one in ("busy", "wait"))
+    arrow = "{{sender}} to {{receiver}}"
+    rows.append(
+        [
+            curves(
+                "Sent over links",
+                "By nodes; a job on one host has no links.",
+                "Bps",
+                Query(of_bytes, arrow),
+                width=8,
+            ),
+            curves(
+                "Time for a megabyte",
+                "In which bytes of a link were on their way: what verdicts on links compare.",
+                "s",
+                Query(f"1e6 * {busy} / {of_bytes}", arrow),
+                width=8,
+            ),
+            curves(
+                "Waiting for the rest of a message",
+                "Share of the time in which a link's receiver did.",
+                "percentunit",
+                Query(wait, arrow),
+                width=8,
+            ),
+        ]
+    )
     return dashboard(
         "elastic-workers",
         "Elastic: workers",

@@ -1,10 +1,15 @@
-"""Steering has drained a host: it leaves, stays away, and comes back once a person undoes it."""
+"""Steering has drained a host: it leaves, stays away, and comes back once a person undoes it.
+
+And what the links of these hosts carry is told to Prometheus.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -34,11 +39,26 @@ def last(job: HostJob, kind: str) -> dict[str, Any]:
     return [one for one in job.run.read_events() if one["kind"] == kind][-1]
 
 
+def scraped(bed: Testbed, job: HostJob) -> dict[str, float]:
+    """What the job tells Prometheus now, by series."""
+    (told,) = json.loads(job.run.prometheus_json.read_text())
+    look = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    done = bed.run(HEAD, "python", "-c", look, f"http://{told['targets'][0]}/metrics")
+    assert done.returncode == 0, done.stderr
+    lines = [one.rpartition(" ") for one in done.stdout.splitlines() if one[:1] not in ("#", "")]
+    return {series: float(value) for series, _, value in lines}
+
+
 def test_a_drained_host_stays_away_until_a_person_undoes_it(bed: Testbed) -> None:
     """Also where the coordinator that did it is gone: its successor finds it in the run folder."""
     nodes = {"min": 1, "max": 3}
     job = HostJob(bed, make_job("drained", workers=3, steps=100_000, nodes=nodes))
     job.settle()
+    told = scraped(bed, job)
+    for pair in permutations(range(3), 2):
+        ends = 'receiver="{1}",sender="{0}"'.format(*pair)
+        assert told[f"elastic_link_sent_bytes_total{{{ends}}}"] > 0
+        assert told[f"elastic_link_busy_seconds_total{{{ends}}}"] > 0
     begin_s = time.time()
     taken = Taken(begin_s, Remedy.DRAIN, Node(2), Kind.SLOW_SENDER, num_workers=1)
     job.run.tell(STEERED, "drain node 2: it is slow", action=action_fields(taken))

@@ -58,7 +58,7 @@ PANEL = {
                     "type": "object",
                     "required": ["unit", "thresholds"],
                     "properties": {
-                        "unit": {"enum": ["short", "s", "percentunit", "ops"]},
+                        "unit": {"enum": ["short", "s", "percentunit", "ops", "Bps"]},
                         "thresholds": {
                             "properties": {"steps": {"type": "array", "minItems": 1}},
                             "required": ["mode", "steps"],

@@ -19,10 +19,12 @@ from actors.monitor import Monitor
 from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
+from elastic.core.protocol.messages import LinkCount, Pulse
 from elastic.core.runs import RunFolder
 from elastic.core.status import Status
+from monitoring.counters import Counters, LinkTotal
 from monitoring.exporter import registry_of, values_of
-from monitoring.metrics import NUM_SLOWEST, OF_A_JOB, num_series
+from monitoring.metrics import NUM_LINKS, NUM_SLOWEST, OF_A_JOB, num_series
 from monitoring.tally import Now, Tally
 from tests.fake_run import FAULTS, FakeRun
 from tests.fake_steps import event, healthy, step_line
@@ -36,9 +38,12 @@ def now(**more: Any) -> Now:
     return Now(status=status, node_of={0: 0, 3: 1}, replicas=2, replicas_wanted=2)
 
 
+LINKS = [LinkTotal(0, 1, 5000, 2.0, 0.5), LinkTotal(1, 0, 7000, 3.0, 0.25)]
+
+
 def scraped(tally: Tally, at: Now) -> dict[str, Any]:
     """Families by name, through the text that Prometheus reads."""
-    text = generate_latest(registry_of(lambda: values_of(tally, at))).decode()
+    text = generate_latest(registry_of(lambda: values_of(tally, at, LINKS))).decode()
     return {one.name: one for one in parsed(text)}
 
 
@@ -82,6 +87,9 @@ def test_each_metric_of_the_table_has_its_type_labels_and_value(fake: FakeRun) -
     assert len(families) == len(OF_A_JOB)
     assert value(families, "steps", "_total") == 120
     assert value(families, "samples", "_total") == 120 * 32
+    assert value(families, "link_sent_bytes", "_total", sender="0", receiver="1") == 5000
+    assert value(families, "link_busy_seconds", "_total", sender="1") == 3
+    assert value(families, "link_wait_seconds", "_total", sender="1") == 0.25
     assert value(families, "step_seconds", "_count") == 120
     assert value(families, "step_seconds", "_sum") == pytest.approx(
         sum(one["step_s"] for one in metrics)
@@ -177,13 +185,20 @@ def large(num_workers: int, num_steps: int) -> list[dict[str, Any]]:
 def test_a_scrape_of_1000_workers_is_quick_and_has_few_series() -> None:
     tally = Tally({})
     tally.take(steps=large(1000, 20), events=[], evaluations=[])
-    registry = registry_of(lambda: values_of(tally, now()))
+    counters = Counters()
+    for node in range(20):
+        links = [LinkCount(peer, 10_000, node + 1.0) for peer in range(20) if peer != node]
+        counters.take(Pulse(node, 0, links=tuple(links)))
+    registry = registry_of(lambda: values_of(tally, now(), counters.links(NUM_LINKS)))
     begun_s = time.thread_time()  # whatever else runs here
     text = generate_latest(registry).decode()
     took_s = time.thread_time() - begun_s
     samples = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(samples) <= num_series()
     assert sum("elastic_pace_ratio" in one for one in samples) == NUM_SLOWEST
+    busy = [one for one in samples if "elastic_link_busy" in one]
+    assert len(busy) == NUM_LINKS
+    assert all('sender="19"' in one or 'sender="18"' in one for one in busy), "the slowest"
     assert took_s < 0.2
 
 
