@@ -38,19 +38,21 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--size", choices=SIZES, default="10m", help="0.85M or 10M parameters")
-    parser.add_argument("--systems", default=",".join(DEFAULT_SYSTEMS))
+    parser.add_argument("--systems", default=None, help=f"default: {','.join(DEFAULT_SYSTEMS)}")
     parser.add_argument("--scenarios", default="steady,faults,storm,changes")
     parser.add_argument("--repeats", type=int, default=None, help="default: by scenario")
     parser.add_argument("--quick", action="store_true", help="everything once")
     parser.add_argument("--batch", type=int, default=None, help="samples in a step")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--checkpoint-every", type=int, default=10, help="steps, of restarters")
-    parser.add_argument("--storm-s", type=float, default=120.0, help="length of the storm")
+    parser.add_argument(
+        "--storm-s", type=float, default=scenarios.STORM_S, help="length of the storm"
+    )
     parser.add_argument("--out", type=Path, default=None, help=f"default: {OUT}/SIZE")
     options = parser.parse_args(words)
-    for name, known in (("systems", set(SYSTEMS)), ("scenarios", set(scenarios.make("small")))):
-        chosen = getattr(options, name).split(",")
-        if not set(chosen) <= known:
+    for name, known in (("systems", SYSTEMS), ("scenarios", scenarios.make("small"))):
+        chosen = getattr(options, name) and getattr(options, name).split(",")
+        if not set(chosen or ()) <= set(known):
             parser.error(f"--{name}: got {','.join(chosen)}; allowed are {', '.join(known)}")
         setattr(options, name, chosen)
     options.batch = options.batch or BATCH[options.size]
@@ -79,7 +81,7 @@ def run_all(options: argparse.Namespace) -> list[str]:
     for scenario in (known[one] for one in options.scenarios):
         repeats = options.repeats or (1 if options.quick else scenario.repeats)
         for repeat in range(repeats):
-            for system in options.systems:
+            for system in options.systems or _default(scenario):
                 name = f"{scenario.name}-{repeat}-{system}"
                 file = options.out / f"{name}.json"
                 if file.exists():
@@ -91,6 +93,10 @@ def run_all(options: argparse.Namespace) -> list[str]:
                     failed.append(str(error))
                     say(f"  {error}")
     return failed
+
+
+def _default(scenario: scenarios.Scenario) -> list[str]:
+    return [name for name in DEFAULT_SYSTEMS if name not in scenario.without]
 
 
 def one(options: argparse.Namespace, system: str, scenario: scenarios.Scenario, repeat: int) -> Run:

@@ -28,7 +28,10 @@ COMPLETE_LIMIT_S = 60.0
 
 POLL_S = 0.5
 AGAIN_STEPS = 3
-"""Steps with all workers after a fault that count as having recovered."""
+"""New steps with all workers after a fault that count as having recovered."""
+
+RECENT_LINES = 200
+"""Lines of a log that hold the newest step for sure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +133,9 @@ class Driver:
         possible, injection = True, None
         if phase.fault == "join":
             possible = system.join()
-        elif phase.fault == "controller":
-            possible = _kill_controller(system)
-        elif phase.fault is not None:
+        elif phase.fault in ("controller", "aggregator"):
+            possible = _kill(getattr(system, phase.fault)())
+        elif not isinstance(phase.fault, str | None):
             injection = Injection(phase.fault, system.workers)
             begun_s = injection.begun_s
         survived = self._wait(phase, system, begun_s)
@@ -156,9 +159,11 @@ class Driver:
     def _wait(self, phase: Phase, system: System, begun_s: float) -> bool:
         """Until the phase is over. Whether the system has survived it."""
         limit_s = phase.limit_s or phase.lasts_s
+        before = [one.step for one in system.steps(last=RECENT_LINES) if one.time_s <= begun_s]
+        newest = max(before, default=-1)
         while system.is_alive:
             past_s = time.time() - begun_s
-            if past_s >= phase.lasts_s and (phase.limit_s is None or _is_whole(system, begun_s)):
+            if past_s >= phase.lasts_s and (phase.limit_s is None or _is_whole(system, newest)):
                 return True
             if past_s >= limit_s:
                 return False
@@ -179,16 +184,15 @@ def _num_full(system: System) -> int:
     return sum(one.num_workers >= wanted for one in last)
 
 
-def _is_whole(system: System, since_s: float) -> bool:
-    """Whether it has trained with all workers again since then."""
+def _is_whole(system: System, newest: int) -> bool:
+    """Whether it has taken steps with all workers again, and is beyond where it was before."""
     wanted = system.settings.num_workers
     last = system.steps(last=4 * AGAIN_STEPS * wanted)
-    full = [one for one in last if one.time_s > since_s and one.num_workers >= wanted]
+    full = [one for one in last if one.step > newest and one.num_workers >= wanted]
     return len(full) > AGAIN_STEPS and len(system.workers()) >= wanted
 
 
-def _kill_controller(system: System) -> bool:
-    pid = system.controller()
+def _kill(pid: int | None) -> bool:
     return pid is not None and send(pid, signal.SIGKILL)
 
 

@@ -25,8 +25,9 @@ class Cost:
     system: str
     scenario: str
     phase: str
-    survived: bool
     possible: bool
+    ran: bool
+    """Whether it took steps, and had survived in the end."""
     step_s: float | None
     """Mean time of a new step, over the whole phase: what counts is how far it came."""
     median_s: float | None
@@ -74,8 +75,8 @@ def cost(run: Run, seen: Seen) -> Cost:
         system=run.system,
         scenario=run.scenario,
         phase=seen.name,
-        survived=seen.survived,
         possible=seen.possible,
+        ran=ran,
         step_s=lasted_s / len(new) if ran and new else None,
         median_s=statistics.median(gaps) if ran and gaps else None,
         calm_s=calm_s,

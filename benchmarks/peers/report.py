@@ -28,7 +28,7 @@ TITLES: Mapping[str, str] = {
     "ours": "ours",
     "ours-fine": "ours, finer leases",
 }
-ENDED, NO_WAY, NOTHING = "ended", "no way", "-"
+ENDED, NONE, NOTHING = "ended", "none", "-"
 
 Values = list[float] | str
 """What was measured in each repeat, or a word in its place."""
@@ -87,7 +87,7 @@ def of_phase(
         if not found:
             return NOTHING
         if not any(one.possible for one in found):
-            return NO_WAY
+            return NONE
         measured = [value for value in map(get, found) if value is not None]
         if len(measured) < len(found):
             return f"{ENDED} {len(found) - len(measured)} of {len(found)}"
@@ -136,12 +136,12 @@ def _after_fault(title: str, phase: str) -> list[Row]:
         Row(
             title="… steps redone",
             unit="",
-            values=of_phase(phase, lambda one: float(one.redone)),
+            values=of_phase(phase, lambda one: float(one.redone) if one.ran else None),
         ),
         Row(
             title="… samples lost",
             unit="",
-            values=of_phase(phase, lambda one: float(one.samples_lost)),
+            values=of_phase(phase, lambda one: float(one.samples_lost) if one.ran else None),
         ),
         Row(
             title="… steps with the whole batch",
@@ -207,6 +207,11 @@ ROWS: Sequence[Row] = (
         title="SIGKILL to the controller: gap beyond the median step",
         unit="s",
         values=of_phase("controller", lambda one: one.gap_s),
+    ),
+    Row(
+        title="SIGKILL to who updates the parameters: gap beyond the median step",
+        unit="s",
+        values=of_phase("aggregator", lambda one: one.gap_s),
     ),
     Row(title="memory of all processes, no fault", unit="MiB", values=_memory),
     Row(title="from the start until it has settled", unit="s", values=_start, better="neither"),

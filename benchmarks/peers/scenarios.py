@@ -12,8 +12,9 @@ from typing import Literal
 from benchmarks.peers.faults import Fault, Kill, KillEvery, Notice, Slow, SlowAtRandom, Stop
 
 VICTIM, SECOND = 1, 2
+VARIANTS = ("ours-fine",)
 STOP_S = 30.0
-STORM_PAUSE_S = 30.0
+STORM_PAUSE_S, STORM_S = 30.0, 90.0
 RANDOM_SHARE = 0.2
 GRACE_S = 5.0
 SLOT_S: Mapping[str, float] = {"small": 0.15, "10m": 1.0}
@@ -27,7 +28,7 @@ class Phase:
     name: str
     title: str
     lasts_s: float
-    fault: Fault | Literal["join", "controller"] | None = None
+    fault: Fault | Literal["join", "controller", "aggregator"] | None = None
     """What happens at its beginning."""
     limit_s: float | None = None
     """It lasts on, until the system trains with all its workers again, up to this; None: no
@@ -42,9 +43,11 @@ class Scenario:
     phases: tuple[Phase, ...]
     repeats: int
     """How often the whole table runs it on each system."""
+    without: tuple[str, ...] = ()
+    """Systems that the whole table leaves out: another variant of them stands for both."""
 
 
-def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
+def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
     """All scenarios, for a size of the model."""
     dice = SlowAtRandom(probability=RANDOM_SHARE, slot_s=SLOT_S[size])
     found = (
@@ -52,17 +55,17 @@ def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
             name="steady",
             repeats=3,
             phases=(
-                Phase(name="calm", title="no fault", lasts_s=15),
+                Phase(name="calm", title="no fault", lasts_s=12),
                 Phase(
                     name="slow",
                     title="one worker frozen half of the time",
-                    lasts_s=12,
+                    lasts_s=10,
                     fault=Slow(worker=VICTIM),
                 ),
                 Phase(
                     name="random",
                     title="a random worker frozen for a step's time in 20 % of the time",
-                    lasts_s=18,
+                    lasts_s=15,
                     fault=dice,
                 ),
             ),
@@ -75,21 +78,21 @@ def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
                 Phase(
                     name="kill",
                     title="SIGKILL to one of 4",
-                    lasts_s=10,
+                    lasts_s=8,
                     limit_s=90,
                     fault=Kill(workers=(VICTIM,)),
                 ),
                 Phase(
                     name="kill-2",
                     title="SIGKILL to 2 of 4",
-                    lasts_s=10,
+                    lasts_s=8,
                     limit_s=90,
                     fault=Kill(workers=(VICTIM, SECOND)),
                 ),
                 Phase(
                     name="stop",
                     title=f"SIGSTOP to one for {STOP_S:.0f} s",
-                    lasts_s=STOP_S + 6,
+                    lasts_s=STOP_S + 5,
                     limit_s=90,
                     fault=Stop(worker=VICTIM, for_s=STOP_S),
                 ),
@@ -98,6 +101,7 @@ def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
         Scenario(
             name="storm",
             repeats=1,
+            without=VARIANTS,
             phases=(
                 Phase(name="calm", title="no fault", lasts_s=8),
                 Phase(
@@ -111,6 +115,7 @@ def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
         Scenario(
             name="changes",
             repeats=1,
+            without=VARIANTS,
             phases=(
                 Phase(name="calm", title="no fault", lasts_s=8),
                 Phase(
@@ -126,6 +131,12 @@ def make(size: str, *, storm_s: float = 120.0) -> dict[str, Scenario]:
                     title="SIGKILL to the controller",
                     lasts_s=12,
                     fault="controller",
+                ),
+                Phase(
+                    name="aggregator",
+                    title="SIGKILL to who updates the parameters",
+                    lasts_s=10,
+                    fault="aggregator",
                 ),
             ),
         ),

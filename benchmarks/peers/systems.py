@@ -67,6 +67,10 @@ class System:
         """The pid of who decides on membership, if somebody does."""
         return self._children[0].pid
 
+    def aggregator(self) -> int | None:
+        """The pid of who updates the parameters for all, if it is not the workers themselves."""
+        return None
+
     def join(self) -> bool:
         """Add a worker while it runs; False if there is no way to."""
         return False
@@ -260,6 +264,10 @@ class Ours(System):
     def controller(self) -> int | None:
         found = [pid for pid in self.pids() if "Coordinator" in processes.command(pid)]
         return found[0] if found else None
+
+    def aggregator(self) -> int | None:
+        found = self._processes()
+        return found.acting if found is not None and found.acting else None
 
     def join(self) -> bool:
         wanted = str(len(self.workers()) + 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 
 from benchmarks.peers import measures, records, report, scenarios
+from benchmarks.peers.__main__ import parse
 from benchmarks.peers.driver import Run, Seen, read_run
 from benchmarks.peers.faults import Kill
 from benchmarks.peers.records import Step, Tail
 from benchmarks.peers.settings import Settings, read_settings
+from benchmarks.peers.systems import SYSTEMS
+from tests.documents import ROOT, blocks
 
 BATCH = 4
 
@@ -97,7 +102,7 @@ def test_a_smaller_batch_shows() -> None:
 
 def test_who_ended_has_no_gap() -> None:
     found = measures.cost(run(CALM, survived=False), run([], survived=False).phases[1])
-    assert (found.survived, found.gap_s, found.next_s, found.goodput) == (False, None, None, None)
+    assert (found.ran, found.gap_s, found.next_s, found.goodput) == (False, None, None, None)
 
 
 def test_a_run_without_calm_steps_is_refused() -> None:
@@ -169,3 +174,27 @@ def test_the_fault_of_a_run_fills_its_lines() -> None:
     table = report.render(runs)
     assert "| SIGKILL to 1 of 4: gap beyond the median step (s) | 3 |" in table
     assert "| … steps redone | 4 |" in table
+
+
+def shown() -> list[str]:
+    """How the document tells to run it."""
+    lines = "".join(blocks(ROOT / "docs" / "peers.md", "sh")).splitlines()
+    return [re.split(" +#", line)[0] for line in lines if line.startswith("benchmarks/peers/run")]
+
+
+@pytest.mark.parametrize("command", shown())
+def test_what_the_document_tells_to_type_is_taken(command: str) -> None:
+    options = parse(shlex.split(command)[1:])
+    assert set(options.scenarios) <= set(scenarios.make(options.size))
+
+
+def test_the_document_describes_every_system_and_scenario() -> None:
+    text = (ROOT / "docs" / "peers.md").read_text()
+    assert [name for name in SYSTEMS if f"| {report.TITLES[name]} |" not in text] == []
+    assert [name for name in scenarios.make("small") if f"| {name} |" not in text] == []
+
+
+def test_a_wrong_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--systems", "ddp,horovod"])
+    assert "--systems: got ddp,horovod; allowed are ddp" in capsys.readouterr().err
