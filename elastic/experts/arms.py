@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.routing import All, Cascade, Mass, Policy, TopK, window
+from policies.routing import All, Cascade, Core, Mass, Policy, TopK, window
 
 Floats = NDArray[np.floating[Any]]
 Weigh = Callable[[Floats, NDArray[np.int64], np.random.Generator], Floats]
@@ -48,12 +48,14 @@ def of_policy(name: str, policy: Policy, about: str = "") -> Arm:
     return Arm(name, about or f"selection policy {policy}", weigh, policy=policy)
 
 
-def candidates(num_experts: int) -> Mapping[str, Policy]:
+def candidates(num_experts: int, *, of_texts: bool = False) -> Mapping[str, Policy]:
     """What is tried on validation data; the best is what the repository is packed with."""
     found: dict[str, Policy] = {f"top-{k}": TopK(k=k) for k in (1, 2, 3) if k < num_experts}
     for threshold in (0.6, 0.8, 0.95):
         found[f"mass {threshold}"] = Mass(threshold=threshold, at_most=num_experts)
     found["all"] = All()
+    if of_texts:
+        found["core"] = Core(at_most=num_experts)
     return found
 
 

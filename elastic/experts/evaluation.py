@@ -74,7 +74,8 @@ def choose(
     config: ExpertsConfig, teams: Mapping[int, Team], validation: Test, tell: Tell
 ) -> tuple[JSON, Policy]:
     """The candidate that is best on validation data, by the mean over the seeds."""
-    tried, policies = {}, dict(candidates(config.partition.num_experts))
+    of_texts = config.kind == "language"
+    tried, policies = {}, dict(candidates(config.partition.num_experts, of_texts=of_texts))
     if isinstance(validation, Classes):
         policies["cascade"] = _cascade(teams, validation)
     for name, policy in policies.items():

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from elastic.core.errors import ConfigError
-from elastic.core.experts.ensemble import mix, mix_log_probabilities
+from elastic.core.experts.ensemble import answers, mix, mix_log_probabilities
 from elastic.core.experts.flow import sample
+from elastic.core.experts.language import NUM_BYTES
 from elastic.core.trained import load_model
 from elastic.experts.arms import Arm
 from elastic.experts.config import ExpertsConfig
 from elastic.experts.jobs import MONOLITH, ROUTER, Planned, plan, random_names
 from elastic.experts.training import is_finished
-from policies.routing import Floats, Policy
+from policies.routing import Core, Floats, Policy
 from serve.mixing import Mixture
 
 Integers = NDArray[np.int64]
@@ -85,6 +86,8 @@ class Team:
     ) -> torch.Tensor:
         """As `predict`, of texts, by what the router makes of the first `num` bytes of each."""
         weights_BK = self._weights(arm, own_B, np.random.default_rng(seed), tokens[:, :num])
+        if isinstance(arm.policy, Core):
+            return _agreed(arm.policy, self.members[arm.team], weights_BK, tokens)
         return mix_log_probabilities(self.members[arm.team], weights_BK, tokens)
 
     def _weights(
@@ -102,6 +105,18 @@ class Team:
     def _count(self, weights_BK: Floats) -> None:
         self.calls.num_rows += len(weights_BK)
         self.calls.num_expert_rows += int((weights_BK > 0).sum())
+
+
+def _agreed(
+    policy: Core, members: Sequence[nn.Module], weights_BK: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of each next byte where experts that agree count for more."""
+    p_BTKV = torch.zeros(*tokens.shape, len(members), NUM_BYTES, dtype=torch.float64)
+    for k, rows, logits in answers(members, weights_BK, tokens):
+        p_BTKV[rows, :, k] = logits.double().softmax(-1)
+    each_NK = weights_BK.double().repeat_interleave(tokens.shape[1], 0)
+    mixed_NV = policy.combine(each_NK.numpy(), p_BTKV.flatten(0, 1).numpy())
+    return torch.from_numpy(mixed_NV).log().view(*tokens.shape, -1)
 
 
 def load_team(config: ExpertsConfig, seed: int) -> Team:

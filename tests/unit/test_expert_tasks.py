@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from elastic.core.data.memory import ArrayRows
+from elastic.core.experts.language import ByteLM, ByteRouter
 from elastic.core.yaml_file import Document, validate
 from elastic.experts.arms import Arm, cascade_around, of_policy, standard_arms
 from elastic.experts.config import ExpertsConfig, load_experts
@@ -23,7 +24,8 @@ from elastic.experts.partition import partition
 from elastic.experts.table import render
 from elastic.experts.tasks import Drawn, Subsets, as_inputs
 from elastic.experts.team import Calls, Team
-from policies.routing import All, Cascade, TopK
+from policies.routing import All, Cascade, Core, TopK
+from serve.mixing import Mixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as in a worker
 
@@ -184,6 +186,28 @@ def test_a_cascade_asks_again_where_the_first_is_unsure() -> None:
     team.calls.num_rows = team.calls.num_expert_rows = 0
     assert team.predict(stays, x, own_B, seed=0).argmax(1).tolist() == [0] * 4
     assert team.calls.experts_per_row == 1
+
+
+def test_texts_are_judged_by_core_as_they_are_served() -> None:
+    torch.manual_seed(5)
+    experts = [ByteLM(6, width=8, depth=1, heads=2).eval() for _ in range(3)]
+    for expert in experts:
+        expert.trunk.bytes.weight.data *= 50  # who is sure of something can disagree
+    router = ByteRouter(6, 3, width=8, depth=1, heads=2).eval()
+    tokens, policy = torch.randint(0, 256, (4, 6)), Core(at_most=2)
+    team = team_of(*experts, router=router)
+    own_B = np.zeros(4, np.int64)
+    found = team.predict_after(of_policy("core", policy), tokens, 6, own_B, seed=0)
+    assert found.exp().sum(-1) == pytest.approx(torch.ones(4, 6))
+    with torch.no_grad():
+        p_BK = router(tokens).double().softmax(1).numpy()
+        served = Mixture([policy] * 4, p_BK, np.ones(3, np.bool_))
+        while missing := served.missing():
+            for k, rows in missing.items():
+                served.take(k, rows, experts[k](tokens[rows])[:, -1].double().softmax(-1))
+    assert found[:, -1].exp().numpy() == pytest.approx(served.answer().numpy(), rel=1e-6)
+    mean = team.predict_after(of_policy("top-2", TopK(k=2)), tokens, 6, own_B, seed=0)
+    assert (found.exp() - mean.exp()).abs().max() > 1e-4, "agreement counts"
 
 
 def test_a_window_lies_where_right_and_wrong_answers_part() -> None:
