@@ -3,7 +3,8 @@
     python -m benchmarks.detection_of_jobs [--quick] [--seed N] [--times N]
 
 Workers, aggregators and a coordinator as a user has them, on this machine. Where a fault strikes is
-drawn from the seed, which is printed. The full form takes hours, and wants an idle machine.
+drawn from the seed, which is printed. The full form takes hours, and wants an idle machine; after
+each kind the matrix of what was called what is printed, as far as it is known.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from benchmarks.jobs import Run, hand_over, make_job, run_elastic, say, timed
 from benchmarks.record import RESULTS, Figure, figure
 from elastic.core.config import JobConfig
+from elastic.core.errors import ElasticError
 
 NUM_WORKERS, QUICK_WORKERS = 8, 3
 NUM_CALM, NUM_AFTER = 40, 40
@@ -29,6 +31,9 @@ NUM_DRAWN = 20
 WRONG, SOON_S, HANG_STEPS, SLOW_STEPS = 0.05, 0.05, 3.0, 10.0
 """Limits of issue 6."""
 NOTHING = "nothing"
+GONE = "its process is gone"
+FAILED = "the job failed"
+"""Counts as not named right; the others are struck all the same."""
 
 Entry = dict[str, Any]
 
@@ -80,7 +85,10 @@ class Injection:
 
 def judge(kind: Kind, run: Run, worker: int) -> Injection:
     """Compare what was told with what was done."""
-    begun_s = next(float(one["time_s"]) for one in run.events if one["kind"] == "fault")
+    struck_s = [float(one["time_s"]) for one in run.events if one["kind"] == "fault"]
+    if not struck_s:
+        raise RuntimeError(f"{run.path}: the fault never struck")
+    begun_s = struck_s[0]
     told = [one for one in run.events if one["kind"] == "verdict"]
     others = tuple(str(one["verdict"]["kind"]) for one in told if one.get("worker") != worker)
     seen = [
@@ -109,6 +117,7 @@ def measure(options: argparse.Namespace) -> None:
         for number in range(times):
             with timed(f"{kind.name} {number + 1} of {times}"):
                 injections.append((kind, _inject(kind, dice, options)))
+        say(matrix([one for _, one in injections]))
     with timed("a healthy job"):
         false = _healthy(options)
     config = {
@@ -144,7 +153,11 @@ def _inject(kind: Kind, dice: random.Random, options: argparse.Namespace) -> Inj
     entry = kind.make(dice, step, worker)
     last = NUM_CALM + NUM_DRAWN + NUM_AFTER
     job = _job("detect", options, steps=str(last), **kind.overrides)
-    return judge(kind, run_elastic(job, faults=[entry]), worker)
+    try:
+        return judge(kind, run_elastic(job, faults=[entry]), worker)
+    except (ElasticError, RuntimeError) as error:
+        say(f"{kind.name} at step {step}, worker {worker}: {error}")
+        return Injection(kind.name, FAILED, None, ())
 
 
 def _healthy(options: argparse.Namespace) -> list[str]:
@@ -173,8 +186,29 @@ def figures_of(injections: Sequence[tuple[Kind, Injection]], num_false: int) -> 
 
 def confusion(injections: Sequence[Injection]) -> dict[str, int]:
     """How often which fault was called what."""
-    counts = Counter(f"{one.kind} -> {one.called or 'its process is gone'}" for one in injections)
+    counts = Counter(f"{one.kind} -> {one.called or GONE}" for one in injections)
     return dict(sorted(counts.items()))
+
+
+def matrix(injections: Sequence[Injection]) -> str:
+    """The same to be read: a row for each kind of fault, a column for what it was called.
+
+    `others`: how often somebody else was blamed besides.
+    """
+    counts = Counter((one.kind, one.called or GONE) for one in injections)
+    kinds = list(dict.fromkeys(one.kind for one in injections))
+    called = sorted({name for _, name in counts})
+    others = Counter(dict.fromkeys(kinds, 0))
+    others.update(one.kind for one in injections for _ in one.others)
+    rows = [["fault", *called, "others"]]
+    rows += [
+        [kind, *(str(counts[kind, one]) for one in called), str(others[kind])] for kind in kinds
+    ]
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(num) for cell, num in zip(row, wide, strict=True)) for row in rows
+    ]
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from benchmarks.detection_of_jobs import KINDS, NOTHING, Injection, confusion, figures_of, judge
+from benchmarks.detection_of_jobs import (
+    FAILED,
+    KINDS,
+    NOTHING,
+    Injection,
+    confusion,
+    figures_of,
+    judge,
+    matrix,
+)
 from benchmarks.jobs import Run, make_job
 from elastic.core.faults import load_faults
 
@@ -56,6 +66,28 @@ def test_figures_hold_what_was_named_wrong_against_the_limit() -> None:
         "hang -> hang outside communication": 1,
         "hang -> nothing": 1,
     }
+
+
+def test_the_matrix_says_what_was_called_what() -> None:
+    right = Injection("hang", "hang outside communication", 2.0, ("slow computation",))
+    dead = Injection("dead process", "", 0.01, ())
+    head, *rows = matrix([right, right, dead, Injection("dead process", FAILED, None, ())]).split(
+        "\n"
+    )
+    assert re.split(" {2,}", head.strip()) == [
+        "fault", "hang outside communication", "its process is gone", "the job failed", "others",
+    ]  # fmt: skip
+    assert [re.split(" {2,}", row.strip()) for row in rows] == [
+        ["hang", "2", "0", "0", "2"],
+        ["dead process", "0", "1", "1", "0"],
+    ]
+
+
+def test_a_fault_that_never_struck_is_no_verdict() -> None:
+    calm = run()
+    calm.events.clear()
+    with pytest.raises(RuntimeError, match="never struck"):
+        judge(BY_NAME["hang"], calm, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -40,7 +40,8 @@ def test_every_panel_is_drawn(dashboard: dict[str, Any], tmp_path: Path) -> None
     ("value", "unit", "text"),
     [
         (0.934, "percentunit", "93.4 %"), (0.12, "s", "120 ms"), (3.0, "s", "3.0 s"),
-        (4.25, "ops", "4.25/s"), (1.5e6, "Bps", "1.50 MB/s"), (1234.0, "short", "1,234"), (float("nan"), "s", "no data"),
+        (4.25, "ops", "4.25/s"), (1.5e6, "Bps", "1.50 MB/s"), (1234.0, "short", "1,234"),
+        (float("nan"), "s", "no data"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_with_their_units(value: float, unit: str, text: str) -> None:
