@@ -134,6 +134,11 @@ def _after_fault(title: str, phase: str) -> list[Row]:
             values=of_phase(phase, lambda one: one.gap_s),
         ),
         Row(
+            title="… the longest until all are back",
+            unit="s",
+            values=of_phase(phase, lambda one: one.longest_s),
+        ),
+        Row(
             title="… steps redone",
             unit="",
             values=of_phase(phase, lambda one: float(one.redone) if one.ran else None),
@@ -146,7 +151,7 @@ def _after_fault(title: str, phase: str) -> list[Row]:
         Row(
             title="… steps with the whole batch",
             unit="%",
-            values=of_phase(phase, lambda one: None if one.full is None else 100 * one.full),
+            values=of_phase(phase, lambda one: 100 * one.full if one.full is not None else None),
             better="high",
         ),
     ]

@@ -81,9 +81,15 @@ def test_the_gap_is_beyond_a_calm_step() -> None:
     after = [step(10 + number, 15.0 + number) for number in range(15)]
     found = measures.cost(run([*CALM, *after]), run([]).phases[1])
     assert found.calm_s == 1.0
-    assert (found.next_s, found.gap_s) == (5.0, 4.0)
+    assert (found.next_s, found.gap_s, found.longest_s) == (5.0, 4.0, 4.0)
     assert (found.redone, found.samples_lost, found.full) == (0, 0, 1.0)
     assert found.goodput == pytest.approx(15 * BATCH / 20)
+
+
+def test_a_late_gap_is_not_that_of_the_fault() -> None:
+    after = [step(10 + number, 11.0 + number) for number in range(8)]
+    found = measures.cost(run([*CALM, *after, step(18, 24.0), step(19, 30.0)]), run([]).phases[1])
+    assert (found.gap_s, found.longest_s) == (0.0, 5.0)
 
 
 def test_steps_that_are_done_again_count_once() -> None:
