@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from benchmarks import record
 from benchmarks.ddp import JOB
 from benchmarks.jobs import say
 from benchmarks.peers import plots, report, scenarios
-from benchmarks.peers.driver import Driver, NotStartedError, Run, read_run
+from benchmarks.peers.driver import Driver, Run, read_run
 from benchmarks.peers.settings import SIZES, THREADS, Settings
 from benchmarks.peers.systems import SYSTEMS, System
 from elastic.core.config import load_job
@@ -89,9 +90,9 @@ def run_all(options: argparse.Namespace) -> list[str]:
                 say(f"{time.strftime('%H:%M:%S')} {name}")
                 try:
                     one(options, system, scenario, repeat).write(file)
-                except NotStartedError as error:
-                    failed.append(str(error))
-                    say(f"  {error}")
+                except Exception as error:  # one run that fails must not lose the others
+                    failed.append(f"{name}: {error!r}")
+                    say(traceback.format_exc())
     return failed
 
 

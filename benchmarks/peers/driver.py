@@ -19,7 +19,7 @@ from benchmarks.jobs import say
 from benchmarks.peers.faults import Injection, send
 from benchmarks.peers.records import Step
 from benchmarks.peers.scenarios import Phase, Scenario
-from benchmarks.peers.systems import SYSTEMS, System
+from benchmarks.peers.systems import System
 
 WARM_STEPS = 5
 START_LIMIT_S = 300.0
@@ -194,6 +194,3 @@ def _is_whole(system: System, newest: int) -> bool:
 
 def _kill(pid: int | None) -> bool:
     return pid is not None and send(pid, signal.SIGKILL)
-
-
-__all__ = ["SYSTEMS", "Driver", "NotStartedError", "Run", "Seen", "read_run"]

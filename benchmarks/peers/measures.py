@@ -98,9 +98,12 @@ def cost(run: Run, seen: Seen) -> Cost:
 
 
 def calm_step_s(run: Run) -> float:
-    """The median time between two commits before the first fault."""
+    """The median time between two commits before the first fault; where the calm phase is too
+    short for one, that of the last ones before its end."""
     first = run.phases[0]
-    gaps = intervals(run.launches[first.launch], first.begun_s, first.ended_s, whole=True)
+    steps = run.launches[first.launch]
+    gaps = intervals(steps, first.begun_s, first.ended_s, whole=True)
+    gaps = gaps or intervals(steps, 0.0, first.ended_s)[-FIRST:]
     if first.name != CALM or not gaps:
         raise ValueError(f"{run.system}, {run.scenario}: no calm steps at the beginning")
     return statistics.median(gaps)

@@ -5,6 +5,7 @@ Peers log a line for each worker that took the step, with its own samples; ours 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,11 +75,18 @@ def _merged(lines: Sequence[Line]) -> Step:
 
 def of_ours(metrics: Iterable[Line], names: Names) -> list[Step]:
     """Our steps. The samples are those of the micro-batches that were granted, each time they
-    were: one that counted twice would show."""
+    were: one that counted twice would show.
+
+    What an aggregator had granted in the step in which it died stays in shared memory, not in the
+    list of the one that ends the step; it is what the step's number of samples tells beyond it.
+    """
     steps = []
     for line in metrics:
         granted = [number for _, number, _, _, outcome in line["work"] if outcome == "granted"]
         samples = [int(one) for number in granted for one in names(line["step"], number)]
+        others = (number for number in itertools.count() if number not in granted)
+        while len(samples) < line["samples"]:
+            samples += names(line["step"], next(others))
         steps.append(
             Step(
                 step=line["step"],

@@ -61,9 +61,12 @@ def test_a_step_of_another_incarnation_is_another_one() -> None:
 
 def test_our_steps_hold_the_samples_of_what_was_granted() -> None:
     work = [[0, 0, 1.0, 2.0, "granted"], [1, 1, 1.0, 2.0, "granted"], [2, 1, 1.0, 2.0, "late"]]
-    metrics = {"step": 7, "time_s": 3.0, "loss": 2.0, "num_workers": 3, "work": work}
+    metrics = {"step": 7, "time_s": 3.0, "loss": 2.0, "num_workers": 3, "work": work, "samples": 2}
     (one,) = records.of_ours([metrics], lambda number, part: [number * 10 + part])
     assert one.samples == (70, 71)
+    more = {**metrics, "samples": 3}  # one had been granted by an aggregator that died
+    (one,) = records.of_ours([more], lambda number, part: [number * 10 + part])
+    assert one.samples == (70, 71, 72)
 
 
 def test_a_file_that_grows_is_read_line_by_line(tmp_path: Path) -> None:
