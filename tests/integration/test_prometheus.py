@@ -35,7 +35,7 @@ pytestmark = [
 FOLDER = Path(monitoring.__file__).parent
 MANY_STEPS = 100_000
 NUM_SCRAPES = 12
-SLOW_FROM = 12
+SLOW_FROM = 40  # by then the job is scraped, so that the verdict is seen to be added
 
 
 @dataclass(frozen=True)
