@@ -443,8 +443,9 @@ class AggregatorShell:
         progress = tuple((worker, slot.progress[0]) for worker, slot in self._slots.items())
         node, step = self._setup.node, self._protocol.state.step
         links = () if self._neighbours is None else self._neighbours.counts
-        host = self._host.read()
-        return Pulse(node, step, progress, self._protocol.holding, links, host)
+        cuts = () if self._neighbours is None else self._neighbours.cuts
+        host, holding = self._host.read(), self._protocol.holding
+        return Pulse(node, step, progress, holding, links, host, cuts)
 
     def _close(self, channel: Channel) -> None:
         known = channel in self._senders

@@ -7,6 +7,7 @@ not read here. For one selector loop; never blocks.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,10 @@ from pathlib import Path
 from actors.links import Clock, Link
 from actors.listener import Listener, Unreachable
 from elastic.core.errors import ChannelClosed
+from policies.cuts import SILENT_S
 
 COORDINATOR = 2**32 - 1
 """Stands for the coordinator where a node would be named: it calls every node, and nobody it."""
-
-SILENT_S = 1.0
-"""A link on which not even pings come for so long is broken: a cable was cut, or a host froze."""
 
 _RETRY_S = 0.05
 
@@ -57,6 +56,8 @@ class Mesh:
         self._retry_s: dict[int, float] = {}
         self._turned_s = clock()
         self.links: dict[int, Link] = {}
+        self.cuts: Counter[int] = Counter()
+        """How often the link to each node was given up since nothing was heard."""
 
     @property
     def listener(self) -> Listener:
@@ -118,6 +119,7 @@ class Mesh:
                 changes.append(self.close(node, str(error)))
                 continue
             if silent_s > SILENT_S and not was_away and not link.waits:
+                self.cuts[node] += 1
                 down = self.close(node, f"nothing was heard for {silent_s:.1f} s")
                 changes.append(replace(down, for_good=True))
         return changes

@@ -195,9 +195,10 @@ class Monitor:
         """Look at how all processes get on: whether a verdict on it begins or ends."""
         if self._detector is None or self._progress is None:
             return False
+        to_unix_s = time.time() - time.monotonic()
         for heard_s, pulse in self._pulses.take():
             self._progress.take(pulse, heard_s)
-            self._detector.take(pulse)
+            self._detector.take(pulse, heard_s + to_unix_s)
         if self._step_s is None:
             return False
         now_s, waiting = time.monotonic(), self._pulses.waiting

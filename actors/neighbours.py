@@ -101,6 +101,11 @@ class Neighbours:
         links = self._mesh.links.items()
         return tuple(link.count for other, link in links if other != COORDINATOR)
 
+    @property
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        """How often the link to each other node was given up since nothing was heard of it."""
+        return tuple((other, num) for other, num in self._mesh.cuts.items() if other != COORDINATOR)
+
     def wake(self) -> None:
         """Let `turn` be called soon; from any thread."""
         os.eventfd_write(self._woken, 1)

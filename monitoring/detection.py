@@ -14,6 +14,7 @@ import numpy as np
 from elastic.core.protocol.messages import Pulse
 from monitoring.account import GONE, Done, done_of
 from monitoring.counters import Counters, LinkTotal
+from monitoring.cuts import Cuts
 from monitoring.metrics import NUM_LINKS
 from monitoring.tally import Line, What
 from policies.fault_detection import Peers
@@ -47,6 +48,7 @@ class Detector:
         self._is_joining = self._was_joining = False
         self._rows: list[Done] = []
         self._counters = Counters()
+        self._cuts = Cuts()
         self._looked_s = 0.0
 
     def add(self, what: What, line: Line, node_of: Mapping[int, int]) -> None:
@@ -58,9 +60,10 @@ class Detector:
         else:
             self._step(line, node_of)
 
-    def take(self, pulse: Pulse) -> None:
-        """Take in what a node counts."""
+    def take(self, pulse: Pulse, heard_s: float) -> None:
+        """Take in what a node counts. `heard_s`: by the clock of `verdicts`."""
         self._counters.take(pulse)
+        self._cuts.take(pulse, heard_s)
 
     def links(self) -> list[LinkTotal]:
         """What went over links, as far as they have series of their own. Asked by any thread."""
@@ -79,7 +82,7 @@ class Detector:
 
     def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
         """What holds now. A hang is told of at least once, however soon it was over."""
-        found = [*self._memory.verdicts, *self._told.values()]
+        found = [*self._memory.verdicts, *self._told.values(), *self._cuts.verdicts(now_s)]
         found = list({one.name: one for one in found}.values())
         for worker in self._over:
             self._told.pop(worker, None)

@@ -14,10 +14,11 @@ import pytest
 
 from actors.links import PING_S, WAIT, Link
 from actors.listener import Listener, Unreachable
-from actors.mesh import COORDINATOR, SILENT_S, Address, Down, Mesh, Up, find_address
+from actors.mesh import COORDINATOR, Address, Down, Mesh, Up, find_address
 from elastic.core.errors import ChannelClosed
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
+from policies.cuts import SILENT_S
 
 HOST, SECRET = "127.0.0.1", bytes(32)
 PLACES: dict[int, Address] = {node: (HOST, 100 + node) for node in range(4)}
@@ -238,6 +239,7 @@ def test_a_silent_link_is_given_up(world: World) -> None:
     assert changes == []  # SILENT_S, and no longer
     assert world.turn(STEP_S) == [Down(0, "nothing was heard for 1.2 s", for_good=True)]
     assert set(world.mesh.links) == {3}
+    assert world.mesh.cuts == {0: 1}
 
 
 def test_who_was_away_judges_nobody_before_having_listened(world: World) -> None:

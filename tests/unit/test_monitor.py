@@ -79,7 +79,7 @@ def exchanged(detector: Detector, step: int, busy_s: Mapping[int, float]) -> Non
     """A step of four hosts; `busy_s`: for how long each has been sending, to each of the others."""
     for node, sent_s in busy_s.items():
         links = [LinkCount(one, (step + 1) * 10_000_000, sent_s) for one in busy_s if one != node]
-        detector.take(Pulse(node, step, links=tuple(links)))
+        detector.take(Pulse(node, step, links=tuple(links)), float(step))
     detector.add("step", step_line(step, healthy()), {one: one for one in busy_s})
 
 

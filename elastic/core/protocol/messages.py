@@ -357,6 +357,7 @@ class Pulse:
 
     `progress`: of each worker here, its counter, which moves within a micro-batch, too. `holding`
     is said by the lead only: who holds work, on whatever node, and whether it has completed any.
+    `cuts`: of each node, how often the link to it was given up here since nothing came of it.
     """
 
     node: int
@@ -365,6 +366,7 @@ class Pulse:
     holding: tuple[tuple[int, bool], ...] | None = None
     links: tuple[LinkCount, ...] = ()
     host: HostCount | None = None
+    cuts: tuple[tuple[int, int], ...] = ()
 
 
 Message = (
@@ -478,8 +480,8 @@ def encode_message(message: Message) -> bytes:
             return bytes([_RELEASE]) + b"".join(map(_pack_lease, leases))
         case Revoke(lease):
             return bytes([_REVOKE]) + _pack_lease(lease)
-        case Pulse(node, step, progress, holding, links, host):
-            told = json.dumps((node, step, progress, holding, links, host))
+        case Pulse(node, step, progress, holding, links, host, cuts):
+            told = json.dumps((node, step, progress, holding, links, host, cuts))
             return bytes([_PULSE]) + told.encode()
         case _:
             body = {"kind": type(message).__name__, **asdict(message)}
@@ -536,6 +538,7 @@ def _pulse(
     holding: list[Any] | None,
     links: list[Any],
     host: Any,
+    cuts: list[Any],
 ) -> Pulse:
     return Pulse(
         node,
@@ -544,6 +547,7 @@ def _pulse(
         None if holding is None else tuple((worker, bool(done)) for worker, done in holding),
         tuple(LinkCount(*one) for one in links),
         None if host is None else HostCount(*host),
+        tuple((peer, num) for peer, num in cuts),
     )
 
 

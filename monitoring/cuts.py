@@ -1,0 +1,37 @@
+"""Links that nodes gave up since nothing came, as their pulses tell, and what that says.
+
+Decides nothing: `policies.cuts`.
+"""
+
+from __future__ import annotations
+
+from elastic.core.protocol.messages import Pulse
+from policies.cuts import Cut, decide
+from policies.verdicts import Verdict
+
+TOLD_S = 10.0
+"""For so long it is told: a link that is given up is over, and what came of it goes on."""
+
+
+class Cuts:
+    """Of one job. Times are of the clock of whoever hears."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, dict[int, int]] = {}
+        self._heard_s: dict[int, float] = {}
+        self._found: dict[Cut, float] = {}
+
+    def take(self, pulse: Pulse, heard_s: float) -> None:
+        """Take in what a node says. What it had given up before it was first heard is over."""
+        now = dict(pulse.cuts)
+        before = self._counts.get(pulse.node, now)
+        self._counts[pulse.node], self._heard_s[pulse.node] = now, heard_s
+        for peer, num in now.items():
+            if num > before.get(peer, 0):
+                silent_s = heard_s - self._heard_s.get(peer, float("-inf"))
+                self._found[Cut(peer, pulse.node, pulse.step, silent_s)] = heard_s
+
+    def verdicts(self, now_s: float) -> list[Verdict]:
+        """What is told now."""
+        self._found = {cut: at_s for cut, at_s in self._found.items() if now_s - at_s <= TOLD_S}
+        return decide(self._found)

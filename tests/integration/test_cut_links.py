@@ -1,0 +1,52 @@
+"""Two hosts of three do not reach each other any more: it is their link that is named."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.hosts import HostJob
+from scripts.testbed import Testbed
+from tests.integration.support import make_job, wait_until
+from tests.integration.testbeds import on_hosts
+
+pytestmark = on_hosts(300)
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    with Testbed(f"links{os.getpid()}") as made:
+        made.up(3)
+        yield made
+
+
+def blackhole(bed: Testbed, do: str) -> None:
+    """Neither end reaches the other, and both reach the head."""
+    for host, other in (("h2", "h3"), ("h3", "h2")):
+        done = bed.run(host, "ip", "route", do, "blackhole", f"{bed.host(other).address}/32")
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_link_on_which_nothing_comes_is_named(bed: Testbed) -> None:
+    nodes = {"min": 2, "max": 3}
+    job = HostJob(bed, make_job("cut", workers=3, steps=100_000, nodes=nodes))
+    job.settle()
+    begin_s = time.time()
+    blackhole(bed, "add")
+
+    def named() -> list[str]:
+        return [
+            one["verdict"]["culprit"]
+            for one in job.run.read_events()
+            if one["kind"] == "verdict" and one["time_s"] > begin_s
+            if one["verdict"]["kind"] == "hang in communication"
+        ]
+
+    wait_until(lambda: bool(named()), "a verdict on the link", timeout_s=60)
+    job.await_event("node_lost", begin_s)
+    blackhole(bed, "del")
+    assert named() == ["link 1 -> 2"]
+    assert job.stop().lost_steps() == []

@@ -1,0 +1,87 @@
+"""Links on which nothing came: which of them are broken, and whose ends are only dead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from elastic.core.protocol.messages import Pulse
+from monitoring.cuts import TOLD_S, Cuts
+from policies.cuts import SILENT_S, Cut, decide
+from policies.verdicts import Culprit, Kind, Link, Node
+
+NOW, LONG_AGO = 0.1, 1.2
+
+
+@pytest.mark.parametrize(
+    ("cuts", "culprits"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param([Cut(1, 2, 7, NOW), Cut(2, 1, 7, NOW)], [Link(1, 2)], id="both ends say so"),
+        pytest.param([Cut(2, 1, 7, NOW)], [Link(1, 2)], id="one end says so"),
+        pytest.param([Cut(2, 0, 7, LONG_AGO), Cut(2, 1, 7, LONG_AGO)], [], id="a node is dead"),
+        pytest.param([Cut(2, 0, 7, NOW), Cut(2, 1, 7, NOW)], [Node(2)], id="the end they share"),
+        pytest.param(
+            [Cut(0, 1, 7, NOW), Cut(2, 3, 7, NOW)], [Link(0, 1), Link(2, 3)], id="two links"
+        ),
+    ],
+)
+def test_what_is_broken_lies_between_nodes_that_live(
+    cuts: Sequence[Cut], culprits: Sequence[Culprit]
+) -> None:
+    found = decide(cuts)
+    assert [one.culprit for one in found] == culprits
+    assert {one.kind for one in found} <= {Kind.HANG_IN_COMMUNICATION}
+    assert all(0.4 < one.confidence < 1 for one in found)
+    assert all(one.since_step == 7 for one in found)
+
+
+class Nodes:
+    """Three nodes that are asked every 0.1 s, and say how often they gave which link up."""
+
+    def __init__(self) -> None:
+        self.cuts, self.now_s = Cuts(), 100.0
+        self.counts: dict[int, dict[int, int]] = {0: {}, 1: {}, 2: {}}
+
+    def look(self, num: int = 1, *, but: Sequence[int] = ()) -> list[Culprit]:
+        for _ in range(num):
+            self.now_s += 0.1
+            for node in self.counts.keys() - set(but):
+                cuts = tuple(self.counts[node].items())
+                self.cuts.take(Pulse(node, 7, cuts=cuts), self.now_s)
+        return [one.culprit for one in self.cuts.verdicts(self.now_s)]
+
+
+def test_a_link_that_is_given_up_is_told_for_a_while() -> None:
+    nodes = Nodes()
+    assert nodes.look(20) == []
+    nodes.counts[1][2] = 1
+    assert nodes.look() == [Link(1, 2)]
+    nodes.counts[2][1] = 1
+    assert nodes.look(20) == [Link(1, 2)]
+    assert nodes.look(int(10 * TOLD_S)) == []
+    nodes.counts[2][1] = 2
+    assert nodes.look() == [Link(1, 2)], "it is cut again"
+
+
+def test_a_node_that_says_nothing_to_anybody_is_no_broken_link() -> None:
+    nodes = Nodes()
+    nodes.look(20)
+    nodes.look(int(10 * SILENT_S), but=[2])
+    nodes.counts[0][2] = nodes.counts[1][2] = 1
+    assert nodes.look(but=[2]) == []
+    assert nodes.look(20) == [], "nor when it is back"
+
+
+def test_what_was_given_up_before_anybody_watched_is_over() -> None:
+    nodes = Nodes()
+    nodes.counts[0][1] = 3
+    assert nodes.look(5) == []
+
+
+def test_a_link_in_pieces_is_told_with_its_step_and_why() -> None:
+    (verdict,) = decide([Cut(2, 1, 7, NOW)])
+    assert verdict.reason == (
+        "link 1 -> 2 carries nothing: not even a ping came for 1 s, though both ends live"
+    )
