@@ -103,8 +103,10 @@ def judge(kind: Kind, run: Run, worker: int) -> Injection:
     took_s = float(first["time_s"]) - begun_s
     if kind.unit == "s":
         return Injection(kind.name, called, took_s, others)
-    calm = [one["step_s"] for one in run.settled if one["time_s"] < begun_s]
-    return Injection(kind.name, called, took_s / statistics.median(calm), others)
+    before = [one for one in run.metrics if one["time_s"] < begun_s]
+    calm = [one for one in before if one in run.settled] or before  # a busy machine settles late
+    usual_s = statistics.median(one["step_s"] for one in calm)
+    return Injection(kind.name, called, took_s / usual_s, others)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def test_the_matrix_says_what_was_called_what() -> None:
         ["hang", "2", "0", "0", "2"],
         ["dead process", "0", "1", "1", "0"],
     ]
+
+
+def test_where_the_job_had_not_settled_its_first_steps_are_the_usual_ones() -> None:
+    kind = BY_NAME["hang"]
+    late = replace(run(verdict(kind.says, 21.25, 1)), settled_s=30.0)
+    assert judge(kind, late, 1).took == pytest.approx(2.5)
 
 
 def test_a_fault_that_never_struck_is_no_verdict() -> None:
