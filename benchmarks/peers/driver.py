@@ -92,6 +92,8 @@ class Driver:
     def __init__(self, run: Run, scenario: Scenario, make: Callable[[int], System]) -> None:
         self.run, self._scenario, self._make = run, scenario, make
         self._system: System | None = None
+        self._wanted = 0
+        """Workers that it has when it is whole."""
 
     def drive(self) -> Run:
         """Do all phases. The system is ended whatever happens."""
@@ -107,6 +109,7 @@ class Driver:
         if self._system is None:
             begun_s = time.time()
             self._system = self._make(len(self.run.launches))
+            self._wanted = self._system.settings.num_workers
             self.run.launches.append([])
             self._system.start()
             self._settle(self._system)
@@ -133,12 +136,13 @@ class Driver:
         possible, injection = True, None
         if phase.fault == "join":
             possible = system.join()
+            self._wanted += possible
         elif phase.fault in ("controller", "aggregator"):
             possible = _kill(getattr(system, phase.fault)())
         elif not isinstance(phase.fault, str | None):
             injection = Injection(phase.fault, system.workers)
             begun_s = injection.begun_s
-        survived = self._wait(phase, system, begun_s)
+        survived = not possible or self._wait(phase, system, begun_s)
         if injection is not None:
             injection.finish()
         if phase.fault is None:
@@ -163,7 +167,9 @@ class Driver:
         newest = max(before, default=-1)
         while system.is_alive:
             past_s = time.time() - begun_s
-            if past_s >= phase.lasts_s and (phase.limit_s is None or _is_whole(system, newest)):
+            if past_s >= phase.lasts_s and (
+                phase.limit_s is None or _is_whole(system, newest, self._wanted)
+            ):
                 return True
             if past_s >= limit_s:
                 return False
@@ -184,9 +190,8 @@ def _num_full(system: System) -> int:
     return sum(one.num_workers >= wanted for one in last)
 
 
-def _is_whole(system: System, newest: int) -> bool:
+def _is_whole(system: System, newest: int, wanted: int) -> bool:
     """Whether it has taken steps with all workers again, and is beyond where it was before."""
-    wanted = system.settings.num_workers
     last = system.steps(last=4 * AGAIN_STEPS * wanted)
     full = [one for one in last if one.step > newest and one.num_workers >= wanted]
     return len(full) > AGAIN_STEPS and len(system.workers()) >= wanted

@@ -15,6 +15,9 @@ from benchmarks.peers.driver import Run, Seen
 from benchmarks.peers.records import Step
 
 CALM = "calm"
+STILL = 5
+"""Who has committed nothing for so many seconds or calm steps at the end stands still."""
+
 FIRST = 5
 """Times between commits in which a fault shows; that all systems have as many makes them alike on
 a machine that is noisy, however long each takes to recover."""
@@ -30,7 +33,7 @@ class Cost:
     phase: str
     possible: bool
     ran: bool
-    """Whether it took steps, and had survived in the end."""
+    """Whether it took steps, survived, and was still taking them at the end."""
     step_s: float | None
     """Mean time of a new step, over the whole phase: what counts is how far it came."""
     median_s: float | None
@@ -68,13 +71,13 @@ def cost(run: Run, seen: Seen) -> Cost:
     begun = [one for one in steps if one.time_s <= seen.begun_s]
     gaps = intervals(steps, seen.begun_s, seen.ended_s)
     if inside:
-        gaps = [*gaps, seen.ended_s - inside[-1].time_s]  # nothing may follow
+        gaps.append(seen.ended_s - inside[-1].time_s)
     counted = last_of_each(inside)
     done = max((one.step for one in begun), default=-1)
     redone = redone_of(begun, inside)
     new = [one for one in counted if one.step > done]
     batch = run.config["batch"]
-    ran = seen.survived and bool(inside)
+    ran = seen.survived and bool(inside) and gaps[-1] < STILL * max(1.0, calm_s)
     lasted_s = seen.ended_s - seen.begun_s
     useful = sum(min(batch, len(one.samples)) for one in new)
     return Cost(

@@ -77,8 +77,8 @@ class System:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it may still take a step."""
-        return any(child.poll() is None for child in self._children)
+        """Whether it may still take a step: workers may go on without who started them."""
+        return any(child.poll() is None for child in self._children) or bool(self.workers())
 
     @property
     def is_complete(self) -> bool:

@@ -89,6 +89,11 @@ def test_the_gap_is_beyond_a_calm_step() -> None:
     assert found.goodput == pytest.approx(15 * BATCH / 20)
 
 
+def test_who_stands_still_at_the_end_has_no_gap() -> None:
+    found = measures.cost(run([*CALM, step(10, 11.0)]), run([]).phases[1])
+    assert (found.ran, found.gap_s, found.goodput) == (False, None, BATCH / 20)
+
+
 def test_a_late_gap_is_not_that_of_the_fault() -> None:
     after = [step(10 + number, 11.0 + number) for number in range(8)]
     found = measures.cost(run([*CALM, *after, step(18, 24.0), step(19, 30.0)]), run([]).phases[1])
@@ -96,11 +101,11 @@ def test_a_late_gap_is_not_that_of_the_fault() -> None:
 
 
 def test_steps_that_are_done_again_count_once() -> None:
-    after = [step(number, 12.0 + number - 6) for number in range(6, 16)]
+    after = [step(number, 12.0 + number - 6) for number in range(6, 22)]
     found = measures.cost(run([*CALM, *after]), run([]).phases[1])
     assert (found.redone, found.samples_repeated) == (4, 4 * BATCH)
-    assert found.goodput == pytest.approx(6 * BATCH / 20)
-    assert found.step_s == pytest.approx(20 / 6)
+    assert found.goodput == pytest.approx(12 * BATCH / 20)
+    assert found.step_s == pytest.approx(20 / 12)
 
 
 def test_a_smaller_batch_shows() -> None:
