@@ -33,7 +33,7 @@ from actors.rounds import Rounds
 from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.compute import audits_of, deterministic, make_sizes, model_tensors
 from elastic.core.config import Stragglers
-from elastic.core.errors import ChannelClosed, ConfigError
+from elastic.core.errors import ChannelClosed, ConfigError, DecodingError
 from elastic.core.faults import Fault
 from elastic.core.journal import Journal
 from elastic.core.mapped import (
@@ -68,6 +68,7 @@ from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater
 from policies.choosing import Chosen
+from policies.coding.simulation import Coded
 from policies.scheduling import Shares
 
 log = logging.getLogger(__name__)
@@ -566,6 +567,8 @@ class AggregatorShell:
             weight=action.weight,
             factor=self._recorder.factor(action.step),
             fresh=action.num_updates == 0,
+            coefficients=action.coefficients,
+            limits=action.limits,
         )
         if not action.skip and len({*action.nodes, *action.observers}) > 1:
             self._update_together(action, plan)
@@ -579,7 +582,12 @@ class AggregatorShell:
             if chunk == middle and self._setup.faults:
                 self._at("mid_update", action.step)
 
-        self._handle(events.Updated(self._updater.run(plan, beat), action.round))
+        try:
+            norm = self._updater.run(plan, beat)
+        except DecodingError as error:
+            self._handle(events.Undecodable(action.round, str(error)))
+        else:
+            self._handle(events.Updated(norm, action.round))
 
     def _update_together(self, action: events.Update, plan: Plan) -> None:
         assert self._neighbours is not None, "a job of one node has no others"
@@ -687,10 +695,12 @@ class AggregatorShell:
         )
 
 
-def _scheduling(given: Stragglers) -> Shares | Chosen:
+def _scheduling(given: Stragglers) -> Shares | Chosen | Coded:
     """The policy that the job file asks for."""
     if given.kind == "auto":
         return Chosen()
+    if given.kind in ("c_code", "crc"):
+        return Coded(stragglers=given.stragglers, kind=given.kind)
     return Shares(copies=1 + given.stragglers, helps=given.kind != "uncoded")
 
 

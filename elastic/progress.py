@@ -29,6 +29,7 @@ _BAD = (
     "worker_lied",
     "audited_anew",
     "audit_undecided",
+    "uncoded",
     "worker_given_up",
     "aggregator_lost",
     "aggregator_hung",

@@ -27,7 +27,7 @@ PARTS: Mapping[str, str] = {
 
 TROUBLE = frozenset(
     {
-        *("fault", "no_workers", "overflow", "nonfinite", "step_skipped"),
+        *("fault", "no_workers", "overflow", "nonfinite", "step_skipped", "uncoded"),
         *("worker_lost", "worker_hung", "worker_lied", "worker_given_up", "coordinator_restarted"),
         *("aggregator_lost", "aggregator_hung", "aggregator_took_over"),
     }

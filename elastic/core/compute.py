@@ -280,17 +280,23 @@ class MicroBatches:
     def encode(self, lease: Lease, slot: Slot, *, half: int, base: int | None) -> bytes:
         """Add what `compute` left in the gradients to `base`, into `half` of the slot.
 
+        What is coded is added to what is coded there, unless `base` is None.
+
         Returns the digest of what was added, as it lies there, if the micro-batch is audited.
         """
         exponents = self._exponents(lease.key)
-        self.device.add(self._values(), exponents, slot, half=half, base=base)
+        is_coded = lease.combine is Combine.CODED
+        coefficient = lease.coefficient if is_coded else None
+        values = self._values()
+        self.device.add(values, exponents, slot, half=half, base=base, coefficient=coefficient)
+        counters = slot.coded_counters if is_coded else slot.counters[half]
         for counter in self._spec.layout.counters:
             (data,) = raw_bytes([self._tensor(counter.name)])
             stop = counter.start_byte + counter.size_bytes
-            slot.counters[half][counter.start_byte : stop] = torch.frombuffer(
+            counters[counter.start_byte : stop] = torch.frombuffer(
                 bytearray(data), dtype=torch.uint8
             )
-        if not self._is_audited(lease):
+        if is_coded or not self._is_audited(lease):
             return NO_DIGEST
         self.device.wait()
         return digest_of(slot.halves[half], None if base is None else slot.halves[base])

@@ -122,22 +122,30 @@ class Stragglers(_Section):
     """What is done about workers that are slow now and then: docs/stragglers.md. It changes the
     speed, never the result."""
 
-    kind: Literal["speculation", "frc", "uncoded", "auto"] = "speculation"
+    kind: Literal["speculation", "frc", "c_code", "crc", "uncoded", "auto"] = "speculation"
     """speculation: shares by measured speed; who is done takes what is left, and computes besides
     what is late. frc: `stragglers` + 1 workers hold each share from the beginning, the first to
-    finish each micro-batch counts. uncoded: even shares, nobody helps; to compare with. auto: what
-    is the fastest by what the last steps have shown, looked at again and again."""
+    finish each micro-batch counts. c_code: as many compute each micro-batch and add it up with
+    coefficients, and all sums but `stragglers` give the result; shares by measured speed. crc: the
+    same with even shares. uncoded: even shares, nobody helps; to compare with. auto: what is the
+    fastest by what the last steps have shown, looked at again and again."""
     stragglers: int = Field(default=0, ge=0, lt=MAX_WORKERS)
-    """With frc: so many workers may straggle, whichever they are, and no step waits for them."""
+    """With frc, c_code, crc: so many workers may straggle, whichever they are, and no step waits
+    for them."""
 
     @model_validator(mode="after")
-    def _stragglers_of_frc(self) -> Stragglers:
-        if (self.kind == "frc") != (self.stragglers > 0):
+    def _stragglers_of_frc_or_a_code(self) -> Stragglers:
+        if (self.kind == "frc" or self.is_code) != (self.stragglers > 0):
             raise ValueError(
-                f"got kind {self.kind}, stragglers {self.stragglers};"
-                " needs stragglers, at least 1, with frc, and none with other kinds"
+                f"got kind {self.kind}, stragglers {self.stragglers}; needs stragglers, at least 1,"
+                " with frc, c_code and crc, and none with other kinds"
             )
         return self
+
+    @property
+    def is_code(self) -> bool:
+        """Whether sums are coded."""
+        return self.kind in ("c_code", "crc")
 
 
 class Nonfinite(_Section):
@@ -321,6 +329,23 @@ class JobConfig(_Section):
     def _somebody_audits(self) -> JobConfig:
         if self.audit == "all" and self.workers.max < 3:
             raise ValueError(f"audit is all, and workers.max is {self.workers.max}; must be >= 3")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_code(self) -> JobConfig:
+        """A code of fewer workers would have each compute everything."""
+        if not self.stragglers.is_code:
+            return self
+        what, least = f"stragglers.kind is {self.stragglers.kind}", self.stragglers.stragglers + 2
+        if self.workers.max < least:
+            raise ValueError(
+                f"{what} with stragglers {least - 2}, and workers.max is {self.workers.max};"
+                f" must be >= {least}"
+            )
+        if self.nodes.max > 1:
+            raise ValueError(f"{what}, and nodes.max is {self.nodes.max}; must be 1")
+        if self.audit == "all":
+            raise ValueError(f"{what}, and audit is all; coded sums cannot be audited one by one")
         return self
 
     @model_validator(mode="after")

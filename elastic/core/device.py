@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from elastic.core.errors import ConfigError
-from elastic.core.fixed_point import Encoder, Exponents, Maxima
+from elastic.core.fixed_point import Encoder, Exponents, Maxima, add_coded
 from elastic.core.layout import Layout
 from elastic.core.mapped import Slot
 
@@ -46,9 +46,20 @@ class Device(Protocol):
         ...
 
     def add(
-        self, values: Values, exponents_C: Exponents, slot: Slot, *, half: int, base: int | None
+        self,
+        values: Values,
+        exponents_C: Exponents,
+        slot: Slot,
+        *,
+        half: int,
+        base: int | None,
+        coefficient: int | None = None,
     ) -> None:
-        """Write `base` half + round(value * 2**k) into `half`; it need not have `arrived` yet."""
+        """Write `base` half + round(value * 2**k) into `half`; it need not have `arrived` yet.
+
+        With a coefficient what is coded in the slot grows by that many times the same, or begins
+        with it if there is no `base`.
+        """
         ...
 
     def arrived(self) -> bool:
@@ -67,6 +78,7 @@ class Host:
 
     def __init__(self, layout: Layout) -> None:
         self._encoder = Encoder(layout)
+        self._is_coded = False
 
     def bring(self, values_N: torch.Tensor, key: object) -> torch.Tensor:
         return values_N
@@ -78,10 +90,24 @@ class Host:
         return self._encoder.maxima(values)
 
     def add(
-        self, values: Values, exponents_C: Exponents, slot: Slot, *, half: int, base: int | None
+        self,
+        values: Values,
+        exponents_C: Exponents,
+        slot: Slot,
+        *,
+        half: int,
+        base: int | None,
+        coefficient: int | None = None,
     ) -> None:
-        live = None if base is None else slot.halves[base]
-        self._encoder.add(values, exponents_C, base=live, out=slot.halves[half])
+        if base is None and (coefficient is not None) != self._is_coded:
+            slot.whole.zero_()  # other numbers will be padding
+            self._is_coded = coefficient is not None
+        if coefficient is None:
+            live = None if base is None else slot.halves[base]
+            self._encoder.add(values, exponents_C, base=live, out=slot.halves[half])
+            return
+        is_first = base is None
+        self._encoder.add_coded(values, exponents_C, coefficient, is_first=is_first, out=slot.coded)
 
     def arrived(self) -> bool:
         return True
@@ -105,7 +131,9 @@ class Accelerator:
         self._key: object = None
         self._gradient_N = torch.zeros(num, device=kind)  # padding stays zero
         self._fields = [self._gradient_N[one.start : one.stop] for one in layout.fields]
-        self._halves = [torch.zeros(num, dtype=torch.int32, device=kind) for _ in range(2)]
+        self._coded_N = torch.zeros(num, dtype=torch.int64, device=kind)
+        self._is_coded = False
+        self._halves = self._coded_N.view(torch.int32).view(2, num).unbind()
         self._stream = (
             torch.cuda.Stream(kind) if kind.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
@@ -130,15 +158,34 @@ class Accelerator:
         return maxima
 
     def add(
-        self, values: Values, exponents_C: Exponents, slot: Slot, *, half: int, base: int | None
+        self,
+        values: Values,
+        exponents_C: Exponents,
+        slot: Slot,
+        *,
+        half: int,
+        base: int | None,
+        coefficient: int | None = None,
     ) -> None:
         self._gather(values)
+        if base is None and (coefficient is not None or self._is_coded):
+            self._coded_N.zero_()  # that is both halves
+            self._is_coded = coefficient is not None
+        if coefficient is not None:
+            self._add_coded(exponents_C, coefficient)
+            self._copy_out(self._coded_N, slot.coded, slot)
+            return
         total_N = self._halves[half]
         for chunk, scale in zip(self._chunks, np.ldexp(1.0, exponents_C).tolist(), strict=True):
             total_N[chunk] = torch.mul(self._gradient_N[chunk], scale).round_()
         if base is not None:
             total_N += self._halves[base]
-        self._copy_out(total_N, slot.halves[half])
+        self._copy_out(total_N, slot.halves[half], slot)
+
+    def _add_coded(self, exponents_C: Exponents, coefficient: int) -> None:
+        for chunk, scale in zip(self._chunks, np.ldexp(1.0, exponents_C).tolist(), strict=True):
+            rounded = torch.mul(self._gradient_N[chunk], scale).round_()
+            add_coded(rounded.to(torch.int64), coefficient, out=self._coded_N[chunk])
 
     def arrived(self) -> bool:
         return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
@@ -158,12 +205,12 @@ class Accelerator:
             if value is None:
                 field.zero_()
 
-    def _copy_out(self, total_N: torch.Tensor, target_N: torch.Tensor) -> None:
+    def _copy_out(self, total_N: torch.Tensor, target_N: torch.Tensor, slot: Slot) -> None:
         """Behind everything computed so far, beside everything computed from now on."""
         if self._stream is None:
             target_N.copy_(total_N)
             return
-        self._pin(target_N, 0)
+        self._pin(slot.whole, 0)
         self._stream.wait_stream(torch.cuda.current_stream(self.kind))
         with torch.cuda.stream(self._stream):
             target_N.copy_(total_N, non_blocking=True)

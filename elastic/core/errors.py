@@ -3,6 +3,7 @@
 ElasticError
 ├── RetryableError          the job goes on, or the same call may succeed later
 │   ├── ChannelClosed       the peer's socket reached end-of-file
+│   ├── DecodingError       coded sums do not fit together; the step is computed again, uncoded
 │   ├── ClusterError        Ray's control service (GCS) does not answer
 │   └── StorageError        a disk or bucket refuses to be read or written
 └── FatalError              the job stops; a checkpoint is written first where there is a state
@@ -30,6 +31,10 @@ class RetryableError(ElasticError):
 
 class ChannelClosed(RetryableError):
     """The peer of a socket is gone."""
+
+
+class DecodingError(RetryableError):
+    """Coded sums do not fit together: nothing was updated, the step is computed again."""
 
 
 class ClusterError(RetryableError):

@@ -236,13 +236,22 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 class Slot:
-    """A worker's sums: two halves of int32, each with raw counters behind, and a progress word."""
+    """A worker's sums: two halves of int32, each with raw counters behind, and a progress word.
+
+    `coded` is of int64 and lies where both halves do, with counters of its own: what is coded takes
+    the memory of both.
+    """
 
     def __init__(self, root: Path, worker: int, sizes: Sizes, *, writable: bool) -> None:
         layout = sizes.layout
         self.path = root / f"slot-{worker}"
         self._file = MappedFile(self.path, sizes.slot_bytes, writable=writable)
         self.progress = self._file.memory[:8].cast("Q")
+        num_bytes = 2 * sizes.half_bytes
+        self.whole = self._file.tensor(torch.uint8, _SLOT_HEADER, num_bytes)
+        self.coded = self._file.tensor(torch.int64, _SLOT_HEADER, layout.num_elements)
+        behind = _SLOT_HEADER + 8 * layout.num_elements
+        self.coded_counters = self._file.tensor(torch.uint8, behind, layout.counters_bytes)
         self.halves = tuple(
             self._file.tensor(
                 torch.int32, _SLOT_HEADER + half * sizes.half_bytes, layout.num_elements

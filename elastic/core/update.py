@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from elastic.core.errors import StorageError
-from elastic.core.fixed_point import add_slots, decode
+from elastic.core.fixed_point import add_slots, decode, decode_slots
 from elastic.core.layout import BUFFERS, Chunk
 from elastic.core.mapped import Sizes, Slot, Version, bytes_of
 from elastic.core.model import ModelSpec
@@ -25,7 +25,10 @@ from elastic.core.optim import ChunkUpdater
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One update. `slots`: (slot, live half) of every slot that counts; empty: carry only."""
+    """One update. `slots`: (slot, live half) of every slot that counts; empty: carry only.
+
+    `coefficients` and `limits`, if the slots are coded: see `events.Update`.
+    """
 
     source: int
     slots: Sequence[tuple[Slot, int]]
@@ -33,6 +36,23 @@ class Plan:
     weight: float
     factor: float
     fresh: bool
+    coefficients: Sequence[int] = ()
+    limits: Sequence[int] = ()
+
+    def total(self, chunk: Chunk, out: torch.Tensor) -> None:
+        """The sum of the slots that count, int32."""
+        part = slice(chunk.start, chunk.stop)
+        if not self.coefficients:
+            add_slots([slot.halves[half][part] for slot, half in self.slots], out)
+            return
+        coded = [slot.coded[part] for slot, _ in self.slots]
+        decode_slots(coded, self.coefficients, self.limits[chunk.index], out)
+
+    @property
+    def counters(self) -> torch.Tensor:
+        """The integer buffers after the step: all slots have the same."""
+        slot, half = self.slots[0]
+        return slot.coded_counters if self.coefficients else slot.counters[half]
 
 
 class Snapshot:
@@ -158,13 +178,16 @@ class Updater:
 
         Args:
             beat: called with the number of chunks done, to show that work goes on.
+
+        Raises:
+            DecodingError: the slots are coded and do not fit together; nothing was filled that
+                another run does not fill anew.
         """
         squares: dict[int, float] = {}
 
         def take(chunk: Chunk, scratch: torch.Tensor) -> None:
             total = scratch[: chunk.size]
-            part = slice(chunk.start, chunk.stop)
-            add_slots([slot.halves[half][part] for slot, half in plan.slots], total)
+            plan.total(chunk, total)
             self._decode(plan, chunk, total, squares)
             beat(chunk.index)
 
@@ -179,9 +202,8 @@ class Updater:
             self.seal(plan, kept, self._versions[plan.source].counters)
             return 0.0
         self._each(take)
-        slot, half = plan.slots[0]
         norm = self.step(plan, squares, range(len(self._layout.chunks)), beat)
-        self.seal(plan, kept, slot.counters[half])
+        self.seal(plan, kept, plan.counters)
         return norm
 
     def add_up(
@@ -198,7 +220,7 @@ class Updater:
         def add(chunk: Chunk, _: torch.Tensor) -> None:
             part = slice(chunk.start, chunk.stop)
             if plan.slots:
-                add_slots([slot.halves[half][part] for slot, half in plan.slots], sums_N[part])
+                plan.total(chunk, sums_N[part])
             else:
                 sums_N[part].zero_()
             ready(chunk.index)

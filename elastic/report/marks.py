@@ -64,6 +64,7 @@ _OF_KIND = {
     "worker_hung": STOP,
     "worker_lied": STOP,
     "worker_given_up": LOST,
+    "uncoded": LOST,
     "aggregator_lost": AGGREGATOR,
     "aggregator_hung": AGGREGATOR,
     "aggregator_took_over": AGGREGATOR,

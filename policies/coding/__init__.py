@@ -7,6 +7,7 @@ one worker computes in one round; a *gradient* is what one step of one model nee
 | module | holds |
 |---|---|
 | `codes` | codes of one round: FRC, C-code, CRC, cyclic MDS; decoders |
+| `field` | the C-code of real workers: integers in a prime field, nothing is rounded |
 | `exact` | integers through float64 and back without a wrong bit, or a refusal |
 | `parts` | how a global batch is cut into parts |
 | `stragglers` | models of stragglers, checked round by round |

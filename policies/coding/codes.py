@@ -257,11 +257,16 @@ def c_code(num_stragglers: int, counts: Sequence[int], num_parts: int, seed: int
             f"{num_parts * copies}, none above {num_parts}; they add up to {sum(counts)}, "
             f"the largest is {max(counts)}"
         )
-    holder_of = np.repeat(np.arange(len(counts)), counts)  # place in the circle: worker
-    holders_KC = np.stack([holder_of[turn * num_parts :][:num_parts] for turn in range(copies)], 1)
+    holders_KC = in_a_circle(counts, num_parts, copies)
     return _mildest(
         lambda dice: check_code(dice.standard_normal((copies, len(counts))), holders_KC), seed
     )
+
+
+def in_a_circle(counts: Sequence[int], num_parts: int, copies: int) -> Ints:
+    """(K, copies): who computes each part, if each takes so many, the next ones in a circle."""
+    holder_of = np.repeat(np.arange(len(counts)), counts)  # place in the circle: worker
+    return np.stack([holder_of[turn * num_parts :][:num_parts] for turn in range(copies)], 1)
 
 
 def _mildest(draw: Callable[[np.random.Generator], Linear], seed: int) -> Linear:

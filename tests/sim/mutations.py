@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from elastic.core.fixed_point import Sums
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
+from elastic.core.protocol.coding import Coding
 from elastic.core.protocol.coordinator import Action, Coordinator, StartWorker, View
 from elastic.core.protocol.joining import Observers, Observing
 from elastic.core.protocol.keeping import Keeping
@@ -19,6 +21,7 @@ from elastic.core.protocol.messages import (
     Combine,
     Commit,
     Hello,
+    Key,
     Lease,
     Manifest,
     Membership,
@@ -28,6 +31,7 @@ from elastic.core.protocol.orders import Holds
 from elastic.core.simulator.build import Build, RecordedAggregator, RecordedWorker
 from elastic.core.simulator.faults import Fault, Schedule, random_schedule
 from policies.auditing import Lie
+from policies.coding.simulation import Coded
 
 
 class NoFence(RecordedAggregator):
@@ -258,6 +262,89 @@ class CommitsEarly(RecordedAggregator):
         return super()._updated_on(updated)
 
 
+class _Codes(RecordedAggregator):
+    """An aggregator with another `Coding`."""
+
+    kind: type[Coding] = Coding
+
+    def __init__(
+        self, rules: agg.Rules, recovered: agg.Recovered, node: int, seen: Counter[str]
+    ) -> None:
+        super().__init__(rules, recovered, node, seen)
+        policy = rules.scheduling
+        if isinstance(policy, Coded):
+            self._coding = self.kind(policy, rules.num_micro_batches)
+
+
+class EndsTooEarly(_Codes):
+    """One worker more than the code withstands is not waited for."""
+
+    class kind(Coding):  # noqa: N801 - the one that `_Codes` makes
+        @property
+        def is_complete(self) -> bool:
+            return len(self._incomplete) <= self._num_stragglers + 1
+
+        def lost(self, queues: object) -> str:
+            return ""
+
+
+class HalfASumCounts(_Codes):
+    """Whoever has answered something is taken to have answered everything."""
+
+    class kind(Coding):  # noqa: N801
+        def granted(self, worker: int, lease: Lease) -> None:
+            self._left[worker].clear()
+
+
+class PlacesMixedUp(_Codes):
+    """The decoder numbers workers in another order than the shares did."""
+
+    class kind(Coding):  # noqa: N801
+        def share(self, key: Key, paces: Mapping[int, float]) -> dict[int, tuple[Lease, ...]]:
+            shares = super().share(key, paces)
+            last = len(self._places) - 1
+            self._places = {worker: last - place for worker, place in self._places.items()}
+            return shares
+
+
+class CoefficientsOfAnotherStep(_Codes):
+    """What one step was coded with decodes the next one, whoever takes part by then."""
+
+    class kind(Coding):  # noqa: N801
+        before: tuple[int, ...] = ()
+
+        def decoding(self) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+            slots, coefficients = super().decoding()
+            old, self.before = self.before, coefficients
+            return slots, old if len(old) == len(slots) else coefficients
+
+
+class WaitsForLostSums(_Codes):
+    """Nobody sees that too many sums of the code will never come."""
+
+    class kind(Coding):  # noqa: N801
+        def lost(self, queues: object) -> str:
+            return ""
+
+
+class CodedTakenForPlain(RecordedAggregator):
+    """The halves are added up, though what lies there is coded."""
+
+    def _decode(self, limits_C: Sums, weight: float) -> list[ev.Action]:
+        return [
+            replace(one, coefficients=()) if isinstance(one, ev.Update) else one
+            for one in super()._decode(limits_C, weight)
+        ]
+
+
+class CodedAttemptGoesOn(RecordedAggregator):
+    """What does not fit the code is leased anew under the same key."""
+
+    def _uncoded(self, reason: str) -> list[ev.Action]:
+        self._begin(self.state, uncoded=True)
+        return [ev.SaveState(self.state)]
+
+
 class KeepsLostGrants(RecordedAggregator):
     """What was granted on a node that is lost is taken to count all the same."""
 
@@ -358,10 +445,20 @@ class Mutation:
     build: Build
     faults: tuple[Fault, ...] = ()
     num_seeds: int = 200
+    is_coded: bool = False
 
     def schedule(self, seed: int) -> Schedule:
         """A random schedule; of the faults that the mutation is sensitive to, if it is rare."""
+        if self.is_coded:
+            return coded(seed, *self.faults)
         return directed(seed, *self.faults) if self.faults else random_schedule(seed)
+
+
+def coded(seed: int, *faults: Fault) -> Schedule:
+    """A random job whose sums are coded, for one worker that straggles."""
+    schedule = directed(seed, *faults)
+    num_workers = max(4, schedule.num_workers)
+    return replace(schedule, code=("c_code", "crc")[seed % 2], copies=2, num_workers=num_workers)
 
 
 def directed(seed: int, *faults: Fault) -> Schedule:
@@ -372,13 +469,20 @@ def directed(seed: int, *faults: Fault) -> Schedule:
     num_steps = 100 if any(fault.do == "join_node" for fault in faults) else 12
     schedule = replace(random_schedule(seed), faults=faults, num_steps=num_steps, standby=True)
     if any(fault.do == "lying_worker" for fault in faults):
-        schedule = replace(schedule, audited=1.0, num_workers=max(4, schedule.num_workers))
+        num_workers = max(4, schedule.num_workers)
+        schedule = replace(schedule, audited=1.0, num_workers=num_workers, code="")
     strikes_nodes = any(fault.do.endswith("_node") for fault in faults)
-    return replace(schedule, num_nodes=3 if strikes_nodes else 1)
+    if strikes_nodes:
+        return replace(schedule, num_nodes=3, code="")
+    return replace(schedule, num_nodes=1)
 
 
 def _aggregator(kind: type[RecordedAggregator], *faults: Fault) -> Mutation:
     return Mutation(kind.__name__, Build(aggregator=kind), faults)
+
+
+def _coding(kind: type[RecordedAggregator], *faults: Fault) -> Mutation:
+    return Mutation(kind.__name__, Build(aggregator=kind), faults, is_coded=True)
 
 
 def _node(kind: type[Node], *faults: Fault) -> Mutation:
@@ -416,6 +520,11 @@ TWO_COORDINATORS = (  # both replace the workers that die
 )
 DELAYS = Fault(do="delay_messages", step=1, factor=0.03, for_s=9.0)
 LIAR = Fault(do="lying_worker", step=1, factor=0.2)
+KILL_TWO = tuple(
+    Fault(do="kill_worker", step=step, point=("Compute", "during"), target=target)
+    for step in (3, 6, 9)
+    for target in (0, 1)
+)
 ALL_STOPPED = tuple(Fault(do="stop_worker", step=2, target=target) for target in range(8))
 
 
@@ -450,6 +559,13 @@ MUTATIONS = (
     _aggregator(UnauditedCounts, LIAR),
     _aggregator(LiarsKeepTheRest, LIAR),
     _aggregator(AuditorsAreBelieved, LIAR),
+    _coding(EndsTooEarly),
+    _coding(HalfASumCounts),
+    _coding(PlacesMixedUp),
+    _coding(CoefficientsOfAnotherStep),
+    _coding(WaitsForLostSums, *KILL_TWO),
+    _coding(CodedTakenForPlain),
+    _coding(CodedAttemptGoesOn, *KILL_TWO),
     _aggregator(CommitsEarly, KILL_NODE),
     _aggregator(KeepsLostGrants, KILL_NODE),
     _aggregator(WaitsForTheLost, KILL_NODE),

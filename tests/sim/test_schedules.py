@@ -7,7 +7,16 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from mutations import FREEZE_JOINING, JOIN, KILL_NODE, LIAR, UNHEARD, directed
+from mutations import (
+    FREEZE_JOINING,
+    JOIN,
+    KILL_NODE,
+    KILL_TWO,
+    LIAR,
+    UNHEARD,
+    coded,
+    directed,
+)
 
 from elastic.core.protocol import aggregator, worker
 from elastic.core.simulator.build import Build
@@ -27,6 +36,15 @@ from elastic.core.simulator.search import Tried, check, check_seeds, search
 from policies.choosing import Chosen
 from policies.scheduling import Shares
 
+OF_HOSTS = {
+    "cut_link_node",
+    "cut_node",
+    "freeze_node",
+    "join_node",
+    "kill_node",
+    "late_nodes",
+    "leave_node",
+}
 PART = 60  # seeds of one test
 NUM_TRIES = 60  # schedules within which a rare thing must be seen
 
@@ -42,6 +60,7 @@ def moves(who: str, table: dict[object, set[object]]) -> list[str]:
 
 COMMON = [
     "already yours",
+    "coded",
     "dismissed: left as planned",
     "dismissed: no member any more",
     "duplicate",
@@ -131,6 +150,7 @@ RARE: dict[str, Callable[[int], Schedule]] = {
     "worker COMPUTING -> ENDED": lambda seed: directed(seed, STOP_IN_COMPUTE, SLOW_KILL),
     "worker ENCODING -> ENDED": lambda seed: directed(seed, STOP_IN_ENCODE, SLOW_KILL),
     "worker HOLDING -> ENDED": dismissed_while_holding,
+    "uncoded": lambda seed: coded(seed, *KILL_TWO),
     "dismissed: fenced": lambda seed: directed(seed, *UNHEARD),
     "refused: not a member": dismissal_lost,
     "refused: the step is complete": lambda seed: replace(
@@ -222,6 +242,34 @@ def test_a_repetition_changes_nothing_that_is_computed(copies: int) -> None:
         assert check(schedule, tried=tried), str(tried.failure)
     assert tried.seen["duplicate won"]
     assert not any(tried.seen[what] for what in NEVER)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_coded_sums_change_nothing_that_is_computed(copies: int) -> None:
+    """Kills, stops, joins, slow workers, NaN: each micro-batch counts once in what is decoded."""
+    tried = Tried()
+    for seed in range(4000, 4040):
+        faults = tuple(one for one in random_schedule(seed).faults if one.do not in OF_HOSTS)
+        schedule = replace(coded(seed), faults=faults, copies=copies, num_workers=5)
+        assert check(schedule, tried=tried), str(tried.failure)
+    assert tried.seen["coded"] > 5 * tried.seen["step committed"], "most steps are"
+    assert tried.seen["takeover mid-step"]
+    assert not any(tried.seen[what] for what in NEVER)
+
+
+def test_a_code_does_not_wait_for_one_that_stops() -> None:
+    """A worker that stops for ever is as good as absent; but for who else saw the model's NaN."""
+    num_seen = 0
+    for seed in range(12):
+        stop = Fault(do="stop_worker", step=3, point=("Compute", "during"), target=seed)
+        calm = replace(coded(seed, stop), evaluate_every=0, num_workers=5, skip_nonfinite=True)
+        job = Job(calm, Build(), trace_length=None)
+        job.run()
+        if 3 not in job.truth.states[-1].skipped:
+            num_seen += 1
+            took_s = job.commits_s[3] - job.commits_s[2]
+            assert took_s < 0.5, f"seed {seed}: one that hangs is noticed after a second"
+    assert num_seen > 6
 
 
 def test_choosing_by_measurement_changes_nothing_that_is_computed() -> None:

@@ -69,6 +69,11 @@ WRONG = {
     ),
     "fewer than min": ("workers: {start: 2, min: 3}", "got min 3, start 2, max 8"),
     "no worker": ("workers: {start: 0}", "workers.start: got 0; needs a whole number from 1"),
+    "code for nobody": ("stragglers: {kind: c_code}", "got kind c_code, stragglers 0; needs"),
+    "code of few": (
+        "stragglers: {kind: crc, stragglers: 7}",
+        "stragglers.kind is crc with stragglers 7, and workers.max is 8; must be >= 9",
+    ),
     "threads": ("workers: {threads: 0}", "workers.threads: got 0"),
     "tpu": ("device: tpu", ":8: device: got 'tpu'; needs cpu or cuda"),
     "precision": ("precision: fp16", "precision: got 'fp16'; needs float32 or bfloat16"),
@@ -120,6 +125,23 @@ def write(folder: Path, line: str) -> Path:
     path = folder / "job.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("nodes", {"max": 2}, "stragglers.kind is c_code, and nodes.max is 2; must be 1"),
+        ("audit", "all", "coded sums cannot be audited one by one"),
+    ],
+)
+def test_a_code_is_refused_with_what_it_cannot_be_together(
+    key: str, value: object, expected: str
+) -> None:
+    code = {"kind": "c_code", "stragglers": 1}
+    job = {"name": "t", "steps": 1, "batch": {"micro_batches": 4, "micro_batch_size": 2}}
+    assert load_job(job | {"stragglers": code}).stragglers.is_code
+    with pytest.raises(ConfigError, match=expected):
+        load_job(job | {"stragglers": code, key: value})
 
 
 @pytest.mark.parametrize(("line", "expected"), WRONG.values(), ids=WRONG.keys())

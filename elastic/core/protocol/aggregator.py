@@ -5,6 +5,7 @@
        │  ├── overflow, or the first maxima: the same step again   │
        │  └── evaluated: the step's training begins                │
        │  ├── a node was lost: what it held is leased again        │
+       │  ├── coded sums cannot be decoded: the same step, uncoded │
        └──────── all steps done, or asked to stop ──▶ FINISHING ──▶ ENDED
 
 Everything that counts is in shared memory: the state record, one manifest per slot, one row per
@@ -32,8 +33,9 @@ import numpy as np
 
 from elastic.core import fixed_point
 from elastic.core.errors import ProtocolError
-from elastic.core.protocol.auditing import Anew, Auditing, Unsettled
+from elastic.core.protocol.auditing import Anew, Auditing, Unsettled, answer_digest
 from elastic.core.protocol.choosing import Choosing
+from elastic.core.protocol.coding import Coding
 from elastic.core.protocol.events import (
     Action,
     CaughtUp,
@@ -64,6 +66,7 @@ from elastic.core.protocol.events import (
     Started,
     Tell,
     Tick,
+    Undecodable,
     Update,
     Updated,
 )
@@ -94,6 +97,7 @@ from elastic.core.protocol.messages import (
 )
 from policies.auditing import AskAgain, Audits, Lie
 from policies.choosing import Chosen
+from policies.coding.simulation import Coded
 from policies.hangs import Silence, WorkerProgress
 from policies.resharding import Move
 from policies.scheduling import (
@@ -142,7 +146,7 @@ class Rules:
     evaluate_every: int = 0
     num_evaluated: int = 0
     replicas: int = 2
-    scheduling: Shares | Chosen = Shares()
+    scheduling: Shares | Chosen | Coded = Shares()
     hangs: Silence = Silence()
     audits: Audits | None = None
 
@@ -211,8 +215,11 @@ class Aggregator:
         self._leased = False
         self._num_duplicates = 0
         self._shared = ""
-        is_fixed = isinstance(rules.scheduling, Shares)
-        self._choosing = None if is_fixed else Choosing(rules.num_micro_batches)
+        policy, num = rules.scheduling, rules.num_micro_batches
+        self._choosing = Choosing(num) if isinstance(policy, Chosen) else None
+        self._coding = Coding(policy if isinstance(policy, Coded) else None, num)
+        if self._manifests and self._is_coded_next:  # nothing says what was coded, and how
+            self.state = replace(self.state, attempt=self.state.attempt + 1)
         self._watched_s = 0.0
         self._absent_s: dict[int, float] = {}
         self._stop_reason = ""
@@ -250,7 +257,8 @@ class Aggregator:
     @property
     def _is_over(self) -> bool:
         """Whether nothing of the pass that runs is left to be computed, or to be audited."""
-        return len(self._outcomes) == self._num_wanted and self._auditing.is_done
+        is_there = len(self._outcomes) == self._num_wanted and self._coding.is_complete
+        return is_there and self._auditing.is_done
 
     def _react(self, event: Event, now_s: float) -> list[Action]:
         match event:
@@ -270,6 +278,9 @@ class Aggregator:
                 return self._updated_on(event)
             case Stalled(number) if number == self._round:
                 return self._give_up()
+            case Undecodable(number, reason) if number == self._round:
+                self._move(Phase.LEASING)
+                return self._uncoded(reason)
             case NodeGone(node) if node in self.membership.nodes:
                 return self._miss(node)
             case NodeGone(node):
@@ -538,6 +549,8 @@ class Aggregator:
             return self._question(worker, commit)
         if lease.combine is not Combine.EVALUATE:
             peer.samples_s.append(now_s - begun_s)
+        if self._coding.is_on:
+            return self._grant_coded(worker, commit, manifest)
         self._record(worker, commit, "granted")
         return self._grant(worker, commit, manifest)
 
@@ -552,9 +565,13 @@ class Aggregator:
             return "the step is complete"
         if worker not in self.membership.members and worker not in self.membership.leaving:
             return "not a member"
-        if any(micro_batch in self._outcomes for micro_batch in lease.micro_batches):
+        if reason := self._coding.refusal(worker, lease):
+            return reason
+        is_coded = self._coding.is_on
+        if not is_coded and any(one in self._outcomes for one in lease.micro_batches):
             return "granted to another worker"
-        if commit.num_base != len(mine) or (mine and commit.half == manifest.half):
+        is_live = bool(mine) and commit.half == manifest.half and not is_coded
+        if commit.num_base != len(mine) or is_live:
             return f"sum of {commit.num_base} in half {commit.half}: {len(mine)} count here"
         if not all(0 <= one < self._num_wanted for one in lease.micro_batches):
             return f"micro-batches {lease.micro_batches} do not exist"
@@ -578,6 +595,21 @@ class Aggregator:
             Send(worker, Granted(lease, commit.half)),
             *self._quarantine(lies),
         ]
+
+    def _grant_coded(self, worker: int, commit: Commit, manifest: Manifest) -> list[Action]:
+        """It is in the worker's sum. What several say of a micro-batch must be the same."""
+        (outcome,), lease = commit.outcomes, commit.lease
+        is_first = outcome.micro_batch not in self._outcomes
+        self._record(worker, commit, "granted" if is_first else "copied")
+        before = self._outcomes.setdefault(outcome.micro_batch, outcome)
+        if answer_digest(before) != answer_digest(outcome):
+            differ = f"answers to micro-batch {outcome.micro_batch} differ"
+            refused = Send(worker, Refused(lease, differ))
+            return [refused, *self._uncoded(f"{differ}, one of them worker {worker}'s")]
+        self._coding.granted(worker, lease)
+        self._granted_to.setdefault(outcome.micro_batch, worker)
+        self._manifests[worker] = manifest.added(lease, commit.half)
+        return [Send(worker, Granted(lease, commit.half))]
 
     # -------------------------------------------------------------- auditing
 
@@ -705,7 +737,16 @@ class Aggregator:
             return self._own_nonfinite(twice[0])
         if self._is_over:
             return self._evaluated(self._in_order()) if self._evaluates else self._complete()
+        if reason := self._coding.lost({one: peer.queue for one, peer in self._peers.items()}):
+            return self._uncoded(reason)
         return []
+
+    def _uncoded(self, reason: str) -> list[Action]:
+        """The same step once more, as plain sums."""
+        state = replace(self.state, attempt=self.state.attempt + 1)
+        self._begin(state, uncoded=True)
+        told = f"step {state.step} is computed again, uncoded: {reason}"
+        return [Note("uncoded", told), SaveState(state)]
 
     def _is_own(self, micro_batch: int) -> bool:
         """Whether a NaN is the model's: seen by two workers, or twice by one without others."""
@@ -750,12 +791,22 @@ class Aggregator:
         overflowing = fixed_point.overflowing(maxima_MC, exponents)
         if overflowing:
             return self._again(maxima_MC, overflowing)
+        if self._coding.is_on:
+            return self._decode(fixed_point.sums_of(maxima_MC, exponents), weight)
         slots = tuple(
             (worker, manifest.half)
             for worker, manifest in sorted(self._manifests.items())
             if manifest.key == self.state.key and manifest.micro_batches
         )
         return [*self._chosen(), self._update(slots, self.state.exponents, weight)]
+
+    def _decode(self, limits_C: fixed_point.Sums, weight: float) -> list[Action]:
+        """Update from coded sums. Those that are not complete are not waited for any more."""
+        slots, coefficients = self._coding.decoding()
+        done = MarkDone(tuple(self._outcomes), self.state.key)
+        update = self._update(slots, self.state.exponents or (), weight)
+        limits = tuple(int(one) for one in limits_C)
+        return [done, replace(update, coefficients=coefficients, limits=limits)]
 
     def _chosen(self) -> list[Action]:
         """A step has all its answers: what the next ones run may be another policy."""
@@ -769,8 +820,8 @@ class Aggregator:
         """Who computes what, in this step."""
         if self._choosing is not None:
             return self._choosing.scheduling
-        assert isinstance(self._rules.scheduling, Shares)
-        return self._rules.scheduling
+        policy = self._rules.scheduling
+        return policy if isinstance(policy, Shares) else Shares()  # of what is not coded
 
     def _update(
         self,
@@ -891,8 +942,9 @@ class Aggregator:
         notes = [Note("state_moved", moved)] if moved else []
         return [SaveState(state), committed, *notes, *self._drop_slots()]
 
-    def _begin(self, state: State) -> None:
+    def _begin(self, state: State, *, uncoded: bool = False) -> None:
         self.state = state
+        self._coding.begin(plain=uncoded)
         self._outcomes.clear()
         self._granted_to.clear()
         self._nonfinite.clear()
@@ -922,7 +974,7 @@ class Aggregator:
             for worker in self.membership.members
             if worker in self._peers and not self._peers[worker].queue
         ]
-        if not idle:
+        if not idle or self._coding.is_on:
             return actions
         if not self._leased and not self._stop_reason:
             self._leased = True
@@ -956,7 +1008,8 @@ class Aggregator:
         It has yet to see that the step before is over. One that did not see it for a whole step
         may never do so.
         """
-        step = self.state.step if self._scheduling.copies > 1 else -1
+        by_several = self._scheduling.copies > 1 or self._is_coded_next
+        step = self.state.step if by_several else -1
         return [
             worker
             for worker in self.membership.members
@@ -971,21 +1024,43 @@ class Aggregator:
         pending = [one for one in self._pending() if one not in self._nonfinite]
         usual_s = self._usual_pace_s()
         paces = {worker: pace(self._peers[worker].samples_s, usual_s) for worker in idle}
+        if self._is_coded_next and (shares := self._coding.share(self.state.key, paces)):
+            return self._share_coded(shares, now_s)
         assigned = self._scheduling.assign(StepView(paces, pending, self._homes))
         self._num_duplicates += assigned.num_copies
         actions: list[Action] = []
         if self._choosing is not None:
             if self._combine is Combine.SUM:
                 self._choosing.begin(now_s)
-        elif self._rules.scheduling != Shares() and assigned.reason != self._shared:
-            self._shared = assigned.reason
-            actions.append(Note("scheduling", assigned.reason))
+        elif self._is_coded_next:
+            actions += self._tell_shares(f"{self._coding.lack}: {assigned.reason}")
+        elif self._rules.scheduling not in (Shares(), self._coding.policy):
+            actions += self._tell_shares(assigned.reason)
         for worker, mine in assigned.queues.items():
             if mine:
                 actions.append(self._lease(worker, mine, now_s))
             elif samples_s := self._peers[worker].samples_s:
                 samples_s.popleft()  # who gets nothing is measured no more: what was, fades
         return actions
+
+    def _tell_shares(self, reason: str) -> list[Action]:
+        """What is new about who computes what."""
+        before, self._shared = self._shared, reason
+        return [Note("scheduling", reason)] if reason != before else []
+
+    def _share_coded(self, shares: Mapping[int, tuple[Lease, ...]], now_s: float) -> list[Action]:
+        """The copies are the audit: what does not fit together is not decoded."""
+        self._auditing.begin(self.state.step, 0)
+        self._num_duplicates += self._coding.num_copies
+        actions = self._tell_shares(self._coding.reason)
+        return actions + [self._send_leases(one, mine, now_s) for one, mine in shares.items()]
+
+    @property
+    def _is_coded_next(self) -> bool:
+        """Whether the pass that runs is to be coded, if there are enough workers for that."""
+        if not self._coding.may_begin or self._combine is not Combine.SUM:
+            return False
+        return self.state.exact and self.state.step < self._rules.num_steps
 
     def _occupy(self, worker: int, now_s: float) -> list[Action]:
         peer, usual_s = self._peers[worker], self._usual_pace_s()
@@ -1028,8 +1103,12 @@ class Aggregator:
     def _lease(
         self, worker: int, micro_batches: Iterable[int], now_s: float, *, audits: bool = False
     ) -> Send:
-        peer, key = self._peers[worker], self.state.key
+        key = self.state.key
         leases = tuple(Lease(key, (one,), self._combine, audits) for one in micro_batches)
+        return self._send_leases(worker, leases, now_s)
+
+    def _send_leases(self, worker: int, leases: tuple[Lease, ...], now_s: float) -> Send:
+        peer = self._peers[worker]
         if not self._wanted(peer.queue):
             peer.since_s = now_s
         peer.ask_s = 0.0

@@ -98,7 +98,7 @@ class Auditing:
         micro_batch = outcome.micro_batch
         if micro_batch not in self._audited:
             return []
-        answer = Answer(worker, node, _digest(outcome))
+        answer = Answer(worker, node, answer_digest(outcome))
         self._answers.setdefault(micro_batch, {})[worker] = answer
         return self._settle(micro_batch)
 
@@ -196,7 +196,7 @@ class Auditing:
         return [one for one in decisions if isinstance(one, Lie)]
 
 
-def _digest(outcome: Outcome) -> bytes:
+def answer_digest(outcome: Outcome) -> bytes:
     """Of all that has one right value."""
     told = pack_outcome(replace(outcome, start_s=0.0, end_s=0.0))
     return hashlib.blake2b(told, digest_size=16).digest()

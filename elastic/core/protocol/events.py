@@ -61,6 +61,14 @@ class Stalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Coded sums of this round do not fit together: nothing was updated."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CaughtUp:
     """A node that joins has the version of `step`, by its commit record."""
 
@@ -110,6 +118,7 @@ Event = (
     | Disconnected
     | Updated
     | Stalled
+    | Undecodable
     | CaughtUp
     | Collect
     | Tick
@@ -197,6 +206,9 @@ class Update:
     next one, its owner first; all others get the parameters from the owner. `moves`: who is to keep
     a chunk's state from the next version on besides, and gets it from whom. `observers` join: they
     get the parameters of all chunks.
+
+    `coefficients`, if the slots are coded: what each is multiplied with, to add up to the sum. Its
+    magnitude cannot exceed `limits`, in no chunk; if it does, answer with Undecodable.
     """
 
     round: int
@@ -210,6 +222,8 @@ class Update:
     keepers: tuple[tuple[int, ...], ...] = ()
     moves: tuple[Move, ...] = ()
     observers: tuple[int, ...] = ()
+    coefficients: tuple[int, ...] = ()
+    limits: tuple[int, ...] = ()
 
     def kept_by(self, node: int) -> frozenset[int]:
         """The chunks of which `node` has the state in the next version."""
@@ -256,7 +270,8 @@ class Note:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Committed:
-    """A step was committed: for the metrics. `work` names every answer: granted or refused.
+    """A step was committed: for the metrics. `work` names every answer: granted, refused, audited;
+    or copied, if it is in a coded sum and another one was first.
 
     `attempt` counts the redoings of its training; `metrics` are sums over the sum of weights.
     `num_unaudited`: micro-batches of which nobody was there to give another opinion.

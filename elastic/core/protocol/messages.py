@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ class Combine(IntEnum):
     SUM = 0
     MAXIMA = 1  # nothing is written: only the maxima are wanted
     EVALUATE = 2  # forward only, on held-out samples; nothing is written
+    CODED = 3  # times a coefficient, in the numbers that both halves are together
 
 
 class Key(NamedTuple):
@@ -46,12 +47,14 @@ class Lease:
     """The right to compute: (model, step, attempt, set of micro-batches, how to combine).
 
     `audits`: only the answer is wanted, to compare it; what it says counts already, for another.
+    `coefficient`: what the gradient is multiplied with, if it is coded.
     """
 
     key: Key
     micro_batches: tuple[int, ...]
     combine: Combine = Combine.SUM
     audits: bool = False
+    coefficient: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -390,6 +393,7 @@ Message = (
 )
 
 _LEASE = struct.Struct("<BQHBH")
+_COEFFICIENT = struct.Struct("<q")
 _OUTCOME = struct.Struct("<Hdd16s8sdd16sHH")
 _AUDITS = 0x80  # beside how to combine
 _COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON, _PULSE = range(1, 9)
@@ -445,15 +449,21 @@ def _pack_lease(lease: Lease) -> bytes:
     num = len(lease.micro_batches)
     how = lease.combine | (_AUDITS if lease.audits else 0)
     head = _LEASE.pack(*lease.key, how, num)
-    return head + struct.pack(f"<{num}H", *lease.micro_batches)
+    body = head + struct.pack(f"<{num}H", *lease.micro_batches)
+    return body + _COEFFICIENT.pack(lease.coefficient) if lease.combine is Combine.CODED else body
 
 
 def _unpack_lease(data: bytes, start: int) -> tuple[Lease, int]:
     model, step, attempt, how, num = _LEASE.unpack_from(data, start)
     at = start + _LEASE.size
     micro_batches = struct.unpack_from(f"<{num}H", data, at)
+    at += 2 * num
     key, combine = Key(model, step, attempt), Combine(how & ~_AUDITS)
-    return Lease(key, micro_batches, combine, bool(how & _AUDITS)), at + 2 * num
+    lease = Lease(key, micro_batches, combine, bool(how & _AUDITS))
+    if combine is not Combine.CODED:
+        return lease, at
+    (coefficient,) = _COEFFICIENT.unpack_from(data, at)
+    return replace(lease, coefficient=coefficient), at + _COEFFICIENT.size
 
 
 def _unpack_leases(data: bytes, start: int) -> tuple[Lease, ...]:
@@ -560,6 +570,7 @@ def _from_json(body: dict[str, Any]) -> Message:
                 tuple(one["micro_batches"]),
                 Combine(one["combine"]),
                 one["audits"],
+                one["coefficient"],
             )
             for one in body["holding"]
         )

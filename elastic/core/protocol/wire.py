@@ -264,7 +264,7 @@ def _pack_update(update: Update) -> bytes:
 def _unpack_update(body: bytes) -> Update:
     head, *arrays = _unpack_parts(body)
     fields: dict[str, Any] = json.loads(head)
-    for name in ("nodes", "exponents", "observers"):
+    for name in ("nodes", "exponents", "observers", "coefficients", "limits"):
         fields[name] = tuple(fields[name])
     fields["slots"] = tuple((worker, half) for worker, half in fields["slots"])
     widths, nodes, moves = (np.frombuffer(part, np.uint32) for part in arrays)

@@ -120,7 +120,10 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Write (`base` half, or nothing) + gradient into `half`; answer with Encoded."""
+    """Write (`base` half, or nothing) + gradient into `half`; answer with Encoded.
+
+    If it is coded: into both halves as one, to what is there if there is a `base`.
+    """
 
     lease: Lease
     half: int
@@ -217,11 +220,11 @@ class Worker:
             if self.phase is not Phase.HOLDING:
                 self._move(Phase.HOLDING)
             return []
-        if self._current.combine is not Combine.SUM:
+        if self._current.combine not in (Combine.SUM, Combine.CODED):
             return self._ask()
         base = self._encoded_on = self._base(self._current)
         self._move(Phase.ENCODING)
-        half = 1 - base.half if base.micro_batches else 0
+        half = _spare_half(self._current, base)
         return [Encode(self._current, half, base.half if base.micro_batches else None)]
 
     def _ask(self) -> list[Action]:
@@ -231,9 +234,8 @@ class Worker:
         base = self._base(lease)
         if self._encoded_on is not None:  # a welcome may have told of another one since
             base, self._encoded_on = self._encoded_on, None
-        num_base = len(base.micro_batches)
-        half = 1 - base.half if num_base else 0
-        self._asked = Commit(lease, half, num_base, self._outcomes)
+        half = _spare_half(lease, base)
+        self._asked = Commit(lease, half, len(base.micro_batches), self._outcomes)
         self._current, self._outcomes = None, ()
         self._move(Phase.IDLE)
         # before the welcome: that sends it, so that one computation is one question
@@ -285,3 +287,9 @@ class Worker:
         if phase not in _MOVES[self.phase]:
             raise ProtocolError(f"worker {self.worker}: illegal move {self.phase} -> {phase}")
         self.phase = phase
+
+
+def _spare_half(lease: Lease, base: Manifest) -> int:
+    """Where the sum goes. What is coded grows in place: it counts only once all of it is there."""
+    is_first = not base.micro_batches or lease.combine is Combine.CODED
+    return 0 if is_first else 1 - base.half

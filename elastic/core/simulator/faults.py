@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 AGGREGATOR_POINTS = (
     ("SaveRow", "before"),
@@ -112,6 +113,7 @@ class Schedule:
     num_nodes: int = 1
     copies: int = 1
     audited: float = 0.0
+    code: Literal["", "c_code", "crc"] = ""
 
     def __str__(self) -> str:
         head = (
@@ -122,6 +124,8 @@ class Schedule:
             head += f", {self.num_nodes} nodes"
         if self.copies > 1:
             head += f", each computed by {self.copies}"
+        if self.code:
+            head += f" ({self.code})"
         if self.audited:
             head += f", {self.audited:.0%} audited"
         if self.evaluate_every:
@@ -142,7 +146,7 @@ def random_schedule(seed: int) -> Schedule:
         faults += draw.some()
     if any(fault.do in ("join_node", "late_nodes") for fault in faults):
         num_steps = num_steps_of_a_join
-    return Schedule(
+    schedule = Schedule(
         seed=seed,
         num_steps=num_steps,
         num_workers=rng.randint(3, 5),
@@ -156,6 +160,9 @@ def random_schedule(seed: int) -> Schedule:
         copies=rng.choice((1, 1, 1, 2, 3)),
         audited=random.Random(f"audited {seed}").choice((0.0, 0.0, 0.0, 0.3)),
     )
+    if num_nodes == 1 and schedule.copies > 1 and not any("node" in one.do for one in faults):
+        return replace(schedule, code=random.Random(f"coded {seed}").choice(("", "c_code", "crc")))
+    return schedule
 
 
 class _Draw:

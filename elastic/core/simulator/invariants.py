@@ -6,7 +6,9 @@ Looks at shared memory and at who acts, never at what a protocol class remembers
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from elastic.core.protocol.messages import Key, Manifest, Membership, State, Sto
 from elastic.core.simulator.memory import Half, Memory, Version
 from elastic.core.simulator.truth import NUM_CHUNKS, Entry, Truth, honest, means, next_digest
 from elastic.core.simulator.world import Parameters
+from policies.coding.field import PRIME
 
 if TYPE_CHECKING:
     from elastic.core.simulator.aggregator_process import AggregatorProcess
@@ -37,6 +40,8 @@ class Checker:
         self.joining: dict[int, Memory] = {}
         self.is_alone = num_nodes == 1
         self.has_liars = False
+        self.may_redo = False
+        """Attempts may be more than those of the undisturbed run: what is coded may be lost."""
         self._truth = truth
         self._position = 0  # of the commit record in the sequence of the undisturbed run
         self._positions: dict[int, int] = {}
@@ -116,7 +121,9 @@ class Checker:
                         raise Violation(f"the row of micro-batch {micro_batch} counts and is torn")
                 if memory.state.exponents is not None and not self._evaluates(memory.state):
                     self._check_half(memory, worker, manifest)
-        if self.is_alone:  # else others hear a little later what counts no more
+        if (
+            self.is_alone and not self.may_redo
+        ):  # else others hear a little later what counts no more
             for memory in self.memories.values():
                 self._check_done(memory, {micro_batch for _, micro_batch in seen})
 
@@ -154,12 +161,17 @@ class Checker:
         states = self._truth.states
         first = self._positions.get(node, 0)
         for position in range(first, min(self._position + 2, len(states))):
-            if state == states[position]:
+            if self._is(state, states[position]):
                 self._positions[node] = position
                 self._position = max(self._position, position)
                 return
         wanted = states[first : self._position + 2]
         raise Violation(f"the commit record of node {node} becomes {state}; the truth is {wanted}")
+
+    def _is(self, state: State, truth: State) -> bool:
+        if self.may_redo and state.attempt > truth.attempt:
+            state = replace(state, attempt=truth.attempt)
+        return state == truth
 
     def evaluated(self, state: State, evaluated: Evaluated) -> None:
         """The model was evaluated: it reports the right sums, or nothing if it is not finite."""
@@ -183,7 +195,7 @@ class Checker:
             return  # at a commit record that was checked when it was saved
         if bool(failure) != self._truth.fails:
             raise Violation(f"the job ended with failure {failure!r}")
-        if state != self._truth.states[-1]:
+        if not self._is(state, self._truth.states[-1]):
             raise Violation(f"the job ended at {state}")
 
     def _check_lost(self, step: int) -> None:
@@ -224,7 +236,7 @@ class Sum:
             slot = memory.slots.get(worker)
             if slot is None:
                 raise Violation(f"the sum reads the dropped slot of worker {worker}")
-            self._halves.append(slot.halves[half])
+            self._halves.append(slot.coded if update.coefficients else slot.halves[half])
         self._writes = [half.writes for half in self._halves]
         self.begin(self._target)
 
@@ -243,7 +255,19 @@ class Sum:
             raise Violation("the sum reads a half that is half written")
         if self._writes != [half.writes for half in self._halves]:
             raise Violation("a half was written while it was summed")
+        if self._update.coefficients:
+            return self._decoded()
         return tuple(entry for half in self._halves for entry in half.entries)
+
+    def _decoded(self) -> tuple[Entry, ...]:
+        """What counts once; it must be that all does, or not at all."""
+        times: Counter[Entry] = Counter()
+        for half, answer in zip(self._halves, self._update.coefficients, strict=True):
+            for entry, coefficient in zip(half.entries, half.coefficients, strict=True):
+                times[entry] = (times[entry] + answer * coefficient) % PRIME
+        if wrong := {entry: number for entry, number in times.items() if number not in (0, 1)}:
+            raise Violation(f"these count so many times in what is decoded: {wrong}")
+        return tuple(entry for entry, number in times.items() if number)
 
     def add(self, parts: Iterable[tuple[Entry, ...]], node: int) -> None:
         """Check what all nodes added, and compute the state of the chunks that `node` keeps."""

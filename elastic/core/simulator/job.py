@@ -10,6 +10,7 @@ from elastic.core.protocol.aggregator import Rules
 from elastic.core.protocol.coordinator import Life, Limits
 from elastic.core.protocol.events import Committed
 from elastic.core.protocol.messages import (
+    Combine,
     Dismiss,
     Granted,
     Key,
@@ -36,6 +37,7 @@ from elastic.core.simulator.truth import NUM_CHUNKS, make_truth
 from elastic.core.simulator.worker_process import WorkerProcess
 from elastic.core.simulator.world import Clock, Process
 from policies.auditing import Audits
+from policies.coding.simulation import Coded
 from policies.hangs import Silence
 from policies.restarts import BackOff
 from policies.scheduling import Shares
@@ -70,6 +72,7 @@ class Job:
         self.generations: dict[int, Membership] = {}
         first_memory = {0: self.machines[0].memory}
         self.checker = Checker(self.truth, first_memory, num_nodes=schedule.num_nodes)
+        self.checker.may_redo = bool(schedule.code)
         self.rules = Rules(
             num_steps=schedule.num_steps,
             num_micro_batches=schedule.num_micro_batches,
@@ -77,7 +80,7 @@ class Job:
             skip_nonfinite=schedule.skip_nonfinite,
             evaluate_every=schedule.evaluate_every,
             num_evaluated=schedule.num_evaluated,
-            scheduling=Shares(copies=schedule.copies),
+            scheduling=_scheduling(schedule),
             hangs=Silence(factor=8.0, floor_s=0.2),
             audits=Audits(seed=schedule.seed, probability=schedule.audited)
             if schedule.audited
@@ -399,6 +402,8 @@ class Job:
         match message:
             case Leases(leases):
                 self._watch_leases(worker, leases)
+            case Granted(lease) if lease.combine is Combine.CODED:
+                seen["coded"] += 1
             case Granted(lease):
                 if self._fresh != worker:
                     seen["already yours"] += 1
@@ -610,3 +615,10 @@ class Job:
 
     def _end_delay(self) -> None:
         self.clock.extra_latency_s = 0.0
+
+
+def _scheduling(schedule: Schedule) -> Shares | Coded:
+    """With a code, one fewer may straggle than compute each micro-batch."""
+    if schedule.code:
+        return Coded(stragglers=schedule.copies - 1, kind=schedule.code)
+    return Shares(copies=schedule.copies)

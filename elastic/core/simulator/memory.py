@@ -17,20 +17,38 @@ EMPTY = Manifest(Key(0, 0, 0))
 
 @dataclass(slots=True)
 class Half:
-    """`torn` while it is being written, or for ever after its writer died doing so."""
+    """`torn` while it is being written, or for ever after its writer died doing so.
+
+    `coefficients`, if it is coded: what each entry was multiplied with.
+    """
 
     entries: tuple[Entry, ...] = ()
+    coefficients: tuple[int, ...] = ()
     torn: bool = False
     writes: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One slot file. A worker that mapped it goes on to write there after it was unlinked."""
+    """One slot file. A worker that mapped it goes on to write there after it was unlinked.
+
+    `coded` lies where both halves do: who writes the one destroys the other.
+    """
 
     worker: int
     halves: tuple[Half, Half] = field(default_factory=lambda: (Half(), Half()))
+    coded: Half = field(default_factory=Half)
     progress: int = 0
+
+    def begin(self, half: int, *, coded: bool) -> Half:
+        """The half that is about to be written."""
+        for other in self.halves if coded else (self.coded,):
+            other.entries, other.coefficients = (), ()
+            other.writes += 1
+        target = self.coded if coded else self.halves[half]
+        target.torn = True
+        target.writes += 1
+        return target
 
 
 @dataclass(slots=True)

@@ -115,8 +115,8 @@ def honest(entry: Entry) -> Entry:
 
 
 def next_digest(digest: int, entries: list[Entry]) -> int:
-    """The parameters after adding `entries`: the same in any order."""
-    return hash((digest, *sorted(entries)))
+    """The parameters after adding `entries`: the same in any order, and in whichever attempt."""
+    return hash((digest, *sorted((step, one, read) for step, _, one, read in entries)))
 
 
 def _draw_step(rng: random.Random, num_micro_batches: int) -> list[Answer]:

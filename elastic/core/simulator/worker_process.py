@@ -24,7 +24,7 @@ from elastic.core.protocol.messages import (
 )
 from elastic.core.simulator.invariants import Violation
 from elastic.core.simulator.memory import Half, Slot
-from elastic.core.simulator.truth import LIE
+from elastic.core.simulator.truth import LIE, Entry
 from elastic.core.simulator.world import END_OF_FILE, Connection, Process
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class WorkerProcess(Process):
             )
         return outcome
 
-    def _gradient(self, lease: Lease, writes: int) -> tuple[tuple[int, int, int, int], ...]:
+    def _gradient(self, lease: Lease, writes: int) -> tuple[Entry, ...]:
         """The entries of this lease; of no digest if the version changed meanwhile."""
         version = self.machine.memory.versions[lease.key.step % 2]
         clean = version.writes == writes and not version.torn
@@ -211,19 +211,26 @@ class WorkerProcess(Process):
     def _encode(self, lease: Lease, half: int, base: int | None) -> None:
         assert self.slot is not None
         self.clock.note(self.name, "encodes", (lease, half, base))
-        target = self.slot.halves[half]
-        source = self.slot.halves[base] if base is not None else None
-        target.torn = True
-        target.writes += 1
+        is_coded = lease.combine is Combine.CODED
+        target = self.slot.begin(half, coded=is_coded)
+        source = target if is_coded else self.slot.halves[base or 0]
+        before: tuple[Entry, ...] = ()
+        multiplied: tuple[int, ...] = ()
+        if base is not None:
+            before, multiplied = source.entries, source.coefficients
+        if is_coded:
+            multiplied = (*multiplied, lease.coefficient)
         self.machine.memory.serial += 1
-        before = source.entries if source is not None else ()
         seconds = self.clock.rng.uniform(0.001, 0.006) * self.slow
         self.job.point(self, "Encode", "during", seconds)
-        self.after(seconds, partial(self._end_encode, target, before))
+        self.after(seconds, partial(self._end_encode, target, before, multiplied))
 
-    def _end_encode(self, target: Half, before: tuple[tuple[int, int, int, int], ...]) -> None:
+    def _end_encode(
+        self, target: Half, before: tuple[Entry, ...], multiplied: tuple[int, ...]
+    ) -> None:
         assert self.slot is not None
         target.entries = before + self._gradients
+        target.coefficients = multiplied
         target.torn = False
         self.slot.progress += 1
         self.machine.memory.serial += 1
