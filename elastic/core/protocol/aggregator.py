@@ -22,7 +22,6 @@ A step is committed once the next version is complete on every node; nodes that 
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping, Set
@@ -36,6 +35,14 @@ from elastic.core.errors import ProtocolError
 from elastic.core.protocol.auditing import Anew, Auditing, Unsettled, answer_digest
 from elastic.core.protocol.choosing import Choosing
 from elastic.core.protocol.coding import Coding
+from elastic.core.protocol.committing import (
+    after_maxima,
+    after_skip,
+    after_step,
+    mean,
+    metrics,
+    total,
+)
 from elastic.core.protocol.events import (
     Action,
     CaughtUp,
@@ -780,7 +787,7 @@ class Aggregator:
                 " so that no order-free result exists; make them depend on the step only"
             )
             return self._finish()
-        weight = _sum(outcome.weight for outcome in outcomes)
+        weight = total(outcome.weight for outcome in outcomes)
         if not weight > 0:
             self._failure = f"step {self.state.step}: the weights add up to {weight}, must be > 0"
             return self._finish()
@@ -874,21 +881,15 @@ class Aggregator:
     def _evaluated(self, outcomes: list[Outcome]) -> list[Action]:
         """Go on to the training of the step. Its key is another: nothing late can be mistaken."""
         step = self.state.step
-        loss = _mean([one.loss_sum for one in outcomes], outcomes)
-        evaluated = Evaluated(step, loss, _metrics(outcomes), tuple(self._work))
+        loss = mean([one.loss_sum for one in outcomes], outcomes)
+        evaluated = Evaluated(step, loss, metrics(outcomes), tuple(self._work))
         self._begin(replace(self.state, attempt=self.state.attempt + 1, evaluated=step))
         return [evaluated, SaveState(self.state), *self._advance()]
 
     def _again(self, maxima_MC: fixed_point.Maxima, overflowing: list[int]) -> list[Action]:
         """The same step once more, with exponents from all maxima."""
-        old = self.state.exponents or (0,) * self._rules.num_chunks
-        exponents = fixed_point.exponents_for(maxima_MC, np.array(old, np.int64))
-        state = replace(
-            self.state,
-            attempt=self.state.attempt + 1,
-            exponents=tuple(exponents.tolist()),
-            overflows=self.state.overflows + bool(overflowing),
-        )
+        num_chunks, overflows = self._rules.num_chunks, bool(overflowing)
+        state = after_maxima(self.state, maxima_MC, num_chunks, overflows=overflows)
         actions: list[Action] = []
         if overflowing:
             reason = f"step {self.state.step}: chunks {overflowing[:8]} left int32; done again"
@@ -901,34 +902,12 @@ class Aggregator:
         before = self.state
         skipped = len(self._outcomes) < self._rules.num_micro_batches
         moved = "" if skipped else self._keeping.moved(self._moves)
-        outcomes = self._in_order()
-        samples = hashlib.sha256(bytes.fromhex(before.samples) + before.step.to_bytes(8, "little"))
-        state = replace(before, step=before.step + 1, attempt=0)
-        if skipped:
-            loss = float("nan")
-            samples.update(b"skipped")
-            state = replace(state, skipped=(*before.skipped, before.step))
-        else:
-            assert before.exponents is not None
-            for outcome in outcomes:
-                samples.update(outcome.micro_batch.to_bytes(4, "little") + outcome.samples)
-            loss = _mean([one.loss_sum for one in outcomes], outcomes)
-            maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
-            exponents = fixed_point.exponents_for(maxima_MC, np.array(before.exponents, np.int64))
-            state = replace(
-                state,
-                exponents=tuple(exponents.tolist()),
-                num_updates=before.num_updates + 1,
-                loss=loss,
-                first_loss=loss if before.first_loss is None else before.first_loss,
-                metrics=_metrics(outcomes),
-            )
-        state = replace(state, samples=samples.hexdigest())
+        state = after_skip(before) if skipped else after_step(before, self._in_order())
         granted = set(self._granted_to.values())  # after a takeover not all are back yet
         committed = Committed(
             step=before.step,
             attempt=before.attempt - (0 < before.step == before.evaluated),
-            loss=loss,
+            loss=float("nan") if skipped or state.loss is None else state.loss,
             grad_norm=grad_norm,
             skipped=skipped,
             num_workers=len(set(self.membership.members) & (set(self._peers) | granted)),
@@ -1161,22 +1140,3 @@ class Aggregator:
         if phase not in _MOVES[self.phase]:
             raise ProtocolError(f"illegal move {self.phase} -> {phase}")
         self.phase = phase
-
-
-def _sum(values: Iterable[float]) -> float:
-    """Add in the given order, in float64: the order is part of the result."""
-    total = 0.0
-    for value in values:
-        total += value
-    return total
-
-
-def _mean(sums: Iterable[float], outcomes: list[Outcome]) -> float:
-    """A sum over the sum of the weights, both in the order of the micro-batches."""
-    weight = _sum(one.weight for one in outcomes)
-    return _sum(sums) / weight if weight > 0 else float("nan")
-
-
-def _metrics(outcomes: list[Outcome]) -> tuple[float, ...]:
-    columns = zip(*(one.metrics for one in outcomes), strict=True)
-    return tuple(_mean(column, outcomes) for column in columns)
