@@ -77,13 +77,14 @@ class SlowAtRandom:
     seed: int = 0
 
     def __call__(self, workers: Workers, end: threading.Event) -> None:
-        dice, begin_s, number = random.Random(self.seed), time.monotonic(), 0
+        dice, number = random.Random(self.seed), 0
+        alive = sorted(workers().items())  # once: looking for them costs time that others need
+        begin_s = time.monotonic()
         while not end.is_set():
             number += 1
-            alive = sorted(workers().items())
             strikes, whom = dice.random() < self.probability, dice.random()
             left_s = begin_s + number * self.slot_s - time.monotonic()
-            if strikes and alive:
+            if strikes:
                 with frozen(alive[int(whom * len(alive))][1]):
                     end.wait(max(0.0, left_s))
             else:

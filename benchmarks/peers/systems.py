@@ -24,6 +24,8 @@ from benchmarks.peers.faults import send
 from benchmarks.peers.records import Step, Tail
 from benchmarks.peers.settings import THREADS, Settings
 from benchmarks.peers.training import names_of
+from elastic.core.runs import RunFolder
+from elastic.core.status import read_status
 
 MARK = "ELASTIC_PEERS_RUN"
 """Variable by which the processes of a run are known, whoever started them."""
@@ -258,8 +260,10 @@ class Ours(System):
     @property
     def is_complete(self) -> bool:
         """Also the standby of the aggregator and the spare worker."""
-        found = self._processes()
-        return found is not None and len(found.aggregators) > 1 and super().is_complete
+        status = read_status(RunFolder(self._run))
+        if status is None or not status.num_spare or "+ standby" not in status.aggregator:
+            return False
+        return status.num_workers >= self.settings.num_workers
 
     def controller(self) -> int | None:
         found = [pid for pid in self.pids() if "Coordinator" in processes.command(pid)]
