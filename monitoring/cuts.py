@@ -25,10 +25,11 @@ class Cuts:
         """Take in what a node says. What it had given up before it was first heard is over."""
         now = dict(pulse.cuts)
         before = self._counts.get(pulse.node, now)
+        last_s = self._heard_s.get(pulse.node, heard_s)
         self._counts[pulse.node], self._heard_s[pulse.node] = now, heard_s
         for peer, num in now.items():
             if num > before.get(peer, 0):
-                silent_s = heard_s - self._heard_s.get(peer, float("-inf"))
+                silent_s = last_s - self._heard_s.get(peer, float("-inf"))
                 self._found[Cut(peer, pulse.node, pulse.step, silent_s)] = heard_s
 
     def verdicts(self, now_s: float) -> list[Verdict]:

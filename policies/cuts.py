@@ -21,7 +21,8 @@ _SURE = 0.9
 class Cut:
     """`receiver` heard nothing of `sender` until it gave the link up, in step `step`.
 
-    `silent_s`: for how long the sender had then said nothing to the coordinator either.
+    `silent_s`: for how much longer than the receiver the sender had then said nothing to the
+    coordinator either; it may be negative.
     """
 
     sender: int

@@ -65,6 +65,16 @@ def test_a_link_that_is_given_up_is_told_for_a_while() -> None:
     assert nodes.look() == [Link(1, 2)], "it is cut again"
 
 
+def test_a_coordinator_that_hears_nobody_for_a_while_takes_nobody_for_dead() -> None:
+    """It asks for the next generation, say, which is what a link that is given up leads to."""
+    nodes = Nodes()
+    nodes.look(20)
+    nodes.now_s += 3.0
+    nodes.counts[2][1] = 1
+    nodes.cuts.take(Pulse(2, 7, cuts=((1, 1),)), nodes.now_s)
+    assert nodes.look(but=[1]) == [Link(1, 2)]
+
+
 def test_a_node_that_says_nothing_to_anybody_is_no_broken_link() -> None:
     nodes = Nodes()
     nodes.look(20)
