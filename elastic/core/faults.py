@@ -45,7 +45,8 @@ WorkerPoint = Literal["before_compute", "after_compute", "after_encode"]
 Point = Literal[AggregatorPoint, WorkerPoint]
 
 AGGREGATOR_POINTS: tuple[str, ...] = get_args(AggregatorPoint)
-"""Points of a step in the aggregator. after_grant: the manifest is valid."""
+"""Points of a step in the aggregator. after_grant: the manifest is valid. Coded
+sums have none, and no rows."""
 
 WORKER_POINTS: tuple[str, ...] = get_args(WorkerPoint)
 """Points of a micro-batch in the worker."""

@@ -84,6 +84,8 @@ ORDERS = (
         keepers=((2, 0), (0,)),
         moves=(Move(1, 0, 2),),
         observers=(3, 4),
+        coefficients=(-(2**31) - 7,),
+        limits=(2**31 - 1, 0),
     ),
     GiveUp(5),
     Copy(2**40, 3, 70_000, (2, 0, 2)),
