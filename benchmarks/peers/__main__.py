@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -122,6 +123,7 @@ def one(options: argparse.Namespace, system: str, scenario: scenarios.Scenario, 
 def main() -> int:
     """Run what is missing, then write the table. 1 if a system failed to start."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what runs, too
     begin_s = time.monotonic()
     job = load_job(JOB)
     load_task(job.task, job.task_args).dataset()  # written once, before anybody needs it

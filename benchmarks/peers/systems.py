@@ -184,7 +184,7 @@ class TorchFt(System):
 class TunedTorchFt(TorchFt):
     """The same with time limits as short as steps of a second allow."""
 
-    lighthouse = ("--quorum_tick_ms=20", "--join_timeout_ms=1000", "--heartbeat_timeout_ms=1000")
+    lighthouse = ("--quorum_tick_ms=20", "--join_timeout_ms=3000", "--heartbeat_timeout_ms=1000")
     flags = ("--tuned",)
 
 
