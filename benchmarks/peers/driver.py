@@ -23,7 +23,7 @@ from benchmarks.peers.systems import System
 
 WARM_STEPS = 5
 START_LIMIT_S = 300.0
-COMPLETE_LIMIT_S = 40.0
+COMPLETE_LIMIT_S = 30.0
 """After so long with all workers the run begins, though something is not there that was started."""
 
 POLL_S = 0.5

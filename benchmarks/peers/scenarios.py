@@ -12,7 +12,7 @@ from typing import Literal
 from benchmarks.peers.faults import Fault, Kill, KillEvery, Notice, Slow, SlowAtRandom, Stop
 
 VICTIM, SECOND = 1, 2
-VARIANTS = ("ours-fine",)
+FINE, EXAMPLE = "ours-fine", "torchft"
 STOP_S = 30.0
 STORM_PAUSE_S, STORM_S = 30.0, 90.0
 RANDOM_SHARE = 0.2
@@ -54,6 +54,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
         Scenario(
             name="steady",
             repeats=3,
+            without=(EXAMPLE,),
             phases=(
                 Phase(name="calm", title="no fault", lasts_s=12),
                 Phase(
@@ -101,7 +102,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
         Scenario(
             name="storm",
             repeats=1,
-            without=VARIANTS,
+            without=(FINE,),
             phases=(
                 Phase(name="calm", title="no fault", lasts_s=8),
                 Phase(
@@ -115,7 +116,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
         Scenario(
             name="changes",
             repeats=1,
-            without=VARIANTS,
+            without=(FINE, EXAMPLE),
             phases=(
                 Phase(name="calm", title="no fault", lasts_s=8),
                 Phase(
