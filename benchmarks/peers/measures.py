@@ -56,6 +56,8 @@ class Cost:
     """Share of the steps that held the whole batch."""
     goodput: float | None
     """Samples a second, each counted once."""
+    goodput_whole: float | None
+    """The same, of steps that held the whole batch only."""
 
 
 def costs(run: Run) -> list[Cost]:
@@ -80,6 +82,7 @@ def cost(run: Run, seen: Seen) -> Cost:
     ran = seen.survived and bool(inside) and gaps[-1] < STILL * max(1.0, calm_s)
     lasted_s = seen.ended_s - seen.begun_s
     useful = sum(min(batch, len(one.samples)) for one in new)
+    whole = batch * sum(len(one.samples) == batch for one in new)
     return Cost(
         system=run.system,
         scenario=run.scenario,
@@ -97,6 +100,7 @@ def cost(run: Run, seen: Seen) -> Cost:
         samples_lost=sum(max(0, batch - len(one.samples)) for one in counted),
         full=statistics.mean(len(one.samples) == batch for one in counted) if counted else None,
         goodput=useful / lasted_s if seen.survived else None,
+        goodput_whole=whole / lasted_s if seen.survived else None,
     )
 
 

@@ -112,6 +112,9 @@ def test_a_smaller_batch_shows() -> None:
     after = [step(10, 11.0, samples=3), step(11, 12.0)]
     found = measures.cost(run([*CALM, *after]), run([]).phases[1])
     assert (found.samples_lost, found.full) == (1, 0.5)
+    found = measures.cost(run([*CALM, *after, step(12, 28.0)]), run([]).phases[1])
+    assert found.goodput == pytest.approx((3 + BATCH + BATCH) / 20)
+    assert found.goodput_whole == pytest.approx(2 * BATCH / 20)
 
 
 def test_who_ended_has_no_gap() -> None:
