@@ -126,6 +126,10 @@ class ClusterNodes:
         """Those that are there, as far as Ray knows."""
         return self._present
 
+    def __contains__(self, node: int) -> bool:
+        """Whether a host has that number, or had it."""
+        return node in self._ray_ids
+
     def ray_id(self, node: int) -> str:
         """The Ray node of a number."""
         return self._ray_ids[node]

@@ -340,7 +340,7 @@ class CoordinatorShell:
 
     def _shun(self) -> dict[int, str]:
         """Take the hosts of drained nodes no more, and those again of which it was undone. Returns
-        the drained ones that are still there."""
+        the drained ones that are still there: nobody knows before the nodes have said who left."""
         drained = self._monitor.drained
         for node, reason in drained.items():
             self._processes.avoid(node, reason)
@@ -348,8 +348,9 @@ class CoordinatorShell:
             self._processes.allow(node)
             self._let_gone.discard(node)
         self._drained = set(drained)
-        former = self._protocol.membership.former
-        return {node: reason for node, reason in drained.items() if node not in former}
+        now = self._protocol.membership
+        there = {*self._processes.nodes()} - {*now.former} if now.generation else set()
+        return {node: reason for node, reason in drained.items() if node in there}
 
     def _now(self) -> Now:
         """For the monitor, on its thread. Copies that are still on their way count."""

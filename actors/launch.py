@@ -207,7 +207,7 @@ class RayProcesses:
                     if probe is not None:
                         self._probes[worker] = probe
         for worker, ended in self._ended["worker"].items():
-            if ended is None and worker not in (*self._probing, *self._probes):
+            if ended is None and worker not in self._probing and worker not in self._probes:
                 self._probing[worker] = self._actors["worker"][worker].probe.remote()
 
     def known(self, role: str) -> Mapping[int, Ended | None]:
@@ -318,14 +318,16 @@ class RayProcesses:
             self._requests.ask(num_hosts, self._nodes.living)
 
     def avoid(self, node: int, reason: str) -> None:
-        """Use the host of a node no more."""
+        """Use the host of a node no more; nothing where none has that number."""
         assert self._nodes is not None, "a job of one node has no other host"
-        self._ending[self._nodes.ray_id(node)] = Notice(reason)
+        if node in self._nodes:
+            self._ending[self._nodes.ray_id(node)] = Notice(reason)
 
     def allow(self, node: int) -> None:
         """Use it again, as another node, unless it will be taken away: that is heard of anew."""
         assert self._nodes is not None, "a job of one node has no other host"
-        self._ending.pop(self._nodes.ray_id(node), None)
+        if node in self._nodes:
+            self._ending.pop(self._nodes.ray_id(node), None)
 
     def _adopt(self, role: str, number: int, node: int, actor: Any) -> None:
         self._actors[role][number] = actor

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.runs import Lines
+from monitoring.account import BEGINS
 from monitoring.actions import STEERED, UNDONE, action_fields, taken_of
 from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
 from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, drained, undo
@@ -283,9 +284,10 @@ class Monitor:
         return told
 
     def _remember(self) -> None:
-        """What a predecessor has done, and what a person has taken back since."""
+        """What a predecessor has done, and what a person has taken back since. Where a job begins
+        anew in its folder, workers and nodes have other numbers."""
         for event in self._setup.run.read_events():
-            if event["kind"] == "job_resumed":
+            if event["kind"] in BEGINS:
                 self._taken.clear()
             elif event["kind"] == STEERED and "action" in event:
                 self._taken.append(taken_of(event))

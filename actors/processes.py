@@ -67,7 +67,7 @@ class Processes(Protocol):
     def kill(self, role: str, number: int) -> None: ...
 
     def avoid(self, node: int, reason: str) -> None:
-        """Use the host of a node no more."""
+        """Use the host of a node no more; nothing where none has that number."""
         ...
 
     def allow(self, node: int) -> None:

@@ -35,6 +35,8 @@ TROUBLE = frozenset(
 """Kinds of events that are faults, or come of one."""
 
 _OF_JOB = frozenset({"job_resumed", "job_stopped", "job_failed", "preempted"})
+BEGINS = frozenset({"job_started", "job_resumed"})
+"""Kinds of events after which numbers of workers and nodes mean others."""
 GONE = frozenset({"worker_left", "worker_lost"})
 """Kinds of events after which their worker belongs to the job no more."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elastic.core.protocol.messages import Pulse
-from monitoring.account import GONE, Done, done_of
+from monitoring.account import BEGINS, GONE, Done, done_of
 from monitoring.counters import Counters, LinkTotal
 from monitoring.cuts import Cuts
 from monitoring.metrics import NUM_LINKS
@@ -135,7 +135,7 @@ class Detector:
 
     def _event(self, event: Line, node_of: Mapping[int, int]) -> None:
         kind, number = str(event["kind"]), event.get("worker")
-        if kind in ("job_started", "job_resumed"):
+        if kind in BEGINS:
             self._members.clear()
             self._told.clear()
             self._memory = self._peers.begin()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from elastic.core.status import Status
-from monitoring.account import GONE, Ledger, done_of
+from monitoring.account import BEGINS, GONE, Ledger, done_of
 from monitoring.metrics import SECONDS
 
 VERDICT, VERDICT_ENDED = "verdict", "verdict_ended"
@@ -155,7 +155,7 @@ class Tally:
             self._checkpoint(event)
         elif kind in (VERDICT, VERDICT_ENDED):
             self._verdict(event)
-        elif kind in ("job_started", "job_resumed"):
+        elif kind in BEGINS:
             self._begin()
         elif kind in _ENDS:
             self.is_over = True

@@ -51,7 +51,9 @@ def test_the_host_of_the_driver_comes_first_and_no_more_are_taken_than_wanted(
 ) -> None:
     nodes = ClusterNodes("job", "ray-b")
     assert look(cluster, nodes, 2) == {0: "b", 1: "a"}
+    assert 2 not in nodes
     assert look(cluster, nodes, 3) == {0: "b", 1: "a", 2: "c"}
+    assert 2 in nodes
     assert nodes.living == {"ray-a", "ray-b", "ray-c"}
     again = ClusterNodes("job", "ray-b")
     assert look(cluster, again, 2) == {0: "b", 1: "a", 2: "c"}, "a number is for good"

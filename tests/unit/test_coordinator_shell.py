@@ -262,6 +262,10 @@ class ManyProcesses(NoProcesses):
     def kill(self, role: str, number: int) -> None:
         self._ask("kill")
 
+    def avoid(self, node: int, reason: str) -> None:
+        if f"avoid {node}" not in self.asked:
+            self.asked.append(f"avoid {node}")
+
     def forget(self) -> None:
         self._ask("forget")
 
@@ -346,6 +350,44 @@ def test_who_loses_a_generation_adopts_the_other_one_and_does_nothing_more(many:
     for told in many.admitted.values():
         assert (told[0].generation, told[0].former, told[0].next_worker) == (5, (7,), 41)
     assert many.started == ["start worker 40 on 0"]
+
+
+# --- nodes that steering drains --------------------------------------------------------------
+
+
+def drain(many: Many, node: int) -> None:
+    """As the monitor says it on its thread."""
+    many.shell._monitor.drained = {node: "monitoring.steering: slow sender"}
+
+
+def leaving(many: Many) -> list[str]:
+    events = many.shell._setup.run.read_events()
+    return [one["reason"] for one in events if one["kind"] == "node_leaving"]
+
+
+def test_a_drained_node_leaves_and_one_that_left_long_ago_is_not_told_of_again(many: Many) -> None:
+    drain(many, 1)
+    many.say(Report(5, replace(KNOWN, former=(1,), nodes=(0,)), connected=()))
+    many.until(lambda: many.shell._protocol.membership.generation > KNOWN.generation)
+    many.turn()
+    assert leaving(many) == []
+    assert "avoid 1" in many.processes.asked, "its host is not taken again"
+
+
+def test_a_drained_node_leaves_once_the_nodes_are_heard_of(many: Many) -> None:
+    drain(many, 1)
+    many.say(Report(5, KNOWN, connected=()))
+    many.until(lambda: many.shell._protocol.membership.departing == (1,))
+    assert len(leaving(many)) == 1
+
+
+def test_a_number_that_no_host_has_is_not_used_up_by_draining_it(many: Many) -> None:
+    drain(many, 7)
+    many.say(Report(5, KNOWN, connected=()))
+    many.until(lambda: many.shell._protocol.membership.generation > KNOWN.generation)
+    many.turn()
+    assert many.shell._protocol.membership.former == ()
+    assert leaving(many) == []
 
 
 # --- Ray's GCS is away -----------------------------------------------------------------------

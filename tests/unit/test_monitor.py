@@ -269,6 +269,22 @@ def test_a_node_at_fault_is_avoided_then_drained_until_a_person_undoes_it(
     assert [one["action"]["num_workers"] for one in world.told("steered")] == [0, 1]
 
 
+@pytest.mark.parametrize("kind", ["job_started", "job_resumed"])
+def test_where_a_job_begins_anew_nobody_is_steered_by_an_old_number(
+    make_job: Callable[..., JobConfig], tmp_path: Path, kind: str
+) -> None:
+    world = World(make_job, tmp_path)
+    drain = Taken(5.0, Remedy.DRAIN, Node(2), Kind.SLOW_SENDER, num_workers=1)
+    world.run.tell("job_started", "9 steps")
+    world.run.tell("steered", "drain node 2", action=action_fields(drain))
+    world.monitor._remember()
+    assert set(world.monitor.drained) == {2}
+    world.run.tell(kind, "begins again")
+    again = world.make()
+    again._remember()
+    assert again.drained == {}
+
+
 @pytest.mark.parametrize("culprit", [Worker(3), Node(1), Link(0, 2)], ids=str)
 def test_what_was_done_survives_its_event(culprit: Culprit) -> None:
     taken = Taken(5.0, Remedy.RESTART, culprit, Kind.SLOW_COMPUTATION, num_workers=1)
