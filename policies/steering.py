@@ -29,6 +29,7 @@ class Remedy(Enum):
     DRAIN = "drain"
 
 
+_MILD_TO_HARSH = list(Remedy)
 _TAKES_AWAY = (Remedy.RESTART, Remedy.QUARANTINE, Remedy.DRAIN)
 
 _REMEDIES: Mapping[Kind, Mapping[type[Culprit], tuple[Remedy, ...]]] = {
@@ -158,7 +159,8 @@ class Steering:
         return frozenset(nodes | suspects if self.mode == "act" else nodes)
 
     def _next(self, view: SteeringView, verdict: Verdict) -> Remedy | None:
-        """The mildest remedy that was not tried yet, once the one before had its time."""
+        """The mildest remedy that was not tried yet, once the one before had its time; milder than
+        all that a person took back from that culprit."""
         since_s = view.since_s.get(verdict.name, view.now_s)
         done = [
             one
@@ -168,11 +170,14 @@ class Steering:
         if done and view.now_s - max(one.time_s for one in done) < self.patience_s:
             return None
         tried = {one.remedy for one in done}
-        refused = {
-            one.remedy for one in view.taken if one.undone and one.culprit == verdict.culprit
-        }
+        refused = [
+            _MILD_TO_HARSH.index(one.remedy)
+            for one in view.taken
+            if one.undone and one.culprit == verdict.culprit
+        ]
+        mild = _MILD_TO_HARSH[: min(refused, default=None)]
         remedies = _REMEDIES[verdict.kind].get(type(verdict.culprit), ())
-        left = [one for one in remedies if one not in tried | refused]
+        left = [one for one in remedies if one in mild and one not in tried]
         return next((one for one in left if one not in self.by_hand), next(iter(left), None))
 
     def _weigh(
@@ -192,9 +197,8 @@ class Steering:
         if remedy not in _TAKES_AWAY:
             return Act(remedy, verdict, workers, 0, what)
         if verdict.confidence < self.least_confidence:
-            limit = f"confidence {verdict.confidence:.2f} (steering.least_confidence"
-            limit += f" {self.least_confidence:.2f})"
-            return Tell(remedy, verdict, None, f"not sure enough, {limit}: {what}")
+            least = f"confidence {verdict.confidence:.2f}, at least {self.least_confidence:.2f}"
+            return Tell(remedy, verdict, None, f"not sure enough, {least} needed: {what}")
         num_nodes = len(set(view.node_of.values()) - set(drained(view.taken)))
         if remedy is Remedy.DRAIN and num_nodes - 1 < self.min_nodes:
             least = f"{num_nodes - 1} nodes would be left (nodes.min {self.min_nodes})"
@@ -236,7 +240,8 @@ def drained(taken: Sequence[Taken]) -> dict[int, Kind]:
 
 
 def undo(taken: Taken) -> Taken:
-    """The action as one that is taken back: it is not done to that culprit again by itself."""
+    """The action as one that is taken back: it is not done to that culprit again by itself, nor
+    is anything harsher."""
     return Taken(
         taken.time_s, taken.remedy, taken.culprit, taken.kind, taken.num_workers, undone=True
     )

@@ -33,6 +33,7 @@ def verdict(kind: Kind, culprit: Culprit, confidence: float = 0.95) -> Verdict:
 
 SLOW = verdict(Kind.SLOW_COMPUTATION, Worker(3))
 LIAR = verdict(Kind.SILENT_CORRUPTION, Worker(5))
+PRESSED = verdict(Kind.RESOURCE_PRESSURE, Node(2))
 
 
 def view(
@@ -128,19 +129,34 @@ def test_observe_only_says_and_notify_acts_once_its_time_is_up() -> None:
     assert isinstance(notify.decide(view(SLOW, now_s=1050.0))[0], Act)
 
 
-def test_what_was_undone_is_not_done_again() -> None:
-    taken = undo(done(Remedy.LEASE_AGAIN, SLOW, 900.0))
-    (act,) = ACT.decide(view(SLOW, taken=[taken]))
-    assert act.remedy is Remedy.RESTART
-    liar = undo(done(Remedy.QUARANTINE, LIAR, 10.0, 1))
-    assert ACT.decide(view(LIAR, taken=[liar])) == []
+@pytest.mark.parametrize(
+    ("of", "undone", "left"),
+    [
+        pytest.param(SLOW, Remedy.LEASE_AGAIN, None, id="mildest"),
+        pytest.param(SLOW, Remedy.RESTART, Remedy.LEASE_AGAIN, id="in between"),
+        pytest.param(LIAR, Remedy.QUARANTINE, None, id="only one"),
+        pytest.param(PRESSED, Remedy.AVOID, None, id="node avoided"),
+        pytest.param(PRESSED, Remedy.DRAIN, Remedy.AVOID, id="node drained"),
+    ],
+)
+def test_what_was_undone_is_not_done_again_nor_anything_harsher(
+    of: Verdict, undone: Remedy, left: Remedy | None
+) -> None:
+    """Whatever it was taken back from, and at whatever time."""
+    for kind in (of.kind, Kind.FLAPPING):
+        taken = [undo(Taken(900.0, undone, of.culprit, kind))]
+        decisions = ACT.decide(view(of, taken=taken))
+        assert [one.remedy for one in decisions] == ([] if left is None else [left])
+        if left is not None:
+            taken.append(done(left, of, 990.0))
+        assert ACT.decide(view(of, now_s=2000.0, taken=taken)) == []
 
 
 def test_a_doubtful_verdict_takes_nobody_away() -> None:
     doubtful = replace(LIAR, confidence=0.5)
     (told,) = ACT.decide(view(doubtful))
     assert isinstance(told, Tell)
-    assert "confidence 0.50 (steering.least_confidence 0.60)" in told.reason
+    assert "not sure enough, confidence 0.50, at least 0.60 needed: give" in told.reason
 
 
 def test_never_below_the_least_number_of_workers() -> None:
