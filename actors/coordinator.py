@@ -154,7 +154,7 @@ class CoordinatorShell:
                 samples_per_s=metrics[-1]["samples"] / median_s if median_s else None,
                 step_s_median=median_s,
                 num_workers=len(members & connected),
-                num_spare=len(connected - members - self._preflight.unfit),
+                num_spare=len(self._spares()),
                 num_unfit=len(connected & self._preflight.unfit - members),
                 target_workers=self._protocol.target,
                 num_nodes=len(self._protocol.membership.nodes),
@@ -358,6 +358,7 @@ class CoordinatorShell:
         with self._lock:
             node_of = dict(self._processes.homes("worker"))
             num_joining = len(self._protocol.membership.joining)
+            spares = self._spares()
         wanted = min(job.replicas, job.nodes.max)
         return Now(
             status=status,
@@ -365,7 +366,13 @@ class CoordinatorShell:
             replicas=min(wanted, status.num_nodes),
             replicas_wanted=wanted,
             num_joining=num_joining,
+            spares=tuple(sorted(spares)),
         )
+
+    def _spares(self) -> set[int]:
+        """Workers that are ready to compute."""
+        connected = set() if self._report is None else {*self._report.connected}
+        return connected - {*self._protocol.membership.members} - self._preflight.unfit
 
     def _grow(self) -> None:
         """Have the cluster start what is missing; nothing any more once the job is to end."""

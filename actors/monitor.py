@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -219,7 +219,7 @@ class Monitor:
             found = self._detector.verdicts(time.time(), now.status.num_nodes)
             node_of = {one: now.node_of.get(one, 0) for one in self._tally.members}
         self._tell(found)
-        self._steer(found, node_of, now.status.num_spare)
+        self._steer(found, node_of, [now.node_of.get(one, 0) for one in now.spares])
 
     def _tell(self, found: list[Verdict]) -> None:
         """Write down which verdicts begin and which end."""
@@ -238,7 +238,9 @@ class Monitor:
             fields = {"kind": kind, "culprit": culprit}
             self._event(VERDICT_ENDED, f"{kind}: {culprit} no longer", verdict=fields)
 
-    def _steer(self, found: list[Verdict], node_of: Mapping[int, int], spares: int) -> None:
+    def _steer(
+        self, found: list[Verdict], node_of: Mapping[int, int], spares: Sequence[int]
+    ) -> None:
         """Do about them what the policy says, or say what it would do: once."""
         view = SteeringView(
             now_s=time.time(),

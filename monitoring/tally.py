@@ -45,13 +45,14 @@ def in_order(
 class Now:
     """How a job stands, as its coordinator knows it: of each worker the node, and how many copies
     there are, and should be, of the chunk that has fewest. `num_joining`: nodes that only receive
-    the parameters yet."""
+    the parameters yet. `spares`: workers that are ready to compute."""
 
     status: Status
     node_of: Mapping[int, int]
     replicas: int
     replicas_wanted: int
     num_joining: int = 0
+    spares: tuple[int, ...] = ()
 
 
 class Histogram:

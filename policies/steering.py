@@ -11,7 +11,7 @@ that is wrong must cost little.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
@@ -76,14 +76,14 @@ class Taken:
 class SteeringView:
     """`since_s`: when each verdict began, by its name. `node_of`: of each worker that computes.
 
-    `spares` are ready to compute; `taken` holds the actions of the last hour at least.
+    `spares`: the node of each worker that is ready to. `taken`: actions, of the last hour at least.
     """
 
     now_s: float
     verdicts: Sequence[Verdict]
     since_s: Mapping[tuple[Kind, Culprit], float]
     node_of: Mapping[int, int]
-    spares: int = 0
+    spares: Sequence[int] = ()
     taken: Sequence[Taken] = ()
 
 
@@ -128,7 +128,8 @@ class Steering:
     def decide(self, view: SteeringView) -> list[Act | Tell]:
         """What to do about each verdict now; nothing for those whose remedies are under way."""
         order = sorted(view.verdicts, key=lambda one: (_URGENCY.get(one.kind, 2), -one.confidence))
-        gone: set[int] = set()
+        going = drained(view.taken)
+        gone = {worker for worker, node in view.node_of.items() if node in going}
         decisions: list[Act | Tell] = []
         for verdict in order:
             remedy = self._next(view, verdict)
@@ -136,6 +137,9 @@ class Steering:
                 continue
             decision = self._weigh(view, verdict, remedy, gone)
             if isinstance(decision, Act) and remedy in _TAKES_AWAY:
+                num = len(set(decision.workers) - gone)
+                act = Taken(view.now_s, remedy, verdict.culprit, verdict.kind, num_workers=num)
+                view = replace(view, taken=(*view.taken, act))
                 gone |= set(decision.workers)
             decisions.append(decision)
         return decisions
@@ -199,20 +203,23 @@ class Steering:
         if verdict.confidence < self.least_confidence:
             least = f"confidence {verdict.confidence:.2f}, at least {self.least_confidence:.2f}"
             return Tell(remedy, verdict, None, f"not sure enough, {least} needed: {what}")
-        num_nodes = len(set(view.node_of.values()) - set(drained(view.taken)))
-        if remedy is Remedy.DRAIN and num_nodes - 1 < self.min_nodes:
-            least = f"{num_nodes - 1} nodes would be left (nodes.min {self.min_nodes})"
+        going = set(drained(view.taken))
+        if remedy is Remedy.DRAIN and isinstance(verdict.culprit, Node):
+            going.add(verdict.culprit.number)
+        num_nodes = len(set(view.node_of.values()) - going)
+        if remedy is Remedy.DRAIN and num_nodes < self.min_nodes:
+            least = f"{num_nodes} nodes would be left (nodes.min {self.min_nodes})"
             return Tell(remedy, verdict, None, f"{least}: {what}")
-        against = self._over_budget(view, set(workers) - gone, gone)
+        more = set(workers) - gone
+        num_spare = sum(node not in going for node in view.spares)
+        against = self._over_budget(view, len(more), len(view.node_of) - len(gone) + num_spare)
         if against:
             return Tell(remedy, verdict, None, f"{against}: {what}")
-        spares = min(view.spares, len(set(workers) - gone))
-        return Act(remedy, verdict, workers, spares, what)
+        return Act(remedy, verdict, workers, min(num_spare, len(more)), what)
 
-    def _over_budget(self, view: SteeringView, more: set[int], gone: set[int]) -> str:
-        """Why so many cannot be taken away now; empty if they can."""
-        num_workers = len(view.node_of)
-        left = num_workers - len(gone) - len(more) + view.spares
+    def _over_budget(self, view: SteeringView, more: int, there: int) -> str:
+        """Why `more` cannot be taken away, of `there` that compute or could; empty if they can."""
+        num_workers, left = len(view.node_of), there - more
         if left < self.min_workers:
             return f"{left} workers would be left (workers.min {self.min_workers})"
         recent = sum(
@@ -221,7 +228,7 @@ class Steering:
             if view.now_s - one.time_s < self.window_s and not one.undone
         )
         allowed = max(1, int(self.share_per_hour * num_workers))
-        num = recent + len(gone) + len(more)
+        num = recent + more
         if more and num > allowed:
             return (
                 f"{num} workers would be taken away within an hour, of {allowed} allowed"

@@ -164,7 +164,7 @@ class World:
 
     def _now(self) -> Now:
         status = Status(phase="training", num_steps=9, run_dir="r", num_spare=1)
-        return Now(status=status, node_of=NODE_OF, replicas=1, replicas_wanted=1)
+        return Now(status=status, node_of=NODE_OF, replicas=1, replicas_wanted=1, spares=(9,))
 
     def _event(self, kind: str, reason: str, worker: int | None = None, **more: Any) -> None:
         self.run.append_event({**event(kind, time.time(), worker, reason), **more})
@@ -253,12 +253,12 @@ def test_a_node_at_fault_is_avoided_then_drained_until_a_person_undoes_it(
         kind=Kind.SLOW_SENDER, culprit=Node(2), since_step=3, confidence=0.9, reason="it is so"
     )
     world.monitor._tell([sick])
-    world.monitor._steer([sick], node_of, 1)
+    world.monitor._steer([sick], node_of, [0])
     assert (world.monitor.avoided, world.monitor.drained) == ({2}, {})
-    world.monitor._steer([], node_of, 1)
+    world.monitor._steer([], node_of, [0])
     assert world.monitor.avoided == frozenset()
     world.monitor._steering = replace(world.monitor._steering, patience_s=0.0)
-    world.monitor._steer([sick], node_of, 1)
+    world.monitor._steer([sick], node_of, [0])
     assert world.monitor.drained == {2: "monitoring.steering: slow sender"}
     again = world.make()
     again._remember()

@@ -40,7 +40,7 @@ def view(
     *verdicts: Verdict,
     now_s: float = 1000.0,
     taken: Sequence[Taken] = (),
-    spares: int = 0,
+    spares: Sequence[int] = (),
     since_s: float = 990.0,
 ) -> SteeringView:
     return SteeringView(
@@ -89,7 +89,7 @@ def test_every_kind_has_a_remedy() -> None:
 def test_a_verdict_that_holds_brings_the_next_remedy_after_a_while() -> None:
     taken = [done(Remedy.LEASE_AGAIN, SLOW, 990.0)]
     assert ACT.decide(view(SLOW, now_s=1000.0, taken=taken)) == []
-    (act,) = ACT.decide(view(SLOW, now_s=1060.0, taken=taken, spares=3))
+    (act,) = ACT.decide(view(SLOW, now_s=1060.0, taken=taken, spares=(5, 6, 7)))
     assert isinstance(act, Act)
     assert (act.remedy, act.workers, act.bring_spare) == (Remedy.RESTART, (3,), 1)
     taken.append(done(Remedy.RESTART, SLOW, 1060.0, 1))
@@ -164,7 +164,7 @@ def test_never_below_the_least_number_of_workers() -> None:
     (told,) = narrow.decide(view(LIAR))
     assert isinstance(told, Tell)
     assert "39 workers would be left (workers.min 40)" in told.reason
-    assert isinstance(narrow.decide(view(LIAR, spares=1))[0], Act)
+    assert isinstance(narrow.decide(view(LIAR, spares=(1,)))[0], Act)
 
 
 def test_no_more_than_a_share_of_the_fleet_within_an_hour_the_worst_first() -> None:
@@ -202,6 +202,31 @@ def test_a_node_that_was_drained_counts_no_more() -> None:
     assert isinstance(told, Tell)
 
 
+def test_nodes_that_are_drained_at_once_count_together() -> None:
+    sick = [verdict(Kind.RESOURCE_PRESSURE, Node(one)) for one in (2, 3, 4)]
+    before = [done(Remedy.AVOID, one, 0.0) for one in sick]
+    policy = replace(ACT, min_nodes=8, share_per_hour=1.0)
+    decisions = policy.decide(view(*sick, taken=before, since_s=0.0))
+    assert [isinstance(one, Act) for one in decisions] == [True, True, False]
+    assert decisions[2].reason.startswith("7 nodes would be left (nodes.min 8): drain node 4")
+
+
+@pytest.mark.parametrize(
+    ("spares", "can"), [((), False), ((2,), False), ((7,), False), ((3,), True)]
+)
+def test_spares_of_nodes_that_go_are_none_that_are_left(spares: Sequence[int], can: bool) -> None:
+    """Node 2 is to go; node 7 went, or still does, with its four workers: 33 are wanted of 32."""
+    gone = done(Remedy.DRAIN, verdict(Kind.FLAPPING, Node(7)), 0.0, 4)
+    taken = [gone, done(Remedy.AVOID, PRESSED, 0.0)]
+    policy = replace(ACT, min_workers=33, share_per_hour=1.0)
+    (decision,) = policy.decide(view(PRESSED, taken=taken, spares=spares, since_s=0.0))
+    assert isinstance(decision, Act) == can
+    if isinstance(decision, Act):
+        assert decision.bring_spare == 1
+    else:
+        assert "32 workers would be left (workers.min 33)" in decision.reason
+
+
 def test_nothing_is_started_on_a_suspect_node() -> None:
     gone = done(Remedy.DRAIN, verdict(Kind.FLAPPING, Node(7)), 0.0, 4)
     pressed = verdict(Kind.RESOURCE_PRESSURE, Node(6))
@@ -224,7 +249,9 @@ def test_whatever_the_verdicts_the_budget_holds(
 ) -> None:
     policy = Steering(mode="act", min_workers=min_workers, share_per_hour=share)
     verdicts = [verdict(Kind.SILENT_CORRUPTION, Worker(one)) for one in liars]
-    acts = [one for one in policy.decide(view(*verdicts, spares=spares)) if isinstance(one, Act)]
+    acts = [
+        one for one in policy.decide(view(*verdicts, spares=(9,) * spares)) if isinstance(one, Act)
+    ]
     gone = {worker for act in acts for worker in act.workers}
     assert len(gone) <= max(1, int(share * 40))
     assert 40 - len(gone) + spares >= min_workers or not gone
