@@ -10,6 +10,7 @@ from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
 from elastic.core.protocol.aggregator import Phase, Recovered
 from elastic.core.protocol.messages import (
+    Admit,
     Combine,
     Commit,
     Granted,
@@ -296,3 +297,19 @@ def test_coefficients_cross_the_wire_and_plain_leases_have_no_more_bytes() -> No
     assert same.lease == leases[0]
     plain, marked = Lease(KEY, (4,)), Lease(KEY, (4,), coefficient=7)
     assert encode_message(Leases((plain,))) == encode_message(Leases((marked,)))
+
+
+def test_one_that_leaves_and_stands_still_holds_no_step_up() -> None:
+    """Its sum is lost with that of another one, and nobody else would ever be asked."""
+    node = coded()
+    complete(node, 1)
+    node.hear(None, Admit(Membership(2, members=(1, 2, 3), leaving=(0,), next_worker=4)))
+    node.do(ev.Disconnected(2))
+    complete(node, 3)
+    notes: list[ev.Note] = []
+    while node.aggregator._coding.is_on and node.now_s < 600:
+        node.now_s += 1
+        notes += only(ev.Note, node.do(ev.Tick(dict.fromkeys(range(4), 7))))
+    assert (notes[0].kind, notes[0].worker) == ("worker_hung", 0)
+    assert node.aggregator.phase is Phase.LEASING
+    assert node.aggregator.state.attempt == 1, "as plain sums of those who are left"

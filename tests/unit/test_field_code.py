@@ -7,23 +7,16 @@ import random
 
 import pytest
 
-from elastic.core.config import MAX_WORKERS
-from policies.coding.field import (
-    _NUMBERS,
-    MAX_PLACES,
-    PRIME,
-    centred,
-    decoding,
-    encoding,
-    holders_of,
-)
+from policies.coding.field import PRIME, centred, decoding, encoding, holders_of
+
+SEED = 7
 
 
 def decoded(holders: list[tuple[int, ...]], num: int, missing: tuple[int, ...]) -> list[int]:
     """How often each part counts in what is decoded, modulo PRIME."""
-    answers = decoding(num, missing)
+    answers = decoding(num, missing, seed=SEED)
     return [
-        sum(answers[one] * b for one, b in zip(row, encoding(row), strict=True)) % PRIME
+        sum(answers[one] * b for one, b in zip(row, encoding(row, seed=SEED), strict=True)) % PRIME
         for row in holders
     ]
 
@@ -35,7 +28,7 @@ def test_each_part_counts_once_whoever_is_missing(num: int) -> None:
         for size in range(stragglers + 1):
             for missing in itertools.combinations(range(num), size):
                 assert decoded(holders, num, missing) == [1] * len(holders)
-                assert all(decoding(num, missing)[one] == 0 for one in missing)
+                assert all(decoding(num, missing, seed=SEED)[one] == 0 for one in missing)
 
 
 def test_one_more_than_withstood_is_not_decoded() -> None:
@@ -62,7 +55,7 @@ def test_large_numbers_of_workers_lose_no_bit() -> None:
 
 
 def test_nobody_missing_is_a_plain_sum() -> None:
-    assert set(decoding(9, ())) == {1}
+    assert set(decoding(9, (), seed=SEED)) == {1}
 
 
 @pytest.mark.parametrize("number", [0, 1, -1, 2**31 - 1, -(2**31 - 1), PRIME // 2, 2**40, -(2**40)])
@@ -78,13 +71,15 @@ def test_the_modulus_is_prime_and_holds_every_sum() -> None:
     assert all(PRIME % divisor for divisor in range(2, 65_537))
 
 
-def test_each_place_has_a_number_of_its_own() -> None:
-    assert len({*_NUMBERS, 0}) == MAX_PLACES + 1
-    assert MAX_PLACES >= MAX_WORKERS
-
-
-def test_coefficients_of_neighbours_are_large() -> None:
-    """A difference of 1 between two holders must not decode to a small one."""
-    for first in range(MAX_PLACES - 2):
-        for holders in ((first, first + 1), (first, first + 1, first + 2)):
-            assert min(abs(one) for one in encoding(holders)) > 2**12
+@pytest.mark.parametrize("num", [3, 4, 8, 64])
+def test_a_difference_of_1_mostly_decodes_to_more_than_a_sum_may_be(num: int) -> None:
+    """Whoever is missing, and whoever of the others is off; in other cases in each step."""
+    noticed = []
+    for seed in range(40):
+        for holders in holders_of([1.0] * num, num, 1):
+            for missing in range(num):
+                answers = decoding(num, (missing,), seed=seed)
+                for place, coefficient in zip(holders, encoding(holders, seed=seed), strict=True):
+                    if missing not in holders:
+                        noticed.append(abs(centred(answers[place] * coefficient)) > 2**28)
+    assert sum(noticed) / len(noticed) == pytest.approx(7 / 8, abs=0.06)

@@ -250,6 +250,7 @@ class Aggregator:
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event; return what to do, in order."""
+        self._may_have_lost = self._coding.is_on
         actions = self._react(event, now_s)
         while self.phase is Phase.LEASING:
             actions += self._advance()
@@ -499,6 +500,9 @@ class Aggregator:
             views.append(WorkerProgress(worker, silent_s, bool(peer.queue), bool(peer.samples_s)))
         views += self._absent(now_s)
         for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
+            if verdict.worker in self.membership.leaving and verdict.worker in self._peers:
+                reason = Note("worker_hung", verdict.reason, verdict.worker)
+                return [reason, HangUp(verdict.worker), *self._lose(verdict.worker)]
             if verdict.worker not in self._hung and verdict.worker in self.membership.members:
                 self._hung[verdict.worker] = verdict.reason
                 return [Note("worker_hung", verdict.reason, verdict.worker)]
@@ -614,6 +618,7 @@ class Aggregator:
             refused = Send(worker, Refused(lease, differ))
             return [refused, *self._uncoded(f"{differ}, one of them worker {worker}'s")]
         self._coding.granted(worker, lease)
+        self._may_have_lost = False
         self._granted_to.setdefault(outcome.micro_batch, worker)
         self._manifests[worker] = manifest.added(lease, commit.half)
         return [Send(worker, Granted(lease, commit.half))]
@@ -744,8 +749,10 @@ class Aggregator:
             return self._own_nonfinite(twice[0])
         if self._is_over:
             return self._evaluated(self._in_order()) if self._evaluates else self._complete()
-        if reason := self._coding.lost({one: peer.queue for one, peer in self._peers.items()}):
-            return self._uncoded(reason)
+        if self._may_have_lost:
+            queues = {one: peer.queue for one, peer in self._peers.items()}
+            if reason := self._coding.lost(queues):
+                return self._uncoded(reason)
         return []
 
     def _uncoded(self, reason: str) -> list[Action]:

@@ -28,6 +28,7 @@ class Coding:
         self._left: dict[int, set[Lease]] = {}
         """Of each worker that has a share: what is not granted yet."""
         self._places: dict[int, int] = {}
+        self._seed = 0
         self._may_begin = policy is not None
 
     @property
@@ -57,9 +58,10 @@ class Coding:
         by_speed = self.policy.kind == "c_code"
         speeds = [1 / max(paces[one], LEAST_S) if by_speed else 1.0 for one in workers]
         shares: dict[int, list[Lease]] = {worker: [] for worker in workers}
+        self._seed = key.step
         rows = holders_of(speeds, self._num_micro_batches, self.policy.stragglers)
         for micro_batch, holders in enumerate(rows):
-            for place, coefficient in zip(holders, encoding(holders), strict=True):
+            for place, coefficient in zip(holders, encoding(holders, seed=key.step), strict=True):
                 lease = Lease(key, (micro_batch,), Combine.CODED, coefficient=coefficient)
                 shares[workers[place]].append(lease)
         self._places = {worker: place for place, worker in enumerate(workers)}
@@ -120,7 +122,7 @@ class Coding:
     def decoding(self) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
         """(worker, half) of each sum that counts, and what to multiply it with."""
         missing = [self._places[worker] for worker in self._incomplete]
-        answers = decoding(len(self._places), missing)
+        answers = decoding(len(self._places), missing, seed=self._seed)
         workers = [worker for worker, left in self._left.items() if not left]
         slots = tuple((worker, 0) for worker in workers)
         return slots, tuple(answers[self._places[worker]] for worker in workers)
