@@ -145,22 +145,19 @@ class Steering:
         return decisions
 
     def avoided(self, view: SteeringView) -> frozenset[int]:
-        """Nodes on which nothing is to be started: those that are avoided while the verdict holds,
-        those that are drained, and, where it acts, those of suspects: work never goes back there.
-        """
+        """Nodes on which nothing is to be started: those that are drained, and, while the verdict
+        holds, those that are avoided, and those of workers about whom something was done."""
         held = {one.name for one in view.verdicts}
-        nodes = set(drained(view.taken)) | {
-            one.culprit.number
-            for one in view.taken
-            if one.remedy is Remedy.AVOID and not one.undone and (one.kind, one.culprit) in held
-            if isinstance(one.culprit, Node)
-        }
-        suspects = {
-            view.node_of[one.culprit.number]
-            for one in view.verdicts
-            if isinstance(one.culprit, Worker) and one.culprit.number in view.node_of
-        }
-        return frozenset(nodes | suspects if self.mode == "act" else nodes)
+        nodes = set(drained(view.taken))
+        for one in view.taken:
+            if one.undone or (one.kind, one.culprit) not in held:
+                continue
+            match one.culprit:
+                case Node(number) if one.remedy is Remedy.AVOID:
+                    nodes.add(number)
+                case Worker(number) if number in view.node_of:
+                    nodes.add(view.node_of[number])
+        return frozenset(nodes)
 
     def _next(self, view: SteeringView, verdict: Verdict) -> Remedy | None:
         """The mildest remedy that was not tried yet, once the one before had its time; milder than
@@ -188,7 +185,7 @@ class Steering:
         self, view: SteeringView, verdict: Verdict, remedy: Remedy, gone: set[int]
     ) -> Act | Tell:
         workers = tuple(sorted(_workers(verdict.culprit, view.node_of)))
-        what = f"{remedy.value} {verdict.culprit}: {verdict.reason}"
+        what = f"{remedy.value} {verdict.culprit}{_meanwhile(view, verdict)}: {verdict.reason}"
         since_s = view.since_s.get(verdict.name, view.now_s)
         if self.mode == "observe":
             return Tell(remedy, verdict, None, f"would {what}")
@@ -252,6 +249,16 @@ def undo(taken: Taken) -> Taken:
     return Taken(
         taken.time_s, taken.remedy, taken.culprit, taken.kind, taken.num_workers, undone=True
     )
+
+
+def _meanwhile(view: SteeringView, verdict: Verdict) -> str:
+    """What follows for the node of a worker, where there are others."""
+    node = None
+    if isinstance(verdict.culprit, Worker):
+        node = view.node_of.get(verdict.culprit.number)
+    if node is None or len(set(view.node_of.values())) == 1:
+        return ""
+    return f", {Remedy.AVOID.value} node {node} meanwhile"
 
 
 def _workers(culprit: Culprit, node_of: Mapping[int, int]) -> set[int]:

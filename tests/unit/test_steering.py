@@ -77,7 +77,15 @@ def test_the_mildest_remedy_comes_first(one: Verdict, remedy: Remedy) -> None:
     (act,) = ACT.decide(view(one))
     assert isinstance(act, Act)
     assert act.remedy is remedy
-    assert act.reason == f"{remedy.value} {one.culprit}: it is so"
+    also = ""
+    if isinstance(one.culprit, Worker):
+        also = f", start nothing more on node {NODE_OF[one.culprit.number]} meanwhile"
+    assert act.reason == f"{remedy.value} {one.culprit}{also}: it is so"
+
+
+def test_where_there_is_one_node_only_it_is_not_said_to_be_avoided() -> None:
+    (act,) = ACT.decide(replace(view(SLOW), node_of=dict.fromkeys(range(4), 0)))
+    assert act.reason == "lease its work to others worker 3: it is so"
 
 
 def test_every_kind_has_a_remedy() -> None:
@@ -232,9 +240,11 @@ def test_nothing_is_started_on_a_suspect_node() -> None:
     pressed = verdict(Kind.RESOURCE_PRESSURE, Node(6))
     taken = [gone, done(Remedy.AVOID, pressed, 0.0)]
     taken.append(undo(done(Remedy.AVOID, verdict(Kind.FLAPPING, Node(8)), 0.0)))
-    assert ACT.avoided(view(SLOW, pressed, taken=taken)) == {0, 6, 7}
-    assert ACT.avoided(view(taken=taken)) == {7}, "as long as it is under pressure"
-    assert replace(ACT, mode="observe").avoided(view(SLOW)) == set()
+    assert ACT.avoided(view(SLOW, pressed, taken=taken)) == {6, 7}, "nothing was done about it yet"
+    relieved = done(Remedy.LEASE_AGAIN, SLOW, 0.0)
+    assert ACT.avoided(view(SLOW, pressed, taken=[*taken, relieved])) == {0, 6, 7}
+    assert ACT.avoided(view(SLOW, pressed, taken=[*taken, undo(relieved)])) == {6, 7}
+    assert ACT.avoided(view(taken=[*taken, relieved])) == {7}, "as long as it is under pressure"
 
 
 @settings(max_examples=100, deadline=None)
