@@ -28,6 +28,10 @@ NUM_STEPS = 100
 MERGED_S = 0.2
 """Steps that are shorter are looked at together, several at a time: looking costs milliseconds."""
 
+AFRESH = 10
+"""Looks at links, after a node has joined, that show whether what was slow before still is."""
+
+_OF_LINKS = frozenset({Kind.SLOW_SENDER, Kind.SLOW_RECEIVER, Kind.SLOW_LINK})
 _SURE = 0.95
 """Of what the aggregator has seen: it knows what the worker holds, and what others answered."""
 _AT_ONCE_S = 1.0
@@ -46,6 +50,7 @@ class Detector:
         self._departures: list[Departure] = []
         self._is_exempt = True
         self._is_joining = self._was_joining = False
+        self._num_afresh = AFRESH
         self._rows: list[Done] = []
         self._counters = Counters()
         self._cuts = Cuts()
@@ -81,8 +86,13 @@ class Detector:
         return bool(found.begun or found.ended)
 
     def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
-        """What holds now. A hang is told of at least once, however soon it was over."""
-        found = [*self._memory.verdicts, *self._told.values(), *self._cuts.verdicts(now_s)]
+        """What holds now. A hang is told of at least once, however soon it was over. What went
+        over links is not looked at while a node joins: so nothing holds that was said of it."""
+        is_blind = self._was_joining or self._num_afresh < AFRESH
+        of_peers = [
+            one for one in self._memory.verdicts if not (is_blind and one.kind in _OF_LINKS)
+        ]
+        found = [*of_peers, *self._told.values(), *self._cuts.verdicts(now_s)]
         found = list({one.name: one for one in found}.values())
         for worker in self._over:
             self._told.pop(worker, None)
@@ -131,6 +141,7 @@ class Detector:
         """What went over links; nothing while a node joins, which all parameters are sent to."""
         found, was_joining = self._counters.transfers(), self._was_joining
         self._was_joining = self._is_joining
+        self._num_afresh = 0 if was_joining else self._num_afresh + (found is not None)
         return None if was_joining else found
 
     def _event(self, event: Line, node_of: Mapping[int, int]) -> None:

@@ -102,6 +102,37 @@ def test_a_head_that_sends_all_parameters_to_who_joins_is_no_slow_sender(
     assert is_joining, "else it is one"
 
 
+def slow_sender(detector: Detector) -> tuple[int, dict[int, float]]:
+    """Node 0 of four sends slowly until there is a verdict: how many steps and seconds that took."""
+    busy_s = dict.fromkeys(range(NUM_WORKERS), 0.0)
+    for step in range(20, 110):
+        busy_s = {one: busy_s[one] + (0.3 if step >= 50 and one == 0 else 0.1) for one in busy_s}
+        exchanged(detector, step, busy_s)
+        if (Kind.SLOW_SENDER, Node(0)) in names(detector.verdicts(float(step), 4)):
+            return step + 1, busy_s
+    raise AssertionError("no verdict")
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_what_was_said_of_links_does_not_hold_while_a_node_joins_and_is_seen_afresh_then(
+    detector: Detector, is_slow: bool
+) -> None:
+    """Else a node that never gets there keeps a verdict open for ever, and a host is drained."""
+    begin, busy_s = slow_sender(detector)
+    held = []
+    for step in range(begin, begin + 150):
+        detector.join(is_joining=step < begin + 50)
+        busy_s = {one: busy_s[one] + (0.3 if is_slow and one == 0 else 0.1) for one in busy_s}
+        exchanged(detector, step, busy_s)
+        if detector.verdicts(float(step), 4):
+            held.append(step - begin)
+    if is_slow:
+        assert 50 <= held[0] < 80
+        assert held[-1] == 149, "and it is found again"
+    else:
+        assert held == []
+
+
 def test_a_healthy_run_has_no_verdict() -> None:
     for seed in range(5):
         detector = Detector()
