@@ -157,3 +157,19 @@ def test_a_run_of_other_settings_is_refused(jobs: list[Planned]) -> None:
         is_finished(Planned("one", 0, other, jobs[0].run))
     more = jobs[0].job.model_copy(update={"steps": STEPS + 1})
     assert not is_finished(Planned("one", 0, more, jobs[0].run))
+
+
+def test_what_finished_without_its_driver_is_begun_again_to_be_cleared_away(
+    make: Make, jobs: list[Planned]
+) -> None:
+    """Workers and memory of it live on, and its run says so."""
+    write_result(jobs[0])
+    run = RunFolder(jobs[0].run)
+    run.write_json(run.ray_json, {"pid": 1})
+    family, fakes, _ = make()
+    family.step()
+    assert jobs[0].role in fakes.started
+    run.ray_json.unlink()
+    fakes.newest(jobs[0].role).finish()
+    family.step()
+    assert is_finished(jobs[0])
