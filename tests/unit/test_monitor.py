@@ -103,7 +103,7 @@ def test_a_head_that_sends_all_parameters_to_who_joins_is_no_slow_sender(
 
 
 def slow_sender(detector: Detector) -> tuple[int, dict[int, float]]:
-    """Node 0 of four sends slowly until there is a verdict: how many steps and seconds that took."""
+    """Node 0 of four sends slowly until there is a verdict: after how many steps, and seconds."""
     busy_s = dict.fromkeys(range(NUM_WORKERS), 0.0)
     for step in range(20, 110):
         busy_s = {one: busy_s[one] + (0.3 if step >= 50 and one == 0 else 0.1) for one in busy_s}
