@@ -276,7 +276,7 @@ class CoordinatorShell:
 
     def _leave_out(self, worker: int, reason: str) -> None:
         """For the pre-flight: name who computes only where there would be too few without it."""
-        self._event("worker_unfit", f"left out: {reason}", worker)
+        self._event("worker_unfit", reason, worker)
 
     def _listen(self) -> None:
         """Take what the aggregators say."""

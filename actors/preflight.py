@@ -20,13 +20,15 @@ class Preflight:
 
     Args:
         limit: `workers.preflight`; None: everybody is fit.
-        told: of each unfit worker, once: the worker, and why.
+        told: of each worker that is unfit when it comes, once: the worker, and why. A turn later:
+            where there are too few without it, it is a member by then.
     """
 
     def __init__(self, limit: float | None, told: Callable[[int, str], None]) -> None:
         self._policy = None if limit is None else Fitness(limit=limit)
         self._told = told
         self._since_s: dict[int, float] = {}
+        self._found: Set[int] = frozenset()
         self._named: set[int] = set()
         self.unfit: frozenset[int] = frozenset()
         """Replaced, never changed."""
@@ -44,13 +46,18 @@ class Preflight:
         """The report without those who connect, but are not judged yet.
 
         The job begins once `target` workers are probed, or all that live: a median needs others.
+        Later whoever comes is compared with the members: after a restart their probes come anew.
         """
         if self._policy is None or report is None:
             return report
+        members = {*members, *report.membership.members, *report.membership.leaving}
         known = {worker: probe for worker, probe in probes.items() if worker in living}
         unfit = self._policy.decide(known)
         self.unfit = frozenset(unfit)
-        is_early = not members and len(known) < target and not known.keys() >= living
+        if members:
+            is_early = not known.keys() >= members & living
+        else:
+            is_early = len(known) < target and not known.keys() >= living
         self._since_s = {one: self._since_s.get(one, now_s) for one in report.connected}
         waiting = {
             worker
@@ -58,8 +65,10 @@ class Preflight:
             if worker not in members and (is_early or worker not in known)
             if now_s - since_s < PATIENCE_S
         }
-        for worker in sorted(self.unfit & {*report.connected} - waiting - self._named):
+        for worker in sorted(self.unfit & self._found - self._named):
             self._named.add(worker)
-            self._told(worker, unfit[worker])
+            what = "computes, since there are too few" if worker in members else "left out"
+            self._told(worker, f"{what}: {unfit[worker]}")
+        self._found = self.unfit & {*report.connected} - waiting - members
         connected = tuple(one for one in report.connected if one not in waiting)
         return replace(report, connected=connected)

@@ -85,6 +85,7 @@ class Turns:
         self.told: list[tuple[int, str]] = []
         self._preflight = Preflight(limit, lambda worker, why: self.told.append((worker, why)))
         self.members: tuple[int, ...] = ()
+        self.membership = Membership()
 
     def connected(
         self,
@@ -95,7 +96,7 @@ class Turns:
         now_s: float = 0.0,
     ) -> tuple[int, ...]:
         report = self._preflight.judge(
-            Report(3, Membership(), connected),
+            Report(3, self.membership, connected),
             probes,
             living or {0, 1, 2},
             members=self.members,
@@ -136,6 +137,51 @@ def test_a_joiner_is_compared_with_those_who_compute() -> None:
     assert turns.connected((0, 1, 2), known) == (0, 1), "its probe is on its way"
     assert turns.connected((0, 1, 2), {**known, 2: FAST}) == (0, 1, 2)
     assert turns.unfit == frozenset()
+
+
+def test_after_a_restart_nobody_is_its_own_median() -> None:
+    """The probes of all come anew, in any order."""
+    slow = replace(FAST, copy_s=1.0)
+    for is_told in (True, False):
+        turns = Turns()
+        if is_told:
+            turns.members = (0, 1)
+        else:  # the protocol takes up what the report says later in that turn
+            turns.membership = Membership(members=(0, 1))
+        assert turns.connected((0, 1, 2), {2: slow}) == (0, 1)
+        assert turns.connected((0, 1, 2), {0: FAST, 2: slow}) == (0, 1)
+        known = {0: FAST, 1: FAST, 2: slow}
+        assert turns.connected((0, 1, 2), known) == (0, 1, 2)
+        assert turns.unfit == {2}
+    turns = Turns()
+    turns.members = (0, 1)
+    assert turns.connected((0, 1, 2), {2: slow}) == (0, 1)
+    late_s = PATIENCE_S
+    assert turns.connected((0, 1, 2), {2: slow}, now_s=late_s) == (0, 1, 2), "they do not come"
+
+
+def test_it_is_told_whether_who_is_unfit_is_left_out() -> None:
+    slow = {0: FAST, 1: FAST, 2: replace(FAST, copy_s=1.0)}
+    for members, what in [((0, 1), "left out"), ((0, 1, 2), "computes, since there are too few")]:
+        turns = Turns()
+        turns.connected((0, 1, 2), slow)
+        turns.members = members
+        for _ in range(3):
+            turns.connected((0, 1, 2), slow)
+        ((worker, why),) = turns.told
+        assert (worker, why.partition(":")[0]) == (2, what)
+
+
+def test_a_member_is_not_told_of_where_others_that_come_are_faster() -> None:
+    turns = Turns()
+    turns.members = (0, 1)
+    known = dict.fromkeys((0, 1), replace(FAST, copy_s=1.0)) | {2: FAST, 3: FAST}
+    for _ in range(3):
+        turns.connected((0, 1, 2, 3), known, living={0, 1, 2, 3})
+    turns.members, turns.membership = (0,), Membership(members=(0,), leaving=(1,))
+    for _ in range(3):
+        turns.connected((0, 1, 2, 3), known, living={0, 1, 2, 3})
+    assert (turns.unfit, turns.told) == ({0, 1}, [])
 
 
 def test_of_the_dead_nothing_counts() -> None:
