@@ -87,7 +87,7 @@ class CoordinatorShell:
         self._undone: deque[Action] = deque()
         self._outage = Outage()
         self._growth = HostGrowth(processes, job.nodes.min)
-        self._preflight = Preflight(job.workers.preflight, self._leave_out)
+        self._preflight = Preflight(job.workers.preflight, self._leave_out, processes.probe_again)
         self._contacts = self._make_contacts()
         self._pulses = Pulses(self._contacts, wanted=job.monitoring.detect)
         self._newest = 0

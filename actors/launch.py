@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import (
@@ -53,6 +53,9 @@ from elastic.core.store import remove_leftovers
 from policies.preemption import Notice
 from policies.preflight import Probe
 
+if TYPE_CHECKING:
+    from actors.worker import WorkerShell
+
 _NAME_FREE_S = 5.0
 _CLEAR_S = 2.0
 _JOIN_S = 5.0
@@ -70,6 +73,7 @@ class Host:
         self._result = ""
         self._error: BaseException | None = None
         self._probe: Future[Probe] = Future()
+        self._worker: WorkerShell | None = None
         self._thread = threading.Thread(
             target=self._run, args=(setup, role, number), name=role, daemon=True
         )
@@ -80,7 +84,8 @@ class Host:
             if role == "worker":
                 from actors.worker import WorkerShell
 
-                self._result = WorkerShell(setup, number, self._probe.set_result).run()
+                self._worker = WorkerShell(setup, number, self._probe.set_result)
+                self._result = self._worker.run()
             else:
                 if setup.has_nodes:
                     remove_leftovers()  # on the driver's host the driver does so
@@ -106,10 +111,17 @@ class Host:
         address = find_address(self._setup.open_store().path, self._setup.address)
         return address, self._watch.notice()
 
-    def probe(self, wait_s: float = _JOIN_S) -> Probe | None:
-        """What the worker has measured before it connects. None: not yet, ask again."""
+    def probe(self, wait_s: float = _JOIN_S, *, again: bool = False) -> Probe | None:
+        """What the worker has measured before it connects. None: not yet, ask again.
+
+        Args:
+            again: measure anew, while the worker is idle; the better of both.
+        """
         with contextlib.suppress(TimeoutError):
-            return self._probe.result(wait_s)
+            first = self._probe.result(wait_s)
+            if again and self._worker is not None:
+                return first.best(self._worker.measure())
+            return first
         return None
 
     @ray.method(concurrency_group="short")
@@ -245,6 +257,10 @@ class RayProcesses:
     def probes(self) -> Mapping[int, Probe]:
         """What workers have measured before they connected, as far as they have said so."""
         return self._probes
+
+    def probe_again(self, worker: int) -> None:
+        """Have a worker measure once more, which is idle now; the better of both counts."""
+        self._probing[worker] = self._actors["worker"][worker].probe.remote(again=True)
 
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         """Make a generation exist; or return the one of that number that exists already."""

@@ -22,11 +22,19 @@ class Preflight:
         limit: `workers.preflight`; None: everybody is fit.
         told: of each worker that is unfit when it comes, once: the worker, and why. A turn later:
             where there are too few without it, it is a member by then.
+        probe_again: a worker. Probes run while others still load: where they lack processors equal
+            workers differ, and who is unfit is not believed to be before a second one.
     """
 
-    def __init__(self, limit: float | None, told: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        limit: float | None,
+        told: Callable[[int, str], None],
+        probe_again: Callable[[int], None],
+    ) -> None:
         self._policy = None if limit is None else Fitness(limit=limit)
-        self._told = told
+        self._told, self._probe_again = told, probe_again
+        self._doubted: dict[int, Probe] = {}
         self._since_s: dict[int, float] = {}
         self._found: Set[int] = frozenset()
         self._named: set[int] = set()
@@ -59,12 +67,15 @@ class Preflight:
         else:
             is_early = len(known) < target and not known.keys() >= living
         self._since_s = {one: self._since_s.get(one, now_s) for one in report.connected}
-        waiting = {
+        patient = {
             worker
             for worker, since_s in self._since_s.items()
-            if worker not in members and (is_early or worker not in known)
-            if now_s - since_s < PATIENCE_S
+            if worker not in members and now_s - since_s < PATIENCE_S
         }
+        waiting = patient if is_early else patient - known.keys()
+        unsure = patient & self._doubt(known, {*report.connected} - waiting - members)
+        if unsure:
+            waiting = waiting | unsure if members else patient
         for worker in sorted(self.unfit & self._found - self._named):
             self._named.add(worker)
             what = "computes, since there are too few" if worker in members else "left out"
@@ -72,3 +83,10 @@ class Preflight:
         self._found = self.unfit & {*report.connected} - waiting - members
         connected = tuple(one for one in report.connected if one not in waiting)
         return replace(report, connected=connected)
+
+    def _doubt(self, known: Mapping[int, Probe], new: Set[int]) -> set[int]:
+        """Have each that is unfit probed once more; those of whom that is not known yet."""
+        for worker in sorted(self.unfit & new - self._doubted.keys()):
+            self._doubted[worker] = known[worker]
+            self._probe_again(worker)
+        return {worker for worker, probe in self._doubted.items() if known.get(worker) is probe}

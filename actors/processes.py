@@ -58,6 +58,11 @@ class Processes(Protocol):
         """What workers have measured before they connected, as far as they have said so."""
         ...
 
+    def probe_again(self, worker: int) -> None:
+        """Have a worker measure once more, which is idle now; the better of both counts. Returns at
+        once."""
+        ...
+
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         """Make a generation exist; or return the one of that number that exists already."""
         ...

@@ -60,7 +60,7 @@ class WorkerShell:
             raise loader.error
         set_nice(NICE_STEP)
         if self._setup.job.workers.preflight is not None and not self._exit:
-            self._probe()
+            self._probed(self.measure())
         while not self._exit:
             if self._channel is None and not self._reconnect():
                 break
@@ -104,14 +104,15 @@ class WorkerShell:
         )
         self._protocol = Worker(self._worker, os.getpid())
 
-    def _probe(self) -> None:
-        """Measure what this worker is fit for. One that is slow from step 0 on shows it here."""
+    def measure(self) -> Probe:
+        """What this worker is fit for, once it has loaded. One that is slow from step 0 on shows it
+        here. May be called from another thread while it is idle."""
         from elastic.core.probe import measure
 
         found = measure(self._compute.device.kind)
         factor = self._injector.slowness(0)
         multiply_s, copy_s = found.multiply_s * factor, found.copy_s * factor
-        self._probed(replace(found, multiply_s=multiply_s, copy_s=copy_s))
+        return replace(found, multiply_s=multiply_s, copy_s=copy_s)
 
     def _note(self, fault: Fault, step: int) -> None:
         """Tell the event log that a fault happens here."""

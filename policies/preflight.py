@@ -26,6 +26,14 @@ class Probe:
     copy_s: float
     is_right: bool = True
 
+    def best(self, other: Probe) -> Probe:
+        """Of two probes of one worker the shorter times; both must be right."""
+        return Probe(
+            min(self.multiply_s, other.multiply_s),
+            min(self.copy_s, other.copy_s),
+            is_right=self.is_right and other.is_right,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitness:

@@ -58,6 +58,8 @@ class NoProcesses:
     def probes(self) -> Mapping[int, Probe]:
         return {}
 
+    def probe_again(self, worker: int) -> None: ...
+
     def claim(self, generation: int, membership: bytes) -> bytes | None:
         return None
 

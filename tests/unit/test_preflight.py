@@ -78,12 +78,21 @@ def test_a_probe_draws_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def again(probes: Mapping[int, Probe]) -> dict[int, Probe]:
+    """As workers answer that are probed once more."""
+    return {worker: replace(probe) for worker, probe in probes.items()}
+
+
 class Turns:
     """The pre-flight of a job for three workers, of which the test says who is where."""
 
     def __init__(self, limit: float | None = 2.0) -> None:
         self.told: list[tuple[int, str]] = []
-        self._preflight = Preflight(limit, lambda worker, why: self.told.append((worker, why)))
+        self.again: list[int] = []
+        """Who is to be probed once more."""
+        self._preflight = Preflight(
+            limit, lambda worker, why: self.told.append((worker, why)), self.again.append
+        )
         self.members: tuple[int, ...] = ()
         self.membership = Membership()
 
@@ -116,9 +125,13 @@ def test_the_job_begins_once_all_are_probed() -> None:
     assert turns.connected((0,), {0: FAST}) == ()
     assert turns.connected((0, 1), {0: FAST, 1: FAST}) == ()
     slow = {0: FAST, 1: FAST, 2: replace(FAST, copy_s=1.0)}
+    assert turns.connected((0, 1, 2), slow) == (), "it is probed once more"
+    assert turns.again == [2]
+    slow = again(slow)
     assert turns.connected((0, 1, 2), slow) == (0, 1, 2)
     assert turns.unfit == {2}
     assert turns.connected((0, 1, 2), slow) == (0, 1, 2)
+    assert turns.again == [2], "and no more"
     assert [worker for worker, _ in turns.told] == [2], "named once"
 
 
@@ -151,7 +164,8 @@ def test_after_a_restart_nobody_is_its_own_median() -> None:
         assert turns.connected((0, 1, 2), {2: slow}) == (0, 1)
         assert turns.connected((0, 1, 2), {0: FAST, 2: slow}) == (0, 1)
         known = {0: FAST, 1: FAST, 2: slow}
-        assert turns.connected((0, 1, 2), known) == (0, 1, 2)
+        assert turns.connected((0, 1, 2), known) == (0, 1)
+        assert turns.connected((0, 1, 2), again(known)) == (0, 1, 2)
         assert turns.unfit == {2}
     turns = Turns()
     turns.members = (0, 1)
@@ -165,11 +179,34 @@ def test_it_is_told_whether_who_is_unfit_is_left_out() -> None:
     for members, what in [((0, 1), "left out"), ((0, 1, 2), "computes, since there are too few")]:
         turns = Turns()
         turns.connected((0, 1, 2), slow)
+        slow = again(slow)
+        turns.connected((0, 1, 2), slow)
+        assert turns.told == []
         turns.members = members
         for _ in range(3):
             turns.connected((0, 1, 2), slow)
         ((worker, why),) = turns.told
         assert (worker, why.partition(":")[0]) == (2, what)
+
+
+def test_who_was_slow_since_others_loaded_is_probed_again_and_takes_part() -> None:
+    turns = Turns()
+    slow = Probe(0.05, 0.02)
+    assert turns.connected((0, 1, 2), {0: FAST, 1: FAST, 2: slow}) == ()
+    better = slow.best(Probe(0.011, 0.03))
+    assert better == Probe(0.011, 0.02)
+    assert turns.connected((0, 1, 2), {0: FAST, 1: FAST, 2: better}) == (0, 1, 2)
+    assert (turns.unfit, turns.told) == (frozenset(), [])
+    assert not better.best(Probe(0.011, 0.02, is_right=False)).is_right
+
+
+def test_whose_second_probe_does_not_come_is_judged_by_the_first() -> None:
+    turns = Turns()
+    slow = {0: FAST, 1: FAST, 2: replace(FAST, copy_s=1.0)}
+    assert turns.connected((0, 1, 2), slow) == ()
+    for _ in range(2):
+        assert turns.connected((0, 1, 2), slow, now_s=PATIENCE_S) == (0, 1, 2)
+    assert (turns.unfit, [worker for worker, _ in turns.told]) == ({2}, [2])
 
 
 def test_a_member_is_not_told_of_where_others_that_come_are_faster() -> None:
