@@ -78,6 +78,16 @@ def test_a_probe_draws_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no card")
+def test_a_probe_leaves_no_memory_taken_on_a_card() -> None:
+    card = torch.device("cuda")
+    measure(card, Ticks(1.0))  # libraries take some for good
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    measure(card, Ticks(1.0))
+    assert torch.cuda.memory_reserved() == before
+
+
 def again(probes: Mapping[int, Probe]) -> dict[int, Probe]:
     """As workers answer that are probed once more."""
     return {worker: replace(probe) for worker, probe in probes.items()}
