@@ -358,7 +358,7 @@ class CoordinatorShell:
         with self._lock:
             node_of = dict(self._processes.homes("worker"))
             num_joining = len(self._protocol.membership.joining)
-            spares = self._spares()
+            spares, host_of = self._spares(), dict(self._processes.hosts())
         wanted = min(job.replicas, job.nodes.max)
         return Now(
             status=status,
@@ -367,6 +367,7 @@ class CoordinatorShell:
             replicas_wanted=wanted,
             num_joining=num_joining,
             spares=tuple(sorted(spares)),
+            host_of=host_of,
         )
 
     def _spares(self) -> set[int]:

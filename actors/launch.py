@@ -234,6 +234,10 @@ class RayProcesses:
         """The nodes that the job may use now."""
         return (0,) if self._nodes is None else self._nodes.present
 
+    def hosts(self) -> Mapping[int, str]:
+        """The Ray node of each node that there is or was; nothing in a job of one node."""
+        return {} if self._nodes is None else self._nodes.ray_ids
+
     def addresses(self) -> Mapping[int, Address]:
         """Where the aggregators of nodes listen, as far as they have said so."""
         living = {

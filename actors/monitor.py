@@ -21,7 +21,7 @@ from monitoring.account import BEGINS
 from monitoring.actions import STEERED, UNDONE, action_fields, taken_of
 from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
 from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, drained, undo
-from policies.verdicts import Verdict, Worker
+from policies.verdicts import Node, Verdict, Worker
 
 if TYPE_CHECKING:
     from actors.ray_metrics import RayMetrics
@@ -78,6 +78,7 @@ class Monitor:
         self._held: dict[tuple[str, str], float] = {}
         self._advised: set[tuple[tuple[str, str], Remedy]] = set()
         self._taken: list[Taken] = []
+        self._host_of: Mapping[int, str] = {}
         self.avoided: frozenset[int] = frozenset()
         """Nodes on which nothing is to be started. Replaced, never changed, like what follows."""
         self.drained: Mapping[int, str] = {}
@@ -219,6 +220,7 @@ class Monitor:
             found = self._detector.verdicts(time.time(), now.status.num_nodes)
             node_of = {one: now.node_of.get(one, 0) for one in self._tally.members}
         self._tell(found)
+        self._host_of = now.host_of
         self._steer(found, node_of, [now.node_of.get(one, 0) for one in now.spares])
 
     def _tell(self, found: list[Verdict]) -> None:
@@ -248,7 +250,7 @@ class Monitor:
             since_s={one.name: self._held[_name(one)] for one in found},
             node_of=node_of,
             spares=spares,
-            taken=tuple(self._taken),
+            taken=self._taken_by_host(),
         )
         for decision in self._steering.decide(view):
             if isinstance(decision, Tell):
@@ -259,8 +261,19 @@ class Monitor:
             else:
                 self._act(decision)
         with self._lock:
-            self.avoided = self._steering.avoided(replace(view, taken=tuple(self._taken)))
+            self.avoided = self._steering.avoided(replace(view, taken=self._taken_by_host()))
             self._drain()
+
+    def _taken_by_host(self) -> tuple[Taken, ...]:
+        """What was taken back from a node is from whatever other number its host has."""
+        again = [
+            replace(one, culprit=Node(node))
+            for one in self._taken
+            if one.undone and isinstance(one.culprit, Node)
+            for node, host in self._host_of.items()
+            if node != one.culprit.number and host == self._host_of.get(one.culprit.number)
+        ]
+        return (*self._taken, *again)
 
     def _drain(self) -> None:
         """Say which nodes are to go: what follows is the coordinator's."""

@@ -46,6 +46,10 @@ class Processes(Protocol):
         """The nodes that the job may use now."""
         ...
 
+    def hosts(self) -> Mapping[int, str]:
+        """What names the host of each node that there is or was; nothing in a job of one node."""
+        ...
+
     def addresses(self) -> Mapping[int, Address]:
         """Where the aggregators of nodes listen, as far as they have said so."""
         ...

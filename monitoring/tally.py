@@ -11,7 +11,7 @@ import statistics
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from elastic.core.status import Status
@@ -45,7 +45,8 @@ def in_order(
 class Now:
     """How a job stands, as its coordinator knows it: of each worker the node, and how many copies
     there are, and should be, of the chunk that has fewest. `num_joining`: nodes that only receive
-    the parameters yet. `spares`: workers that are ready to compute."""
+    the parameters yet. `spares`: workers that are ready to compute. `host_of`: of each node
+    what names its host, which may come back as another node."""
 
     status: Status
     node_of: Mapping[int, int]
@@ -53,6 +54,7 @@ class Now:
     replicas_wanted: int
     num_joining: int = 0
     spares: tuple[int, ...] = ()
+    host_of: Mapping[int, str] = field(default_factory=dict)
 
 
 class Histogram:

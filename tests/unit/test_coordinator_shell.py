@@ -49,6 +49,9 @@ class NoProcesses:
     def nodes(self) -> Sequence[int]:
         return (0,)
 
+    def hosts(self) -> Mapping[int, str]:
+        return {}
+
     def addresses(self) -> Mapping[int, Address]:
         return {}
 
@@ -245,6 +248,9 @@ class ManyProcesses(NoProcesses):
     def nodes(self) -> Sequence[int]:
         return tuple(self.places)
 
+    def hosts(self) -> Mapping[int, str]:
+        return {node: f"host-{node}" for node in self.places}
+
     def addresses(self) -> Mapping[int, Address]:
         return self.places
 
@@ -390,6 +396,13 @@ def test_a_number_that_no_host_has_is_not_used_up_by_draining_it(many: Many) -> 
     many.turn()
     assert many.shell._protocol.membership.former == ()
     assert leaving(many) == []
+
+
+def test_the_monitor_is_told_of_spares_and_hosts(many: Many) -> None:
+    many.say(Report(5, KNOWN, connected=(0, 5, 6)))
+    many.until(lambda: many.shell.status().num_spare)
+    now = many.shell._now()
+    assert (now.spares, now.host_of) == ((5, 6), {0: "host-0", 1: "host-1"})
 
 
 # --- Ray's GCS is away -----------------------------------------------------------------------

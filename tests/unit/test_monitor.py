@@ -21,7 +21,7 @@ from elastic.core.status import Status
 from monitoring.actions import action_fields, taken_of
 from monitoring.detection import MERGED_S, Detector
 from monitoring.tally import Now
-from policies.steering import Remedy, Taken
+from policies.steering import Remedy, Taken, undo
 from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
 from tests.fake_steps import NUM_WORKERS, event, healthy, step_line
 
@@ -298,6 +298,26 @@ def test_a_node_at_fault_is_avoided_then_drained_until_a_person_undoes_it(
     assert again.drained == {}
     assert world.swapped == []
     assert [one["action"]["num_workers"] for one in world.told("steered")] == [0, 1]
+
+
+def test_what_was_undone_holds_for_the_host_when_it_comes_back_as_another_node(
+    make_job: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    world = World(make_job, tmp_path, steering="act")
+    undone = undo(Taken(time.time(), Remedy.AVOID, Node(2), Kind.SLOW_SENDER))
+    for host, expected in [("another", {3}), ("ray-c", frozenset[int]())]:
+        monitor = world.make()
+        monitor._taken.append(undone)
+        monitor._host_of = {0: "ray-a", 1: "ray-b", 2: "ray-c", 3: host}
+        sick = Verdict(
+            kind=Kind.SLOW_SENDER, culprit=Node(3), since_step=3, confidence=0.9, reason="it is so"
+        )
+        monitor._tell([sick])
+        monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
+        assert monitor.avoided == expected
+        monitor._steering = replace(monitor._steering, patience_s=0.0)
+        monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
+        assert set(monitor.drained) == expected
 
 
 @pytest.mark.parametrize("kind", ["job_started", "job_resumed"])
