@@ -91,7 +91,8 @@ class Lost:
 
     chunks: tuple[int, ...]
     replicas: int | None
-    """So many would have kept a copy of each. None: every node that held anything is gone."""
+    """So many would have kept a copy of each. None: every node that held anything is gone, or
+    nobody knows who held these."""
     reason: str
 
 
@@ -180,7 +181,10 @@ def _placement(holders: list[Nodes], members: npt.NDArray[np.int32]) -> Placemen
 
 def _lost(left: list[Nodes], gone: npt.NDArray[np.int32], *, num_holders: int) -> Lost:
     chunks = tuple(chunk for chunk, nodes in enumerate(left) if not nodes)
-    what = f"no copy of {len(chunks)} of {len(left)} chunks is left: nodes {gone.tolist()} are lost"
+    what = f"no copy of {len(chunks)} of {len(left)} chunks is left"
+    if not len(gone):  # a lead that takes over knows only what those keep that are there
+        return Lost(chunks, None, f"{what}: too many of those that held them were lost at once")
+    what += f": nodes {gone.tolist()} are lost"
     if len(gone) == num_holders:
         return Lost(chunks, None, f"{what}, and no other held anything")
     return Lost(chunks, len(gone) + 1, f"{what}; replicas: {len(gone) + 1} would have kept them")

@@ -163,7 +163,10 @@ def test_where_nobody_holds_anything_no_replicas_would_have_helped() -> None:
 
 
 def test_what_is_not_there_at_the_start_is_told() -> None:
-    assert "no copy of 2 of 4 chunks" in Keeping(2, 4).begin({0: [0], 1: [3]}, (0, 1), ())
+    reason = Keeping(2, 4).begin({0: [0], 1: [3]}, (0, 1), ())
+    assert reason == (
+        "no copy of 2 of 4 chunks is left: too many of those that held them were lost at once"
+    )
 
 
 @settings(max_examples=200, deadline=None)
