@@ -5,7 +5,7 @@ python -m examples.stdlib_experts.data
 
 from pathlib import Path
 
-from examples.stdlib_lm.task import stdlib_texts, write_texts
+from examples.stdlib_lm.texts import stdlib_texts, write_texts
 
 FOLDER = Path("data/stdlib")
 

@@ -1,21 +1,17 @@
 """A byte-level GPT trained on the source of the Python standard library."""
 
-import contextlib
 import math
-import sysconfig
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from elastic.core.data.text import TextWindows
 from elastic.core.errors import ConfigError
+from examples.stdlib_lm.texts import stdlib_texts, write_texts
 
 SIZES = {"small": (4, 128, 4), "10m": (6, 384, 6)}  # layers, width, heads
 
@@ -70,7 +66,7 @@ class StdlibLM:
 
     def dataset(self) -> TextWindows:
         if not Path(self.data).exists():
-            write_stdlib(Path(self.data))
+            write_texts(stdlib_texts(), Path(self.data))
         return TextWindows(self.data, context=self.context)
 
     def loss(self, model: nn.Module, windows: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -84,25 +80,3 @@ class StdlibLM:
 
     def schedule(self, step: int) -> float:
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
-
-
-def write_stdlib(path: Path) -> None:
-    """Write the library's files to Parquet, one a row; safe for several processes at once."""
-    write_texts(stdlib_texts(), path)
-
-
-def stdlib_texts() -> list[str]:
-    """The library's files, without its tests."""
-    root, texts = Path(sysconfig.get_path("stdlib")), []
-    for file in sorted(root.rglob("*.py")):
-        if not {"test", "tests", "site-packages"} & set(file.relative_to(root).parts):
-            with contextlib.suppress(UnicodeDecodeError):
-                texts.append(file.read_text("utf-8"))
-    return texts
-
-
-def write_texts(texts: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    pq.write_table(pa.table({"text": texts}), draft, row_group_size=64, write_page_checksum=True)
-    draft.replace(path)

@@ -20,7 +20,8 @@ from examples.digits.task import Digits
 from examples.finetune.task import NewHead, write_pretrained
 from examples.images.task import Images, write_digits
 from examples.padded_text.task import PaddedText, write_docstrings
-from examples.stdlib_lm.task import StdlibLM, write_stdlib
+from examples.stdlib_lm.task import StdlibLM
+from examples.stdlib_lm.texts import stdlib_texts, write_texts
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as in a worker
 
@@ -36,7 +37,7 @@ def stdlib(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The standard library as Parquet, written by two at once."""
     path = tmp_path_factory.mktemp("data") / "new" / "stdlib.parquet"
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write_stdlib, [path, path]))
+        list(pool.map(write_texts, [stdlib_texts()] * 2, [path, path]))
     return path
 
 
