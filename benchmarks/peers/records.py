@@ -6,11 +6,12 @@ Peers log a line for each worker that took the step, with its own samples; ours 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from elastic.core.runs import Lines
 
 Line = Mapping[str, Any]
 Names = Callable[[int, int], Sequence[int]]
@@ -35,17 +36,12 @@ class Tail:
     """The lines of a file that grows; each is read once."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self._offset = file, 0
+        self._file = Lines(file)
         self._lines: list[Line] = []
 
     def lines(self) -> list[Line]:
         """All whole lines so far; none if there is no file yet."""
-        if self._file.exists():
-            with self._file.open("rb") as file:
-                file.seek(self._offset)
-                whole, end, _ = file.read().rpartition(b"\n")
-            self._offset += len(whole) + len(end)
-            self._lines += [json.loads(line) for line in whole.splitlines()]
+        self._lines += self._file.read()
         return self._lines
 
 

@@ -125,14 +125,18 @@ def _start(runs: Runs, system: str) -> Values:
     return [one.start_s[0] for one in runs.of(system) if one.start_s] or NOTHING
 
 
+def _gap(title: str, phase: str) -> Row:
+    return Row(
+        title=f"{title}: gap beyond the median step",
+        unit="s",
+        values=of_phase(phase, lambda one: one.gap_s),
+    )
+
+
 def _after_fault(title: str, phase: str) -> list[Row]:
     """The lines of one kind of fault."""
     return [
-        Row(
-            title=f"{title}: gap beyond the median step",
-            unit="s",
-            values=of_phase(phase, lambda one: one.gap_s),
-        ),
+        _gap(title, phase),
         Row(
             title="… the longest until all are back",
             unit="s",
@@ -204,26 +208,10 @@ ROWS: Sequence[Row] = (
         values=of_phase("storm", lambda one: None if one.full is None else 100 * one.full),
         better="high",
     ),
-    Row(
-        title="SIGTERM to 1, SIGKILL later: gap beyond the median step",
-        unit="s",
-        values=of_phase("notice", lambda one: one.gap_s),
-    ),
-    Row(
-        title="a worker joins: gap beyond the median step",
-        unit="s",
-        values=of_phase("join", lambda one: one.gap_s),
-    ),
-    Row(
-        title="SIGKILL to the controller: gap beyond the median step",
-        unit="s",
-        values=of_phase("controller", lambda one: one.gap_s),
-    ),
-    Row(
-        title="SIGKILL to who updates the parameters: gap beyond the median step",
-        unit="s",
-        values=of_phase("aggregator", lambda one: one.gap_s),
-    ),
+    _gap("SIGTERM to 1, SIGKILL later", "notice"),
+    _gap("a worker joins", "join"),
+    _gap("SIGKILL to the controller", "controller"),
+    _gap("SIGKILL to who updates the parameters", "aggregator"),
     Row(title="memory of all processes, no fault", unit="MiB", values=_memory),
     Row(
         title=f"from the start until all workers have taken {WARM_STEPS} steps",

@@ -6,7 +6,7 @@ Only describes; seconds are the same for every system.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks.peers.faults import Fault, Kill, KillEvery, Notice, Slow, SlowAtRandom, Stop
@@ -47,6 +47,9 @@ class Scenario:
     """Systems that the whole table leaves out: another variant of them stands for both."""
 
 
+CALM = Phase(name="calm", title="no fault", lasts_s=8)
+
+
 def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
     """All scenarios, for a size of the model."""
     dice = SlowAtRandom(probability=RANDOM_SHARE, slot_s=SLOT_S[size])
@@ -56,7 +59,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
             repeats=3,
             without=(EXAMPLE,),
             phases=(
-                Phase(name="calm", title="no fault", lasts_s=12),
+                replace(CALM, lasts_s=12),
                 Phase(
                     name="slow",
                     title="one worker frozen half of the time",
@@ -75,7 +78,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
             name="faults",
             repeats=2,
             phases=(
-                Phase(name="calm", title="no fault", lasts_s=8),
+                CALM,
                 Phase(
                     name="kill",
                     title="SIGKILL to one of 4",
@@ -104,7 +107,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
             repeats=1,
             without=(FINE,),
             phases=(
-                Phase(name="calm", title="no fault", lasts_s=8),
+                CALM,
                 Phase(
                     name="storm",
                     title=f"SIGKILL to one every {STORM_PAUSE_S:.0f} s, {storm_s:.0f} s long",
@@ -118,7 +121,7 @@ def make(size: str, *, storm_s: float = STORM_S) -> dict[str, Scenario]:
             repeats=1,
             without=(FINE, EXAMPLE),
             phases=(
-                Phase(name="calm", title="no fault", lasts_s=8),
+                CALM,
                 Phase(
                     name="notice",
                     title=f"SIGTERM to one, SIGKILL {GRACE_S:.0f} s later",
