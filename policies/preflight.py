@@ -10,7 +10,8 @@ Twice the median is what DLRover's pre-flight takes for a bad host
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,8 +51,9 @@ class Fitness:
         """
         if not probes:
             return {}
-        multiply_s = _median(one.multiply_s for one in probes.values())
-        copy_s = _median(one.copy_s for one in probes.values())
+        # of an even number half are as good: the smaller one of the two in the middle
+        multiply_s = statistics.median_low(one.multiply_s for one in probes.values())
+        copy_s = statistics.median_low(one.copy_s for one in probes.values())
         unfit = {}
         for worker, probe in probes.items():
             reasons = []
@@ -68,9 +70,3 @@ class Fitness:
             return []
         times = f"{took_s / usual_s:.1f} times the fleet's median"
         return [f"{what} in {1000 * took_s:.2f} ms, {times} (workers.preflight {self.limit:g})"]
-
-
-def _median(values: Iterable[float]) -> float:
-    """Of two the smaller one: of an even number half are as good."""
-    ordered = sorted(values)
-    return ordered[(len(ordered) - 1) // 2]

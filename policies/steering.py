@@ -246,9 +246,7 @@ def drained(taken: Sequence[Taken]) -> dict[int, Kind]:
 def undo(taken: Taken) -> Taken:
     """The action as one that is taken back: it is not done to that culprit again by itself, nor
     is anything harsher."""
-    return Taken(
-        taken.time_s, taken.remedy, taken.culprit, taken.kind, taken.num_workers, undone=True
-    )
+    return replace(taken, undone=True)
 
 
 def _meanwhile(view: SteeringView, verdict: Verdict) -> str:

@@ -336,10 +336,13 @@ class JobConfig(_Section):
         """A code of fewer workers would have each compute everything."""
         if not self.stragglers.is_code:
             return self
-        what, least = f"stragglers.kind is {self.stragglers.kind}", self.stragglers.stragglers + 2
+        from policies.coding.field import least_workers  # and numpy, which no other job needs yet
+
+        what, num = f"stragglers.kind is {self.stragglers.kind}", self.stragglers.stragglers
+        least = least_workers(num)
         if self.workers.max < least:
             raise ValueError(
-                f"{what} with stragglers {least - 2}, and workers.max is {self.workers.max};"
+                f"{what} with stragglers {num}, and workers.max is {self.workers.max};"
                 f" must be >= {least}"
             )
         if self.nodes.max > 1:

@@ -29,8 +29,8 @@ HEADROOM_BITS = 3
 TARGET_BITS = 31 - HEADROOM_BITS
 MAX_EXPONENT = 120  # 2**k and 2**-k are normal float32 numbers
 BLOCK = 1 << 17  # elements a kernel touches at once: scratch memory stays in the cache
-_CUT_BITS = 16
 CODED_BLOCK = 1 << 15  # the same, of int64
+_CUT_BITS = 16  # of a coefficient at once, where it is multiplied with what has 35 bits
 GATHERED = 1 << 14  # elements up to which small neighbours are put together: cheaper than kernels
 
 Exponents = npt.NDArray[np.int64]

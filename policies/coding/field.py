@@ -38,6 +38,11 @@ def centred(number: int) -> int:
     return (number + PRIME // 2) % PRIME - PRIME // 2
 
 
+def least_workers(num_stragglers: int) -> int:
+    """With fewer each would have to compute everything."""
+    return num_stragglers + 2
+
+
 def holders_of(
     speeds: Sequence[float], num_micro_batches: int, num_stragglers: int
 ) -> list[tuple[int, ...]]:

@@ -225,6 +225,7 @@ class Aggregator:
         policy, num = rules.scheduling, rules.num_micro_batches
         self._choosing = Choosing(num) if isinstance(policy, Chosen) else None
         self._coding = Coding(policy if isinstance(policy, Coded) else None, num)
+        self._may_have_lost = False  # whether a coded sum may be lost by the event that is handled
         if self._manifests and self._is_coded_next:  # nothing says what was coded, and how
             self.state = replace(self.state, attempt=self.state.attempt + 1)
         self._watched_s = 0.0
@@ -501,8 +502,8 @@ class Aggregator:
         views += self._absent(now_s)
         for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
             if verdict.worker in self.membership.leaving and verdict.worker in self._peers:
-                reason = Note("worker_hung", verdict.reason, verdict.worker)
-                return [reason, HangUp(verdict.worker), *self._lose(verdict.worker)]
+                note = Note("worker_hung", verdict.reason, verdict.worker)
+                return [note, HangUp(verdict.worker), *self._lose(verdict.worker)]
             if verdict.worker not in self._hung and verdict.worker in self.membership.members:
                 self._hung[verdict.worker] = verdict.reason
                 return [Note("worker_hung", verdict.reason, verdict.worker)]

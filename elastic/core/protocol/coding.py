@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from elastic.core.protocol.messages import Combine, Key, Lease
-from policies.coding.field import decoding, encoding, holders_of
+from policies.coding.field import decoding, encoding, holders_of, least_workers
 from policies.coding.simulation import Coded
 from policies.scheduling import LEAST_S
 
@@ -29,22 +29,18 @@ class Coding:
         """Of each worker that has a share: what is not granted yet."""
         self._places: dict[int, int] = {}
         self._seed = 0
-        self._may_begin = policy is not None
+        self.may_begin = policy is not None
+        """Whether the attempt that runs may be coded."""
 
     @property
     def is_on(self) -> bool:
         """Whether the attempt that runs is coded."""
         return bool(self._left)
 
-    @property
-    def may_begin(self) -> bool:
-        """Whether the attempt that runs may be coded."""
-        return self._may_begin
-
     def begin(self, *, plain: bool) -> None:
         """A new attempt."""
         self._left.clear()
-        self._may_begin = self.policy is not None and not plain
+        self.may_begin = self.policy is not None and not plain
 
     def share(self, key: Key, paces: Mapping[int, float]) -> dict[int, tuple[Lease, ...]]:
         """What each worker computes, if there are enough for a code; else nothing.
@@ -52,7 +48,7 @@ class Coding:
         Args:
             paces: seconds of a micro-batch, of those who get a share.
         """
-        if self.policy is None or len(paces) < least_workers(self.policy):
+        if self.policy is None or len(paces) < least_workers(self.policy.stragglers):
             return {}
         workers = sorted(paces)
         by_speed = self.policy.kind == "c_code"
@@ -77,7 +73,7 @@ class Coding:
     def lack(self) -> str:
         """In words, why `share` gave nothing."""
         assert self.policy is not None, "nothing is coded without a policy"
-        return f"{self._name} needs {least_workers(self.policy)} workers"
+        return f"{self._name} needs {least_workers(self.policy.stragglers)} workers"
 
     @property
     def _name(self) -> str:
@@ -134,8 +130,3 @@ class Coding:
     @property
     def _num_stragglers(self) -> int:
         return self.policy.stragglers if self.policy is not None else 0
-
-
-def least_workers(policy: Coded) -> int:
-    """With fewer, each would have to compute everything."""
-    return policy.stragglers + 2
