@@ -19,7 +19,7 @@ from elastic.core.config import JobConfig
 from elastic.core.runs import RunFolder
 from scripts.testbed import Settings, Testbed
 from tests.integration.support import TAG, make_job, wait_until
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import ELASTIC, on_hosts
 
 pytestmark = [*on_hosts(400), pytest.mark.chaos]
 NUM_STEPS = 600
@@ -112,7 +112,7 @@ def test_another_cluster_goes_on_where_the_head_was_lost(
     assert lost_at < NUM_STEPS
     assert not job.run.result_json.exists()
     monkeypatch.chdir(tmp_path)
-    resume = ("python", "-c", "from elastic.cli import main; main()", "resume", str(storage))
+    resume = (*ELASTIC, "resume", str(storage))
     with Testbed(f"next{os.getpid()}") as other:
         other.up(2)
         refused = other.run("h2", *resume)

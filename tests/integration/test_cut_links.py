@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from benchmarks.hosts import HostJob
 from scripts.testbed import Testbed
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    with Testbed(f"links{os.getpid()}") as made:
-        made.up(3)
-        yield made
+bed = hosts_up("links", 3)
 
 
 NOBODY = "02:00:00:00:00:99"

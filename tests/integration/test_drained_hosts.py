@@ -6,13 +6,9 @@ And what the links of these hosts carry is told to Prometheus.
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
-
-import pytest
 
 from benchmarks.hosts import HEAD, Happening, HostJob
 from monitoring.actions import STEERED, action_fields
@@ -20,19 +16,14 @@ from policies.steering import Remedy, Taken
 from policies.verdicts import Kind, Node
 from scripts.testbed import Testbed
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import ELASTIC, hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 
-ELASTIC = ("python", "-c", "from elastic.cli import main; main()")
 STAYS_AWAY = 30
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    with Testbed(f"drain{os.getpid()}") as made:
-        made.up(3)
-        yield made
+bed = hosts_up("drain", 3)
 
 
 def last(job: HostJob, kind: str) -> dict[str, Any]:

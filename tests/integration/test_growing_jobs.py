@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,14 @@ from benchmarks.hosts import HEAD, HostJob, heal
 from elastic.core.config import JobConfig
 from scripts.testbed import Testbed
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import ELASTIC, hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 
-ELASTIC = ("python", "-c", "from elastic.cli import main; main()")
 NUM_STEPS = 400
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    with Testbed(f"grow{os.getpid()}") as made:
-        made.up(3)
-        yield made
+bed = hosts_up("grow", 3)
 
 
 def job_on(least: int, most: int, name: str) -> JobConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,18 +10,14 @@ from benchmarks.hosts import HostJob, HostRun, heal
 from scripts.hosts import Host
 from scripts.testbed import Testbed
 from tests.integration.support import make_job
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = [*on_hosts(600), pytest.mark.chaos]
 NUM_STEPS = 240
 NUM_HOSTS = 5
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    with Testbed(f"five{os.getpid()}") as made:
-        made.up(NUM_HOSTS)
-        yield made
+bed = hosts_up("five", NUM_HOSTS)
 
 
 def job_on(bed: Testbed, num_nodes: int, *, workers: int, replicas: int = 2) -> HostJob:

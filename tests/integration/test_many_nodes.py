@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 
 from benchmarks.hosts import HEAD, Happening, HostJob, HostRun, heal
 from elastic.core.config import JobConfig
 from scripts.testbed import Testbed
 from tests.integration.support import make_job
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 
@@ -20,12 +17,7 @@ LONGEST_S = 20.0
 """Between two commits, whatever happens; the machine may be busy."""
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    """Three hosts with Ray; all are up again after a job."""
-    with Testbed(f"many{os.getpid()}") as made:
-        made.up(3)
-        yield made
+bed = hosts_up("many", 3)
 
 
 def job_on(num_nodes: int, name: str) -> JobConfig:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from benchmarks.hosts import Happening, HostJob
 from scripts.testbed import Testbed
 from tests.integration.support import make_job
-from tests.integration.testbeds import on_hosts
+from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = [*on_hosts(300), pytest.mark.chaos]
 
@@ -19,11 +17,7 @@ SLOW_S = 20.0
 NETWORK = ("slow sender", "slow receiver", "slow link")
 
 
-@pytest.fixture(scope="module")
-def bed() -> Iterator[Testbed]:
-    with Testbed(f"slow{os.getpid()}") as made:
-        made.up(3)
-        yield made
+bed = hosts_up("slow", 3)
 
 
 def test_the_host_of_a_slow_link_is_named(bed: Testbed) -> None:

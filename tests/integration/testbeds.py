@@ -1,10 +1,18 @@
-"""The marks of tests that need hosts of their own, in network namespaces."""
+"""Hosts in network namespaces for the tests that need some, and the marks of these tests."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from scripts.hosts import why_impossible
+from scripts.testbed import Testbed
+
+ELASTIC = ("python", "-c", "from elastic.cli import main; main()")
+"""The command line, on one of the hosts."""
 
 
 def on_hosts(timeout_s: int) -> list[pytest.MarkDecorator]:
@@ -12,3 +20,15 @@ def on_hosts(timeout_s: int) -> list[pytest.MarkDecorator]:
     reason = why_impossible()
     skip = pytest.mark.skipif(bool(reason), reason=reason)
     return [pytest.mark.ray, skip, pytest.mark.timeout(timeout_s)]
+
+
+def hosts_up(name: str, num: int) -> Any:
+    """A fixture: so many hosts with Ray, for all tests of a module."""
+
+    @pytest.fixture(scope="module")
+    def bed() -> Iterator[Testbed]:
+        with Testbed(f"{name}{os.getpid()}") as made:
+            made.up(num)
+            yield made
+
+    return bed
