@@ -1,6 +1,6 @@
 """What several tests need: a tiny task, job files, and a job on one node without processes.
 
-Only fixtures; nothing imports this file.
+Only fixtures and hooks; nothing imports this file.
 """
 
 from __future__ import annotations
@@ -155,6 +155,13 @@ class Node:
             one.name: values[one.start : one.stop].view(one.shape).clone()
             for one in self.spec.layout.fields
         }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All jobs on this machine's own Ray cluster run on one process, one after the other."""
+    for item in items:
+        if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ def on_hosts(timeout_s: int) -> list[pytest.MarkDecorator]:
     """For `pytestmark`. Left out, and why is said, where this machine can have no such hosts."""
     reason = why_impossible()
     skip = pytest.mark.skipif(bool(reason), reason=reason)
-    return [pytest.mark.ray, skip, pytest.mark.timeout(timeout_s)]
+    beside = pytest.mark.xdist_group("hosts")
+    return [pytest.mark.ray, skip, beside, pytest.mark.timeout(timeout_s)]
 
 
 def hosts_up(name: str, num: int) -> Any:
