@@ -37,6 +37,7 @@ VALIDATION = "validation"
 SUBSET_COLUMN = "subset"
 GROUP_ROWS = 64  # a shuffled row costs its row group
 _FLUSH_ROWS = 4096
+_FLUSH_BYTES = 16 << 20
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -223,12 +224,13 @@ class _Writer:
         self._path = folder / "part-0.parquet"
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
-        self._num_waiting = self._num_rows = 0
+        self._num_waiting = self._num_bytes = self._num_rows = 0
 
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)
         self._num_waiting += len(table)
-        if self._num_waiting >= _FLUSH_ROWS:
+        self._num_bytes += table.nbytes
+        if self._num_waiting >= _FLUSH_ROWS or self._num_bytes >= _FLUSH_BYTES:
             self._flush()
 
     def close(self) -> int:
@@ -240,7 +242,7 @@ class _Writer:
 
     def _flush(self) -> None:
         table = pa.concat_tables(self._waiting) if self._waiting else None
-        self._waiting, self._num_waiting = [], 0
+        self._waiting, self._num_waiting, self._num_bytes = [], 0, 0
         if table is None or not len(table):
             return
         if self._writer is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,32 @@ def test_what_cannot_be_cut_is_refused(
 ) -> None:
     with pytest.raises(kind, match=message):
         partition(make(**settings))
+
+
+def test_memory_does_not_grow_with_the_data(make: Any) -> None:
+    config = make(features={"kind": "column", "column": "cloud"})
+    peaks = []
+    for num in (600, 1200):
+        rows = [bytes([n % 251]) * 100_000 for n in range(num)]
+        table = pa.table({"cloud": np.arange(num) % 3, "x": pa.array(rows, pa.binary())})
+        pq.write_table(table, config.data.path, row_group_size=20)
+        del table
+        with arrow_memory() as pool:
+            partition(config.model_copy(update={"folder": f"{config.folder}-{num}"}))
+        peaks.append(pool.max_memory())
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+@contextmanager
+def arrow_memory() -> Iterator[pa.MemoryPool]:
+    """What Arrow takes meanwhile."""
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(before)
 
 
 def test_the_manifest_can_be_read_by_people(make: Any) -> None:
