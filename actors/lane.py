@@ -52,6 +52,7 @@ from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater
 from policies.choosing import Chosen
 from policies.coding.simulation import Coded
+from policies.dropping import DropCompute, Dropped, ErasureHead
 from policies.scheduling import Shares
 
 
@@ -299,6 +300,7 @@ class Lane:
             fresh=action.num_updates == 0,
             coefficients=action.coefficients,
             limits=action.limits,
+            num_added=action.num_added,
         )
         if not action.skip and len({*action.nodes, *action.observers}) > 1:
             self._update_together(action, plan)
@@ -429,8 +431,12 @@ def _checksum(version: Version) -> int:
     return zlib.crc32(bytes_of(version.counters), zlib.crc32(bytes_of(version.values)))
 
 
-def _scheduling(given: Stragglers) -> Shares | Chosen | Coded:
+def _scheduling(given: Stragglers) -> Shares | Chosen | Coded | Dropped:
     """The policy that the job file asks for."""
+    if given.kind == "drop_compute":
+        return DropCompute(deadline_s=given.deadline_s)
+    if given.kind == "erasure_head":
+        return ErasureHead(stragglers=given.stragglers, wait_for=given.wait_for)
     if given.kind == "auto":
         return Chosen()
     if given.kind in ("c_code", "crc"):

@@ -488,11 +488,11 @@ def stragglers(
         outcomes = compare(names, delays, gradients, seed)
     table = Table(box=None, header_style="bold")
     table.add_column("policy")
-    for title in ("total s", "/ first", "median round s", "longest round s", "load"):
+    for title in ("total s", "/ first", "median round s", "longest round s", "load", "lost"):
         table.add_column(title, justify="right")
     for one in outcomes:
         ratio = one.total_s / outcomes[0].total_s
-        numbers = (one.total_s, ratio, one.median_s, one.longest_s, one.load)
+        numbers = (one.total_s, ratio, one.median_s, one.longest_s, one.load, one.lost)
         table.add_row(one.policy, *(f"{number:.3g}" for number in numbers))
     console.print(table)
     for one in outcomes:

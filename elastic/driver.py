@@ -20,7 +20,7 @@ from actors.launch import end_coordinator, end_orphans, find_coordinator, launch
 from actors.setup import NAMESPACE, JobSetup
 from elastic.cluster import auth_mode, local_cluster
 from elastic.core import checkpoint
-from elastic.core.config import JobConfig, check_resume
+from elastic.core.config import JobConfig, Stragglers, check_resume
 from elastic.core.device import check_device
 from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
@@ -308,6 +308,17 @@ def _await_writers(run: RunFolder) -> None:
         )
 
 
+def _inexact(stragglers: Stragglers) -> str:
+    """What is lost, in words."""
+    late = "at a deadline"
+    if stragglers.kind == "erasure_head":
+        late = f"after {stragglers.wait_for} workers"
+    return (
+        f"stragglers.kind {stragglers.kind} ends steps {late} and drops what is not done: the"
+        " result depends on who is slow; result.json says exact: false"
+    )
+
+
 def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
     """Write down who runs this; from here on the run folder is ours."""
     run, job, resumed = setup.run, setup.job, setup.resume_from
@@ -336,6 +347,10 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
         run.tell("checkpoint_damaged", problem)
     kind = "job_started" if resumed is None else "job_resumed"
     run.tell(kind, f"{job.steps} steps" if resumed is None else f"from {resumed}")
+    if not job.stragglers.is_exact:
+        reason = _inexact(job.stragglers)
+        log.warning("%s: %s", job.name, reason)
+        run.tell("inexact", reason)
     if resumed is None and setup.initial is not None:
         reason = f"from {setup.initial.file}, sha256 {setup.initial.sha256}"
         run.tell("initialized", reason)

@@ -30,6 +30,7 @@ _BAD = (
     "audited_anew",
     "audit_undecided",
     "uncoded",
+    "inexact",
     "worker_given_up",
     "aggregator_lost",
     "aggregator_hung",

@@ -30,7 +30,8 @@ class Result(ray.train.Result):
             best first, else the newest.
         params_sha256: of all parameters; equal in runs of one job on one kind of hardware.
         samples_sha256: of the samples of every step; equal likewise.
-        exact: False if a part of the run was computed elsewhere, so that bits may differ.
+        exact: False if a part of the run was computed elsewhere, so that bits may differ, or if
+            slow workers could change the result: docs/stragglers.md, inexact kinds.
         events: what happened, in order: each with time_s, kind, step, generation, worker, reason.
     """
 

@@ -68,6 +68,7 @@ def values_of(tally: Tally, now: Now, links: Sequence[LinkTotal] = ()) -> dict[s
         "skipped_steps_total": _one(tally.num_skipped),
         "duplicates_total": _one(tally.num_duplicates),
         "unaudited_total": _one(tally.num_unaudited),
+        "dropped_total": _one(tally.num_dropped),
         "verdicts_open": {(kind,): held[kind] for kind in KINDS},
         "verdicts_total": {(kind,): tally.num_verdicts[kind] for kind in KINDS},
         "pace_ratio": {(str(one),): pace for one, pace in tally.slowest(NUM_SLOWEST)},

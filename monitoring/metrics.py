@@ -86,6 +86,9 @@ OF_A_JOB = (
     Metric(
         "unaudited_total", "counter", "Micro-batches to be audited that nobody else could compute"
     ),
+    Metric(
+        "dropped_total", "counter", "Micro-batches that steps of an inexact policy ended without"
+    ),
     Metric("verdicts_open", "gauge", "Verdicts of the fault detector that hold", ("kind",)),
     Metric("verdicts_total", "counter", "Verdicts that began", ("kind",)),
     Metric(

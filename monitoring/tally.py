@@ -79,7 +79,7 @@ class Tally:
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.ledger = Ledger(int((job.get("checkpoint") or {}).get("every") or 0))
         self.num_steps = self.num_samples = self.num_duplicates = self.num_unaudited = 0
-        self.num_overflows = self.num_nonfinite = self.num_skipped = 0
+        self.num_dropped = self.num_overflows = self.num_nonfinite = self.num_skipped = 0
         self.step_s = Histogram()
         self.checkpoint_s = Histogram()
         self.newest_checkpoint_s: float | None = None
@@ -130,6 +130,7 @@ class Tally:
         self.num_samples += int(line["samples"])
         self.num_duplicates += int(line["num_duplicates"])
         self.num_unaudited += int(line.get("num_unaudited", 0))  # runs of before do not say
+        self.num_dropped += int(line.get("num_dropped", 0))
         self.step_s.add(float(line["step_s"]))
         self._committed_s.append((int(line["step"]) + 1, float(line["time_s"])))
         took_s: dict[int, list[float]] = {}

@@ -20,6 +20,7 @@ from policies.coding.m_sgc import MSgc
 from policies.coding.measuring import Measured, Seen, load_model, measure
 from policies.coding.simulation import (
     Coded,
+    Dropping,
     Frc,
     Minimal,
     Scheme,
@@ -29,6 +30,7 @@ from policies.coding.simulation import (
     simulate,
 )
 from policies.coding.sr_sgc import SrSgc
+from policies.dropping import ErasureHead
 
 PROBE_COPIES = (1, 1, 2, 1, 1, 4, 1, 1, 2, 1)
 """How many workers compute each part in the rounds of the probe."""
@@ -183,6 +185,10 @@ def named(scheme: Scheme) -> str:
             return f"frc with s={scheme.stragglers}"
         case Coded():
             return f"{scheme.kind} with s={scheme.stragglers}"
+        case Dropping():
+            return f"drop_compute/{scheme.num_each} (inexact)"
+        case ErasureHead():
+            return f"erasure_head/{scheme.stragglers}/{scheme.wait_for} (inexact)"
         case Speculation():
             return f"speculation at {scheme.factor:g} times the median"
         case SrSgc() | MSgc():

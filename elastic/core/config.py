@@ -120,25 +120,54 @@ class Nodes(_Section):
 
 class Stragglers(_Section):
     """What is done about workers that are slow now and then: docs/stragglers.md. It changes the
-    speed, never the result."""
+    speed, never the result, but for the two kinds that say `exact: false`."""
 
-    kind: Literal["speculation", "frc", "c_code", "crc", "uncoded", "auto"] = "speculation"
+    kind: Literal[
+        "speculation",
+        "frc",
+        "c_code",
+        "crc",
+        "uncoded",
+        "auto",
+        "drop_compute",
+        "erasure_head",
+    ] = "speculation"
     """speculation: shares by measured speed; who is done takes what is left, and computes besides
     what is late. frc: `stragglers` + 1 workers hold each share from the beginning, the first to
     finish each micro-batch counts. c_code: as many compute each micro-batch and add it up with
     coefficients, and all sums but `stragglers` give the result; shares by measured speed. crc: the
     same with even shares. uncoded: even shares, nobody helps; to compare with. auto: what is the
-    fastest by what the last steps have shown, looked at again and again."""
+    fastest by what the last steps have shown, looked at again and again.
+
+    Inexact, never chosen by auto, the result says `exact: false`: drop_compute: as speculation, but
+    a step ends at a deadline, without the micro-batches that are not done by then. erasure_head: as
+    frc, but a step ends once `wait_for` workers have done their shares. The step is divided by the
+    number of all its micro-batches all the same."""
     stragglers: int = Field(default=0, ge=0, lt=MAX_WORKERS)
-    """With frc, c_code, crc: so many workers may straggle, whichever they are, and no step waits
-    for them."""
+    """With frc, c_code, crc, erasure_head: so many workers may straggle, whichever they are, and no
+    step waits for them."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """With drop_compute: from the beginning of each step. null: the one that gets the most done in
+    the same time, by the steps that waited for all: ten, then one in ten."""
+    wait_for: int = Field(default=0, ge=0, le=MAX_WORKERS)
+    """With erasure_head: the number of workers whose shares are waited for."""
 
     @model_validator(mode="after")
-    def _stragglers_of_frc_or_a_code(self) -> Stragglers:
-        if (self.kind == "frc" or self.is_code) != (self.stragglers > 0):
+    def _what_the_kind_needs(self) -> Stragglers:
+        if (self.kind in ("frc", "erasure_head") or self.is_code) != (self.stragglers > 0):
             raise ValueError(
                 f"got kind {self.kind}, stragglers {self.stragglers}; needs stragglers, at least 1,"
-                " with frc, c_code and crc, and none with other kinds"
+                " with frc, c_code, crc and erasure_head, and none with other kinds"
+            )
+        if (self.kind == "erasure_head") != (self.wait_for > 0):
+            raise ValueError(
+                f"got kind {self.kind}, wait_for {self.wait_for}; needs wait_for, at least 1, with"
+                " erasure_head, and none with other kinds"
+            )
+        if self.deadline_s is not None and self.kind != "drop_compute":
+            raise ValueError(
+                f"got kind {self.kind}, deadline_s {self.deadline_s}; needs none but with"
+                " drop_compute"
             )
         return self
 
@@ -146,6 +175,11 @@ class Stragglers(_Section):
     def is_code(self) -> bool:
         """Whether sums are coded."""
         return self.kind in ("c_code", "crc")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether slow workers cannot change the result."""
+        return self.kind not in ("drop_compute", "erasure_head")
 
 
 class Nonfinite(_Section):
@@ -349,6 +383,22 @@ class JobConfig(_Section):
             raise ValueError(f"{what}, and nodes.max is {self.nodes.max}; must be 1")
         if self.audit == "all":
             raise ValueError(f"{what}, and audit is all; coded sums cannot be audited one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_what_is_dropped(self) -> JobConfig:
+        if self.stragglers.is_exact:
+            return self
+        what, wait_for = f"stragglers.kind is {self.stragglers.kind}", self.stragglers.wait_for
+        if wait_for > self.workers.max:
+            raise ValueError(
+                f"{what} with wait_for {wait_for}, and workers.max is {self.workers.max};"
+                f" must be >= {wait_for}"
+            )
+        if self.nodes.max > 1:
+            raise ValueError(f"{what}, and nodes.max is {self.nodes.max}; must be 1")
+        if self.audit == "all":
+            raise ValueError(f"{what}, and audit is all; what is dropped cannot be audited")
         return self
 
     @model_validator(mode="after")

@@ -27,7 +27,8 @@ from elastic.core.optim import ChunkUpdater
 class Plan:
     """One update. `slots`: (slot, live half) of every slot that counts; empty: carry only.
 
-    `coefficients` and `limits`, if the slots are coded: see `events.Update`.
+    `coefficients` and `limits`, if the slots are coded, `num_added`, if micro-batches were dropped:
+    see `events.Update`.
     """
 
     source: int
@@ -38,6 +39,7 @@ class Plan:
     fresh: bool
     coefficients: Sequence[int] = ()
     limits: Sequence[int] = ()
+    num_added: int = 0
 
     def total(self, chunk: Chunk, out: torch.Tensor) -> None:
         """The sum of the slots that count, int32."""
@@ -252,7 +254,7 @@ class Updater:
         if chunk.group == BUFFERS:
             self._wait(plan, chunk)
             target = self._versions[1 - plan.source].values[part]
-            decode(total, exponent, float(self._num_micro_batches), target)
+            decode(total, exponent, float(plan.num_added or self._num_micro_batches), target)
             return
         gradient = self._gradient[part]
         decode(total, exponent, plan.weight, gradient)

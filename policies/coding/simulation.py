@@ -6,8 +6,9 @@ round ends. The same scheme classes run on real workers. Letters: R rounds, N wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from policies.coding.codes import Floats, frc
 from policies.coding.delays import Delays
 from policies.coding.m_sgc import MSgc
 from policies.coding.sr_sgc import SrSgc
+from policies.dropping import MEMORY, DropCompute, ErasureHead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,16 @@ class Minimal:
     patience: float = 1.0
 
 
-OneRound = Uncoded | Speculation | Frc | Coded
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropping:
+    """DropCompute: even shares of `num_each` micro-batches, nobody helps, deadlines. Inexact."""
+
+    num_each: int = 4
+    deadline_s: float | None = None
+    kind: Literal["drop_compute"] = "drop_compute"
+
+
+OneRound = Uncoded | Speculation | Frc | Coded | Dropping | ErasureHead
 Sequential = SrSgc | MSgc
 Scheme = OneRound | Sequential
 
@@ -68,7 +79,7 @@ Scheme = OneRound | Sequential
 def load_of(scheme: Scheme, num_workers: int) -> float:
     """The share of a global batch that a worker computes in one round, at most."""
     match scheme:
-        case Frc():
+        case Frc() | ErasureHead():
             return 1 / (num_workers // (scheme.stragglers + 1))
         case Coded():
             return (scheme.stragglers + 1) / num_workers
@@ -88,12 +99,18 @@ class Run:
     """Seconds of each round; the rounds after the last gradient began are included.
 
     `seconds_RN` is what was seen of the workers: infinite for those whose work was abandoned, NaN
-    for those that had another load than most.
+    for those that had another load than most. `lost_R` is the share of the batch that was dropped.
     """
 
     rounds_R: Floats
     loads_R: Floats
     seconds_RN: Floats
+    lost_R: Floats = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def lost(self) -> float:
+        """The share of all batches that was dropped."""
+        return float(self.lost_R.mean()) if len(self.lost_R) else 0.0
 
     @property
     def total_s(self) -> float:
@@ -129,7 +146,7 @@ def simulate(
     late_N = np.zeros(delays.num_workers)
     for row in range(num_gradients):
         ends_N = late_N + delays.at(first_round + row, load)
-        end_s = close(ends_N, first_round + row)
+        end_s, run.lost_R[row] = close(ends_N, first_round + row)
         run.rounds_R[row], run.loads_R[row] = end_s, load
         run.seconds_RN[row] = np.where(ends_N <= end_s, ends_N, np.inf) if cancels else ends_N
         if not cancels:
@@ -139,24 +156,62 @@ def simulate(
 
 def _empty(num_rounds: int, num_workers: int) -> Run:
     shape = num_rounds, num_workers
-    return Run(np.zeros(num_rounds), np.zeros(num_rounds), np.full(shape, np.inf))
+    none = np.zeros(num_rounds)
+    return Run(none, none.copy(), np.full(shape, np.inf), none.copy())
 
 
-def _closing_of(scheme: OneRound, delays: Delays) -> Callable[[Floats, int], float]:
-    """When a round ends, from the times at which its workers would answer."""
+def _closing_of(scheme: OneRound, delays: Delays) -> Callable[[Floats, int], tuple[float, float]]:
+    """When a round ends and what share is lost, from the times at which workers would answer."""
     num_workers = delays.num_workers
     match scheme:
         case Uncoded():
-            return lambda ends_N, _: float(ends_N.max())
+            return lambda ends_N, _: (float(ends_N.max()), 0.0)
         case Frc():
             code = frc(num_workers, scheme.stragglers)
-            return lambda ends_N, _: code.covered_s(ends_N)
+            return lambda ends_N, _: (code.covered_s(ends_N), 0.0)
         case Coded():
             last = num_workers - scheme.stragglers - 1
-            return lambda ends_N, _: float(np.partition(ends_N, last)[last])
+            return lambda ends_N, _: (float(np.partition(ends_N, last)[last]), 0.0)
         case Speculation():
-            load = 1 / num_workers
-            return lambda ends_N, row: speculated(ends_N, delays.again(row, load), scheme.factor)
+            load, factor = 1 / num_workers, scheme.factor
+            return lambda ends_N, row: (speculated(ends_N, delays.again(row, load), factor), 0.0)
+        case Dropping():
+            return _deadlines(scheme, delays)
+        case ErasureHead():
+            groups = frc(num_workers, scheme.stragglers).groups
+            return lambda ends_N, _: _erased(ends_N, groups, scheme.wait_for)
+
+
+def _erased(ends_N: Floats, groups: Sequence[Sequence[int]], wait_for: int) -> tuple[float, float]:
+    """After the first `wait_for` workers, or once all groups have answered; which have not."""
+    firsts_G = np.array([ends_N[list(group)].min() for group in groups])
+    end_s = min(float(np.partition(ends_N, wait_for - 1)[wait_for - 1]), float(firsts_G.max()))
+    return end_s, float(np.mean(firsts_G > end_s))
+
+
+def _deadlines(scheme: Dropping, delays: Delays) -> Callable[[Floats, int], tuple[float, float]]:
+    """Rounds that set their deadline by those before, as jobs do."""
+    policy = DropCompute(deadline_s=scheme.deadline_s)
+    shares_J = np.arange(1, scheme.num_each + 1) / scheme.num_each
+    load = 1 / delays.num_workers
+    seen: deque[list[float]] = deque(maxlen=MEMORY)
+    limit_s, num_since = np.inf, 0
+
+    def close(ends_N: Floats, row: int) -> tuple[float, float]:
+        nonlocal limit_s, num_since
+        late_N = ends_N - delays.at(row, load)
+        grants = np.concatenate([late_N + delays.at(row, load * share) for share in shares_J])
+        num_since += 1
+        if policy.measures(len(seen), num_since - 1):
+            seen.append(grants.tolist())
+            limit_s, num_since = np.nan, 0
+            return float(grants.max()), 0.0
+        if np.isnan(limit_s) or scheme.deadline_s is not None:
+            limit_s = policy.decide(seen, 0.0).seconds
+        end_s = float(np.clip(limit_s, grants.min(), grants.max()))
+        return end_s, float(np.mean(grants > end_s))
+
+    return close
 
 
 def speculated(ends_N: Floats, again_N: Floats, factor: float) -> float:

@@ -131,14 +131,18 @@ def test_a_worker_that_died_in_a_step_does_not_come_back_with_what_it_had_done()
     assert set(tally.paces) == {0, 1, 2, 3}
 
 
-def test_audits_that_nobody_could_take_are_counted() -> None:
+def test_audits_that_nobody_could_take_and_what_was_dropped_are_counted() -> None:
     tally = Tally({})
     tally.take(
-        steps=[{**step_line(step, healthy()), "num_unaudited": 2} for step in range(3)],
+        steps=[
+            {**step_line(step, healthy()), "num_unaudited": 2, "num_dropped": 3}
+            for step in range(3)
+        ],
         events=[],
         evaluations=[],
     )
     assert value(scraped(tally, now()), "unaudited", "_total") == 6
+    assert value(scraped(tally, now()), "dropped", "_total") == 9
 
 
 def test_what_is_not_known_yet_is_not_told() -> None:

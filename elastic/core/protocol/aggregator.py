@@ -39,10 +39,12 @@ from elastic.core.protocol.committing import (
     after_maxima,
     after_skip,
     after_step,
+    maxima_of,
     mean,
     metrics,
     total,
 )
+from elastic.core.protocol.dropping import Dropping
 from elastic.core.protocol.events import (
     Action,
     CaughtUp,
@@ -105,10 +107,12 @@ from elastic.core.protocol.messages import (
 from policies.auditing import AskAgain, Audits, Lie
 from policies.choosing import Chosen
 from policies.coding.simulation import Coded
+from policies.dropping import DropCompute, Dropped, ErasureHead
 from policies.hangs import Silence, WorkerProgress
 from policies.resharding import Move
 from policies.scheduling import (
     PACE_WINDOW,
+    Assignment,
     Duplicate,
     IdleView,
     Queue,
@@ -153,7 +157,7 @@ class Rules:
     evaluate_every: int = 0
     num_evaluated: int = 0
     replicas: int = 2
-    scheduling: Shares | Chosen | Coded = Shares()
+    scheduling: Shares | Chosen | Coded | Dropped = Shares()
     hangs: Silence = Silence()
     audits: Audits | None = None
 
@@ -205,6 +209,7 @@ class Aggregator:
         self._observers = Observers()
         self._keeping = Keeping(rules.replicas, rules.num_chunks)
         self._moves: tuple[Move, ...] = ()
+        self._skips = False
         self._num_copies = 0
         self._manifests = dict(recovered.manifests)
         self._homes = {one: recovered.homes.get(one, node) for one in recovered.manifests}
@@ -225,6 +230,8 @@ class Aggregator:
         policy, num = rules.scheduling, rules.num_micro_batches
         self._choosing = Choosing(num) if isinstance(policy, Chosen) else None
         self._coding = Coding(policy if isinstance(policy, Coded) else None, num)
+        self._dropping = Dropping(policy if isinstance(policy, DropCompute | ErasureHead) else None)
+        self._now_s = 0.0
         self._may_have_lost = False  # whether a coded sum may be lost by the event that is handled
         if self._manifests and self._is_coded_next:  # nothing says what was coded, and how
             self.state = replace(self.state, attempt=self.state.attempt + 1)
@@ -252,6 +259,7 @@ class Aggregator:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event; return what to do, in order."""
         self._may_have_lost = self._coding.is_on
+        self._now_s = now_s
         actions = self._react(event, now_s)
         while self.phase is Phase.LEASING:
             actions += self._advance()
@@ -260,6 +268,8 @@ class Aggregator:
             actions += self._feed(now_s)
             if not self._is_over:
                 break  # else its last audits were dropped: nobody can take them
+        if now_s < self._dropping.due_s:
+            self.next_tick_s = min(self.next_tick_s, self._dropping.due_s)
         actions += self._tell()
         return actions
 
@@ -267,7 +277,23 @@ class Aggregator:
     def _is_over(self) -> bool:
         """Whether nothing of the pass that runs is left to be computed, or to be audited."""
         is_there = len(self._outcomes) == self._num_wanted and self._coding.is_complete
-        return is_there and self._auditing.is_done
+        return (is_there and self._auditing.is_done) or self._ends_early
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether the step drops what is not granted. What was not finite is asked for first."""
+        if self._dropping.policy is None or self._nonfinite.keys() - self._outcomes.keys():
+            return False
+        held = {
+            worker: {
+                one
+                for lease in peer.queue
+                if lease.key == self.state.key and not lease.audits
+                for one in lease.micro_batches
+            }
+            for worker, peer in self._peers.items()
+        }
+        return self._dropping.may_end(self._now_s, self._outcomes.keys(), held)
 
     def _react(self, event: Event, now_s: float) -> list[Action]:
         match event:
@@ -596,6 +622,7 @@ class Aggregator:
         for outcome in commit.outcomes:
             self._outcomes[outcome.micro_batch] = outcome
             self._granted_to[outcome.micro_batch] = worker
+            self._dropping.granted(self._now_s)
         rows: list[Action] = [SaveRow(worker, outcome) for outcome in commit.outcomes]
         lies: list[Lie] = []
         for outcome in commit.outcomes:
@@ -799,21 +826,39 @@ class Aggregator:
         if not weight > 0:
             self._failure = f"step {self.state.step}: the weights add up to {weight}, must be > 0"
             return self._finish()
-        maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
+        maxima_MC = maxima_of(outcomes, self._rules.num_micro_batches)
         if self.state.exponents is None:
             return self._again(maxima_MC, [])
         exponents = np.array(self.state.exponents, np.int64)
         overflowing = fixed_point.overflowing(maxima_MC, exponents)
         if overflowing:
             return self._again(maxima_MC, overflowing)
+        self._dropping.end(self._now_s)
+        if len(outcomes) < self._num_wanted:
+            return self._drop(outcomes, weight)
         if self._coding.is_on:
             return self._decode(fixed_point.sums_of(maxima_MC, exponents), weight)
-        slots = tuple(
+        return [*self._chosen(), self._update(self._slots, self.state.exponents, weight)]
+
+    @property
+    def _slots(self) -> tuple[tuple[int, int], ...]:
+        """Those that count, and the half that does."""
+        return tuple(
             (worker, manifest.half)
             for worker, manifest in sorted(self._manifests.items())
             if manifest.key == self.state.key and manifest.micro_batches
         )
-        return [*self._chosen(), self._update(slots, self.state.exponents, weight)]
+
+    def _drop(self, outcomes: list[Outcome], weight: float) -> list[Action]:
+        """Update without the rest, which is not waited for any more, nor are audits.
+
+        Divided by what all would weigh if the rest weighed as much as what is there.
+        """
+        self._auditing.end()
+        num, all_of_it = len(outcomes), self._rules.num_micro_batches
+        rest = tuple(one for one in range(all_of_it) if one not in self._outcomes)
+        update = self._update(self._slots, self.state.exponents or (), weight * all_of_it / num)
+        return [MarkDone(rest, self.state.key), replace(update, num_added=num)]
 
     def _decode(self, limits_C: fixed_point.Sums, weight: float) -> list[Action]:
         """Update from coded sums. Those that are not complete are not waited for any more."""
@@ -836,6 +881,8 @@ class Aggregator:
         if self._choosing is not None:
             return self._choosing.scheduling
         policy = self._rules.scheduling
+        if self._dropping.policy is not None:
+            return self._dropping.policy.shares
         return policy if isinstance(policy, Shares) else Shares()  # of what is not coded
 
     def _update(
@@ -850,6 +897,7 @@ class Aggregator:
         self._round += 1
         self._updated.clear()
         self._moves = () if skip else self._keeping.moves()
+        self._skips = skip
         return Update(
             round=self._round,
             nodes=self.membership.nodes,
@@ -908,9 +956,9 @@ class Aggregator:
     def _commit(self, grad_norm: float) -> list[Action]:
         """The next version is complete: make it the state."""
         before = self.state
-        skipped = len(self._outcomes) < self._rules.num_micro_batches
+        skipped, num = self._skips, self._rules.num_micro_batches
         moved = "" if skipped else self._keeping.moved(self._moves)
-        state = after_skip(before) if skipped else after_step(before, self._in_order())
+        state = after_skip(before) if skipped else after_step(before, self._in_order(), num)
         granted = set(self._granted_to.values())  # after a takeover not all are back yet
         committed = Committed(
             step=before.step,
@@ -921,6 +969,7 @@ class Aggregator:
             num_workers=len(set(self.membership.members) & (set(self._peers) | granted)),
             num_duplicates=self._num_duplicates,
             num_unaudited=self._auditing.num_dropped,
+            num_dropped=state.dropped - before.dropped,
             work=tuple(self._work),
             metrics=() if skipped else state.metrics,
         )
@@ -932,6 +981,7 @@ class Aggregator:
     def _begin(self, state: State, *, uncoded: bool = False) -> None:
         self.state = state
         self._coding.begin(plain=uncoded)
+        self._dropping.forget()
         self._outcomes.clear()
         self._granted_to.clear()
         self._nonfinite.clear()
@@ -996,6 +1046,7 @@ class Aggregator:
         may never do so.
         """
         by_several = self._scheduling.copies > 1 or self._is_coded_next
+        by_several |= self._dropping.policy is not None
         step = self.state.step if by_several else -1
         return [
             worker
@@ -1019,6 +1070,8 @@ class Aggregator:
         if self._choosing is not None:
             if self._combine is Combine.SUM:
                 self._choosing.begin(now_s)
+        elif self._dropping.policy is not None:
+            actions += self._begin_dropping(assigned, now_s)
         elif self._is_coded_next:
             actions += self._tell_shares(f"{self._coding.lack}: {assigned.reason}")
         elif self._rules.scheduling not in (Shares(), self._coding.policy):
@@ -1029,6 +1082,14 @@ class Aggregator:
             elif samples_s := self._peers[worker].samples_s:
                 samples_s.popleft()  # who gets nothing is measured no more: what was, fades
         return actions
+
+    def _begin_dropping(self, assigned: Assignment, now_s: float) -> list[Action]:
+        """Of a step; of passes that only take maxima, or evaluate, nothing is dropped."""
+        if self._combine is not Combine.SUM:
+            return []
+        num_workers = len(self.membership.members)
+        reason = self._dropping.begin(now_s, assigned.queues, num_workers)
+        return [Note("scheduling", reason)] if reason else []
 
     def _tell_shares(self, reason: str) -> list[Action]:
         """What is new about who computes what."""

@@ -84,6 +84,11 @@ class Auditing:
         self._told.clear()
         self.num_dropped = 0
 
+    def end(self) -> None:
+        """The step waits for no opinion any more."""
+        self.num_dropped += len(self._open)
+        self._open.clear()
+
     def granted(self, worker: int, node: int, outcome: Outcome) -> list[Lie]:
         """This answer counts from now on; who lied, as far as that is known."""
         micro_batch = outcome.micro_batch

@@ -16,11 +16,14 @@ from elastic.core import fixed_point
 from elastic.core.protocol.messages import Outcome, State
 
 
-def after_step(before: State, outcomes: list[Outcome]) -> State:
-    """The step was computed; `outcomes` are of all its micro-batches, in order."""
+def after_step(before: State, outcomes: list[Outcome], num_micro_batches: int) -> State:
+    """The step was computed; `outcomes` are of its micro-batches, in order.
+
+    Those of fewer than `num_micro_batches`, if the rest was dropped.
+    """
     assert before.exponents is not None, "the first pass only takes the maxima"
     loss = mean([one.loss_sum for one in outcomes], outcomes)
-    maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
+    maxima_MC = maxima_of(outcomes, num_micro_batches)
     exponents = fixed_point.exponents_for(maxima_MC, np.array(before.exponents, np.int64))
     return replace(
         before,
@@ -32,7 +35,18 @@ def after_step(before: State, outcomes: list[Outcome]) -> State:
         loss=loss,
         first_loss=loss if before.first_loss is None else before.first_loss,
         metrics=metrics(outcomes),
+        dropped=before.dropped + num_micro_batches - len(outcomes),
     )
+
+
+def maxima_of(outcomes: list[Outcome], num_micro_batches: int) -> fixed_point.Maxima:
+    """Of all micro-batches; what was dropped is taken to be as large as the largest that is there,
+    so that the next step has room for all."""
+    maxima_MC = np.stack([outcome.maxima_C for outcome in outcomes])
+    num_missing = num_micro_batches - len(outcomes)
+    if not num_missing:
+        return maxima_MC
+    return np.concatenate([maxima_MC, np.tile(maxima_MC.max(axis=0), (num_missing, 1))])
 
 
 def after_skip(before: State) -> State:

@@ -209,6 +209,8 @@ class Update:
 
     `coefficients`, if the slots are coded: what each is multiplied with, to add up to the sum. Its
     magnitude cannot exceed `limits`, in no chunk; if it does, answer with Undecodable.
+
+    `num_added`: micro-batches in the slots, if some were dropped; 0: all.
     """
 
     round: int
@@ -224,6 +226,7 @@ class Update:
     observers: tuple[int, ...] = ()
     coefficients: tuple[int, ...] = ()
     limits: tuple[int, ...] = ()
+    num_added: int = 0
 
     def kept_by(self, node: int) -> frozenset[int]:
         """The chunks of which `node` has the state in the next version."""
@@ -275,6 +278,7 @@ class Committed:
 
     `attempt` counts the redoings of its training; `metrics` are sums over the sum of weights.
     `num_unaudited`: micro-batches of which nobody was there to give another opinion.
+    `num_dropped`: those that the step ended without.
     """
 
     step: int
@@ -287,6 +291,7 @@ class Committed:
     num_unaudited: int
     work: tuple[tuple[int, int, float, float, str], ...]
     metrics: tuple[float, ...] = ()
+    num_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,8 @@ class State:
     `exponents` is None until the first pass over the maxima. `samples` is a running digest of
     (step, micro-batch, sample indices) of all committed steps. `loss` and `metrics` are those of
     the newest committed step. `evaluated` is the newest step at which the model was evaluated:
-    before the first training attempt of that step.
+    before the first training attempt of that step. `dropped` counts micro-batches that steps under
+    an inexact policy ended without.
     """
 
     step: int
@@ -119,6 +120,7 @@ class State:
     first_loss: float | None = None
     metrics: tuple[float, ...] = ()
     exact: bool = True
+    dropped: int = 0
 
     @property
     def key(self) -> Key:

@@ -21,6 +21,7 @@ from policies.coding.delays import Delays, GilbertElliott, additive, bootstrap, 
 from policies.coding.m_sgc import MSgc
 from policies.coding.simulation import (
     Coded,
+    Dropping,
     Frc,
     Minimal,
     Scheme,
@@ -30,6 +31,7 @@ from policies.coding.simulation import (
     simulate,
 )
 from policies.coding.sr_sgc import SrSgc
+from policies.dropping import ErasureHead
 from policies.gradient_coding import Auto, named
 
 MODEL = "gilbert-elliott"
@@ -37,12 +39,16 @@ TRACE_KEY = "dur"
 BLOCK = 5
 """Recorded rounds that stay together when rounds are drawn again."""
 POLICIES = ("uncoded", "speculation", "frc/1", "frc/3", "frc/7", "m_sgc/1/2/16", "auto")
-FORMS = "uncoded, speculation, frc/S, c_code/S, crc/S, sr_sgc/B/W/LAMBDA, m_sgc/B/W/LAMBDA, auto"
+FORMS = (
+    "uncoded, speculation, frc/S, c_code/S, crc/S, sr_sgc/B/W/LAMBDA, m_sgc/B/W/LAMBDA, auto,"
+    " drop_compute/MICRO_BATCHES_EACH, erasure_head/S/WAIT_FOR"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one policy did. `num_rounds` are simulated, `load` is that of the worst round."""
+    """How one policy did. `load` is that of the worst round, `lost` the share of it all that was
+    dropped."""
 
     policy: str
     total_s: float
@@ -50,6 +56,7 @@ class Outcome:
     longest_s: float
     load: float
     reason: str = ""
+    lost: float = 0.0
 
 
 def read_delays(source: str, *, num_rounds: int, num_workers: int, seed: int) -> Floats:
@@ -138,6 +145,10 @@ def parse_policy(words: str) -> Scheme | Auto:
                 return Coded(stragglers=stragglers)
             case "crc", [stragglers]:
                 return Coded(stragglers=stragglers, kind="crc")
+            case "drop_compute", [num_each] if num_each > 0:
+                return Dropping(num_each=num_each)
+            case "erasure_head", [stragglers, wait_for]:
+                return ErasureHead(stragglers=stragglers, wait_for=wait_for)
             case "sr_sgc", [burst, window, distinct]:
                 return SrSgc(burst=burst, window=window, distinct=distinct)
             case "m_sgc", [burst, window, distinct]:
@@ -164,16 +175,19 @@ def _outcome(words: str, delays: Delays, num_gradients: int, seed: int) -> Outco
         run = simulate_auto(policy, delays, num_gradients, seed=seed)
         last = run.plans[-1][1]
         return _sum_up("auto", run.rounds_R, load_of(last.scheme, delays.num_workers), last.reason)
-    stragglers = policy.stragglers if isinstance(policy, Frc | Coded) else 0
+    stragglers = policy.stragglers if isinstance(policy, Frc | Coded | ErasureHead) else 0
     if not 0 <= stragglers < delays.num_workers:
         raise ConfigError(
             f"policy {words!r}: {stragglers} stragglers of {delays.num_workers} workers"
         )
+    if isinstance(policy, ErasureHead) and not 0 < policy.wait_for <= delays.num_workers:
+        raise ConfigError(f"policy {words!r}: {policy.wait_for} of {delays.num_workers} workers")
     try:
-        rounds_R = simulate(policy, delays, num_gradients).rounds_R
+        fixed = simulate(policy, delays, num_gradients)
     except ValueError as error:
         raise ConfigError(f"policy {words!r}: {error}") from error
-    return _sum_up(named(policy), rounds_R, load_of(policy, delays.num_workers))
+    made = _sum_up(named(policy), fixed.rounds_R, load_of(policy, delays.num_workers))
+    return dataclasses.replace(made, lost=fixed.lost)
 
 
 def _sum_up(name: str, rounds_R: Floats, load: float, reason: str = "") -> Outcome:
