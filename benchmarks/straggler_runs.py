@@ -22,12 +22,14 @@ from benchmarks.record import Figure, figure
 from elastic.core.config import JobConfig, load_job
 from elastic.core.faults import read_trace
 from policies.coding.codes import Floats
+from policies.coding.field import holders_of
 from policies.coding.leases import Step
+from policies.coding.simulation import Coded
 from policies.scheduling import Shares
 
 NUM_WORKERS = 8
 NUM_MICRO_BATCHES = 16
-POLICIES = ("uncoded", "speculation", "frc/1", "frc/3", "auto")
+POLICIES = ("uncoded", "speculation", "frc/1", "frc/3", "c_code/1", "crc/1", "auto")
 NEAR = 1.15
 """Steps on real workers may take so many times what is simulated."""
 PROBE = 12
@@ -53,14 +55,22 @@ def make_job(policy: str, num_steps: int) -> JobConfig:
     )
 
 
-def shares(policy: str) -> Shares:
+def fixed(policy: str) -> Shares | Coded:
     """What a fixed policy runs."""
     kind, _, stragglers = policy.partition("/")
+    if kind == "c_code" or kind == "crc":
+        return Coded(stragglers=int(stragglers), kind=kind)
     return Shares(copies=1 + int(stragglers or 0), helps=kind != "uncoded")
 
 
-def simulated_s(policy: Shares, delays_RN: Floats, steps: list[int], cost_s: float) -> float:
+def simulated_s(
+    policy: Shares | Coded, delays_RN: Floats, steps: list[int], cost_s: float
+) -> float:
     """Mean seconds of these steps, answers alone."""
+    if isinstance(policy, Coded):
+        return coded_s(
+            policy.stragglers, delays_RN[[step % len(delays_RN) for step in steps]], cost_s
+        )
     costs_N = np.full(NUM_WORKERS, cost_s)
     pace_s = NUM_WORKERS / NUM_MICRO_BATCHES * float(np.median(delays_RN)) + cost_s
     took_s = [
@@ -68,6 +78,14 @@ def simulated_s(policy: Shares, delays_RN: Floats, steps: list[int], cost_s: flo
         for step in steps
     ]
     return statistics.fmean(took_s)
+
+
+def coded_s(stragglers: int, delays_RN: Floats, cost_s: float) -> float:
+    """Mean seconds until all but `stragglers` workers have computed all of their shares."""
+    rows = holders_of([1.0] * NUM_WORKERS, NUM_MICRO_BATCHES, stragglers)
+    load_N = np.bincount(np.array(rows).ravel(), minlength=NUM_WORKERS)
+    ends_RN = np.sort(delays_RN + cost_s * load_N, axis=1)
+    return float(ends_RN[:, NUM_WORKERS - 1 - stragglers].mean())
 
 
 def measure(policy: str, trace: Path, scale: float, num_steps: int) -> Iterator[Figure]:
@@ -90,7 +108,7 @@ def measure(policy: str, trace: Path, scale: float, num_steps: int) -> Iterator[
     cost_s = statistics.median(jobs.work_s(whole))
     candidates = [policy] if policy != "auto" else [one for one in POLICIES if one != "auto"]
     for one in candidates:
-        wanted_s = simulated_s(shares(one), delays_RN, steps, cost_s)
+        wanted_s = simulated_s(fixed(one), delays_RN, steps, cost_s)
         yield figure(
             f"{policy}: step / simulated {one}",
             [statistics.fmean(took_s) / wanted_s],

@@ -136,7 +136,7 @@ def job() -> Json:
             curves(
                 "Duplicate leases",
                 "Micro-batches given to a second worker, and those to be audited that nobody else"
-                " could compute, per step.",
+                " could compute, per step; those that steps of an inexact policy ended without.",
                 "short",
                 Query(
                     f"{rate('duplicates_total', 'run')} / {rate('steps_total', 'run')}",
@@ -145,6 +145,10 @@ def job() -> Json:
                 Query(
                     f"{rate('unaudited_total', 'run')} / {rate('steps_total', 'run')}",
                     "unaudited {{run}}",
+                ),
+                Query(
+                    f"{rate('dropped_total', 'run')} / {rate('steps_total', 'run')}",
+                    "dropped {{run}}",
                 ),
             ),
             curves(

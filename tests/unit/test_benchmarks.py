@@ -39,6 +39,7 @@ from benchmarks.jobs import Run, make_job
 from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import ConfigError
 from elastic.core.faults import load_faults
+from policies.coding.simulation import Coded
 from policies.scheduling import Shares
 
 
@@ -478,7 +479,10 @@ def test_the_jobs_of_straggler_runs_ask_for_their_policy(policy: str) -> None:
     job = straggler_runs.make_job(policy, 5)
     assert job.stragglers.kind == policy.partition("/")[0]
     if policy != "auto":
-        wanted = straggler_runs.shares(policy)
+        wanted = straggler_runs.fixed(policy)
+        if isinstance(wanted, Coded):
+            assert (wanted.kind, wanted.stragglers) == (job.stragglers.kind, 1)
+            return
         assert (wanted.copies - 1, wanted.helps) == (job.stragglers.stragglers, policy != "uncoded")
 
 
@@ -489,3 +493,5 @@ def test_what_is_simulated_of_straggler_runs_waits_for_the_slowest_only_if_nobod
     helped_s = straggler_runs.simulated_s(Shares(copies=2), delays_RN, [0, 4], 0.01)
     assert waited_s == pytest.approx(0.9 + 2 * 0.01)
     assert helped_s < 0.2
+    coded_s = straggler_runs.simulated_s(Coded(stragglers=1), delays_RN, [0, 4], 0.01)
+    assert coded_s == pytest.approx(0.1 + 4 * 0.01), "twice the load, and nobody waits for one"
