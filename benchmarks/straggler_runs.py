@@ -58,8 +58,8 @@ def make_job(policy: str, num_steps: int) -> JobConfig:
 def fixed(policy: str) -> Shares | Coded:
     """What a fixed policy runs."""
     kind, _, stragglers = policy.partition("/")
-    if kind == "c_code" or kind == "crc":
-        return Coded(stragglers=int(stragglers), kind=kind)
+    if kind in ("c_code", "crc"):
+        return Coded(stragglers=int(stragglers), kind="crc" if kind == "crc" else "c_code")
     return Shares(copies=1 + int(stragglers or 0), helps=kind != "uncoded")
 
 
