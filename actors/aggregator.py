@@ -31,7 +31,7 @@ from elastic.core.journal import Journal
 from elastic.core.optim import without_compiler
 from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol import events, node
-from elastic.core.protocol.messages import Hello, Look, Message, Pulse, Scale
+from elastic.core.protocol.messages import Hello, Look, Message, ProbeLink, Pulse, Scale
 from elastic.core.protocol.orders import Ask
 from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
@@ -262,6 +262,10 @@ class AggregatorShell:
     def _receive(self, sender: int | None, message: Message) -> None:
         if isinstance(message, Look):
             self._tell(self._pulse())
+            return
+        if isinstance(message, ProbeLink):
+            assert self._neighbours is not None, "a job of one node has no links"
+            self._neighbours.probe(message.peer)
             return
         if self._setup.faults:
             step = self._protocol.state.step

@@ -21,7 +21,15 @@ from actors.mesh import COORDINATOR, Address, Down, Mesh, Up
 from elastic.core.errors import ChannelClosed, ProtocolError
 from elastic.core.protocol.frames import Block
 from elastic.core.protocol.handshake import Credentials
-from elastic.core.protocol.messages import Membership, Message, Peers, Pulse, Report, Scale
+from elastic.core.protocol.messages import (
+    Membership,
+    Message,
+    Peers,
+    ProbedLink,
+    Pulse,
+    Report,
+    Scale,
+)
 
 _GREETING = Report(step=0, membership=Membership(), connected=())
 
@@ -29,11 +37,12 @@ _GREETING = Report(step=0, membership=Membership(), connected=())
 class Contacts(Protocol):
     """The nodes that can be reached. `reports` are the newest; None: it has said nothing yet.
 
-    `pulses`: answers to `Look`, for whoever asked.
+    `pulses`: answers to `Look`, for whoever asked; `probed`: to `ProbeLink`.
     """
 
     reports: dict[int, Report | None]
     pulses: deque[Pulse]
+    probed: deque[ProbedLink]
 
     def turn(self, wait_s: float) -> list[Scale]:
         """Take what is said, after at most `wait_s`; greet who is new. Returns what is asked."""
@@ -54,6 +63,7 @@ class OneContact:
         self._channel: Channel | None = None
         self.reports: dict[int, Report | None] = {}
         self.pulses: deque[Pulse] = deque()
+        self.probed: deque[ProbedLink] = deque()  # it has no links
 
     def turn(self, wait_s: float) -> list[Scale]:
         if self._channel is None:
@@ -115,6 +125,7 @@ class ManyContacts:
         self._asked: list[Scale] = []
         self.reports: dict[int, Report | None] = {}
         self.pulses: deque[Pulse] = deque()
+        self.probed: deque[ProbedLink] = deque()
 
     def turn(self, wait_s: float) -> list[Scale]:
         self._introduce()
@@ -168,6 +179,8 @@ class ManyContacts:
                         self._asked.append(message)
                     elif isinstance(message, Pulse):
                         self.pulses.append(message)
+                    elif isinstance(message, ProbedLink):
+                        self.probed.append(message)
         except (ChannelClosed, ProtocolError) as error:
             self._drop(node, str(error))
 

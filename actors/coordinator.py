@@ -20,6 +20,7 @@ from typing import Any
 
 from actors.contacts import Contacts, ManyContacts, OneContact
 from actors.growth import HostGrowth
+from actors.link_preflight import LinkPreflight
 from actors.monitor import Monitor
 from actors.outages import Outage, insist
 from actors.preemption import NodeWatch
@@ -89,6 +90,9 @@ class CoordinatorShell:
         self._growth = HostGrowth(processes, job.nodes.min)
         self._preflight = Preflight(job.workers.preflight, self._leave_out, processes.probe_again)
         self._contacts = self._make_contacts()
+        self._links = LinkPreflight(
+            job.workers.preflight, job.nodes.min, self._contacts, self._leave_host_out
+        )
         self._pulses = Pulses(self._contacts, wanted=job.monitoring.detect)
         self._newest = 0
         self._report: Report | None = None
@@ -259,6 +263,14 @@ class CoordinatorShell:
             target=self._protocol.target,
             now_s=now_s,
         )
+        if self._setup.has_nodes:
+            self._links.turn(
+                aggregators,
+                self._report,
+                self._protocol.membership,
+                first_step=self._setup.first_step,
+                now_s=now_s,
+            )
         return View(
             now_s=now_s,
             report=report,
@@ -272,7 +284,14 @@ class CoordinatorShell:
             others={node: one for node, one in reports.items() if one is not self._report},
             homes=self._processes.homes("worker"),
             unfit=self._preflight.unfit,
+            held=self._links.held,
         )
+
+    def _leave_host_out(self, node: int, reason: str) -> None:
+        """For the pre-flight of links: name who is unfit, also where it takes part."""
+        self._event("node_unfit", reason)
+        if node in self._links.unfit:
+            self._growth.refused()
 
     def _leave_out(self, worker: int, reason: str) -> None:
         """For the pre-flight: name who computes only where there would be too few without it."""
@@ -339,9 +358,11 @@ class CoordinatorShell:
                 self._event("node_leaving", f"node {node}: {refusal or reason}")
 
     def _shun(self) -> dict[int, str]:
-        """Take the hosts of drained nodes no more, and those again of which it was undone. Returns
-        the drained ones that are still there: nobody knows before the nodes have said who left."""
-        drained = self._monitor.drained
+        """Take the hosts of drained and unfit nodes no more, and those again of which it was
+        undone. Returns those that are still there: nobody knows before the nodes have said who
+        left."""
+        unfit = dict.fromkeys(self._links.unfit, "workers.preflight")
+        drained = {**unfit, **self._monitor.drained}
         for node, reason in drained.items():
             self._processes.avoid(node, reason)
         for node in self._drained - drained.keys():

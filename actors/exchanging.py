@@ -23,7 +23,7 @@ from elastic.core.protocol.exchange import (
     SendBlock,
     TotalComplete,
 )
-from elastic.core.protocol.frames import Block, Stage
+from elastic.core.protocol.frames import BEHIND, Block, Stage
 
 # Legend: N elements of the flat space.
 
@@ -98,7 +98,7 @@ class Round:
         """Nothing of it is written here from now on, and no more is sent than has begun."""
 
         def is_mine(block: Block) -> bool:
-            return block.round == self.exchange.number and block.stage is not Stage.STATE
+            return block.round == self.exchange.number and block.stage not in BEHIND
 
         for link in self.links.values():
             link.discard_blocks(is_mine)

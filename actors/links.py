@@ -17,7 +17,7 @@ from enum import Enum, auto
 from typing import Any, Final, Literal
 
 from elastic.core.errors import ChannelClosed
-from elastic.core.protocol.frames import PING, Block, Parser, Stage, block_header, message_frame
+from elastic.core.protocol.frames import BEHIND, PING, Block, Parser, block_header, message_frame
 from elastic.core.protocol.messages import LinkCount, Message
 from elastic.core.protocol.orders import NodeMessage
 from elastic.core.protocol.wire import decode, encode
@@ -190,12 +190,12 @@ class Link:
     def send_block(self, block: Block, payload: memoryview) -> None:
         """Queue a block; `flush` sends it. `payload` must stay as it is until then.
 
-        Those of a checkpoint's state go behind all others.
+        Those that no step waits for go behind all others.
         """
         body = payload.cast("B")
         if len(body) != block.length:
             raise ValueError(f"{len(body)} bytes for the payload of {block}")
-        (self._behind if block.stage is Stage.STATE else self._blocks).append((block, body))
+        (self._behind if block.stage in BEHIND else self._blocks).append((block, body))
         self._sending.begin(self._clock())
         self._update_interest()
 

@@ -20,6 +20,7 @@ import torch
 
 from actors.channel import listen
 from actors.collecting import Receiver, Sender
+from actors.link_probe import LinkProber
 from actors.links import WAIT, Link, Memory
 from actors.listener import Listener
 from actors.mesh import COORDINATOR, Down, Mesh, Up
@@ -29,9 +30,10 @@ from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
-from elastic.core.protocol.messages import LinkCount, Message, Peers
+from elastic.core.protocol.messages import LinkCount, Message, Peers, ProbedLink
 from elastic.core.protocol.orders import NodeMessage, Order
 from elastic.core.update import Plan, Snapshot
+from policies.preflight import LinkProbe
 
 _INHERIT_S = 0.5
 
@@ -74,6 +76,7 @@ class Neighbours:
         credentials = Credentials(setup.node, setup.secret)
         listener = _listen(setup.address, credentials, folder / "port", inherited)
         self._mesh = Mesh(setup.node, listener)
+        self._prober = LinkProber(self._mesh.links, self._probed)
         selector.register(listener, selectors.EVENT_READ, _nothing)
         self._heirs = listen(folder / "heirs")
         selector.register(self._heirs, selectors.EVENT_READ, self._bequeath)
@@ -135,6 +138,14 @@ class Neighbours:
             self._broken[to] = str(error)
             self.wake()
 
+    def probe(self, peer: int) -> None:
+        """Measure the link to another node, and tell the coordinator."""
+        self._prober.begin(peer)
+        self.wake()
+
+    def _probed(self, peer: int, found: LinkProbe) -> None:
+        self.tell(ProbedLink(self._me, peer, found.round_trip_s, found.bytes_per_s))
+
     # --------------------------------------------------------------- updating
 
     def begin(
@@ -186,6 +197,7 @@ class Neighbours:
         for other, link in list(self._mesh.links.items()):
             if link.waits:
                 self._use(other, link, selectors.EVENT_READ)
+        self._prober.turn()
         self._end_round()
 
     def _end_round(self) -> None:
@@ -269,12 +281,16 @@ class Neighbours:
     def _find_place(self, other: int, block: Block) -> Memory:
         if block.stage is Stage.STATE:
             return self._parts.receiver.place(other, block)
+        if block.stage is Stage.PROBE:
+            return self._prober.place(block)
         return self._parts.rounds.place(other, block)
 
     def _arrived(self, other: int, block: Block) -> None:
         """A block is in its place."""
         if block.stage is Stage.STATE:
             self._parts.receiver.arrived(other, block)
+        elif block.stage is Stage.PROBE:
+            self._prober.arrived(other, block)
         else:
             self._parts.rounds.arrived(other, block)
 

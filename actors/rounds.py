@@ -29,7 +29,7 @@ from elastic.core.errors import ProtocolError
 from elastic.core.mapped import Sizes, Version, bytes_of
 from elastic.core.protocol import events
 from elastic.core.protocol.exchange import Arrived, Exchange, RoundComplete, SumReady, Updated
-from elastic.core.protocol.frames import MAX_BLOCK_BYTES, Block, Stage
+from elastic.core.protocol.frames import BEHIND, MAX_BLOCK_BYTES, Block, Stage
 from elastic.core.update import Plan, Updater, tensors_of
 
 T = TypeVar("T")
@@ -349,7 +349,7 @@ class Rounds:
 
 def _is_older(block: Block, number: int) -> bool:
     """Whether it is of an earlier round: whoever has not got it yet needs it no more."""
-    return block.stage is not Stage.STATE and block.round < number
+    return block.stage not in BEHIND and block.round < number
 
 
 def _nothing() -> None:

@@ -91,7 +91,9 @@ class Workers(_Section):
     preflight: float | None = Field(default=None, gt=1)
     """Each worker multiplies matrices and copies memory for a tenth of a second before it computes.
     One that takes so many times as long as the median of all is left out, while there are `min`
-    others: 2, say. null: nobody is probed."""
+    others: 2, say. Of three hosts or more the links are probed, too, with a few megabytes each, and
+    a host is left out whose links are so much slower, while there are nodes.min others. null:
+    nobody is probed."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Workers:

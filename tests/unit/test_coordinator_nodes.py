@@ -27,6 +27,7 @@ class World:
         """A node that joins does not get there."""
         self.now_s = 0.0
         self.unfit: frozenset[int] = frozenset()
+        self.held: frozenset[int] = frozenset()
         self.silent: set[int] = set()
         """Nodes whose aggregators still start."""
         self.nodes = set(nodes)
@@ -56,6 +57,7 @@ class World:
             others=others,
             homes=self.homes,
             unfit=self.unfit,
+            held=self.held,
         )
         actions = self.coordinator.decide(view)
         self.notes += only(coord.Note, actions)
@@ -217,6 +219,29 @@ def test_who_is_unfit_becomes_no_member_while_there_are_enough(
     world.settle()
     assert world.told.members == members
     assert len(world.lives) == 3, "it is left as it is: another one there would do no better"
+
+
+@pytest.mark.parametrize("step", [0, 7], ids=["before the first step", "while others train"])
+def test_a_node_that_is_held_becomes_a_member_only_once_it_is_not(step: int) -> None:
+    world = World(0, 1, workers=2, max_nodes=3)
+    world.settle()
+    world.step, world.held = step, frozenset({2})
+    world.nodes.add(2)
+    world.settle()
+    assert (world.told.nodes, world.told.joining) == ((0, 1), ())
+    world.held, world.is_slow = frozenset(), False
+    world.settle()
+    assert world.told.nodes == (0, 1, 2)
+
+
+def test_a_job_begins_without_a_node_that_is_held_and_let_go() -> None:
+    world = World(0, 1, 2, workers=3, max_nodes=3)
+    world.held = frozenset({2})
+    world.settle()
+    assert world.told.members == (), "it waits for what becomes of it"
+    world.coordinator.leave(2)
+    world.settle()
+    assert (world.told.nodes, len(world.told.members)) == ((0, 1), 3)
 
 
 def test_on_an_avoided_node_nothing_is_started_while_there_are_others() -> None:

@@ -122,7 +122,7 @@ def test_no_bytes_do_harm(data: st.DataObject) -> None:
         header(magic=0x7E1B),
         header(kind=0),
         header(kind=4),
-        header(stage=4),
+        header(stage=5),
         header(length=0),
         header(length=MAX_BLOCK_BYTES + 1),
         header(length=2**32 - 1),

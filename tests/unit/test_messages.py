@@ -32,6 +32,8 @@ from elastic.core.protocol.messages import (
     Message,
     Outcome,
     Peers,
+    ProbedLink,
+    ProbeLink,
     Pulse,
     Refused,
     Release,
@@ -112,6 +114,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         Peers, st.lists(st.tuples(IDS, TEXT, st.integers(0, 65535)), max_size=3).map(tuple)
     ),
     Scale: st.builds(Scale, st.integers(-9, 9), st.none() | IDS),
+    ProbeLink: st.builds(ProbeLink, IDS),
+    ProbedLink: st.builds(ProbedLink, IDS, IDS, SECONDS, SECONDS),
     Look: st.builds(Look),
     Pulse: st.builds(
         Pulse,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from actors.pulses import PULSE_S, Pulses
-from elastic.core.protocol.messages import Look, Message, Pulse, Report, Scale
+from elastic.core.protocol.messages import Look, Message, ProbedLink, Pulse, Report, Scale
 from monitoring.detection import Detector
 from monitoring.progress import Progress
 from policies.verdicts import Culprit, Kind, Node, Worker
@@ -23,6 +23,7 @@ class FakeContacts:
     def __init__(self) -> None:
         self.reports: dict[int, Report | None] = {}
         self.pulses: deque[Pulse] = deque()
+        self.probed: deque[ProbedLink] = deque()
         self.sent: list[tuple[int, Message]] = []
 
     def turn(self, wait_s: float) -> list[Scale]:

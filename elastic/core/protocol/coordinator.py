@@ -43,6 +43,8 @@ class View:
     """The nodes of workers; 0 where none is named."""
     unfit: frozenset[int] = frozenset()
     """Workers that become members only where there would be too few without them."""
+    held: frozenset[int] = frozenset()
+    """Nodes that may not become members now."""
 
     def home(self, worker: int) -> int:
         return self.homes.get(worker, 0)
@@ -273,7 +275,7 @@ class Coordinator:
         joined = []
         if view.report is not None:
             known = {*now.nodes, *now.former, *now.joining}
-            new = [one for one in view.others if one not in known]
+            new = [one for one in view.others if one not in known and one not in view.held]
             joined = [one for one in joining if one in view.report.ready and one in view.others]
             joining = [one for one in joining if one not in joined]
             if view.report.step == self.limits.first_step:  # it has this state by itself

@@ -36,6 +36,11 @@ class Stage(IntEnum):
     TOTAL = 1  # int32, summed over all nodes
     PARAMETERS = 2  # of the next version
     STATE = 3  # of the optimizer, on its way to a checkpoint
+    PROBE = 4  # no numbers: how fast they arrive is measured
+
+
+BEHIND = frozenset({Stage.STATE, Stage.PROBE})
+"""What no step waits for, and no round: it goes behind all others."""
 
 
 class Block(NamedTuple):
@@ -99,8 +104,8 @@ def _parse_header(data: memoryview) -> int | Block:
     if kind == Kind.BLOCK:
         _check_length("block", length, MAX_BLOCK_BYTES)
         _check_offset(offset)
-        if stage > Stage.STATE:
-            raise ProtocolError(f"a block of stage {stage}; the last one is {Stage.STATE:d}")
+        if stage > Stage.PROBE:
+            raise ProtocolError(f"a block of stage {stage}; the last one is {Stage.PROBE:d}")
         return Block(number, Stage(stage), tensor, chunk, offset, length)
     if stage or tensor or chunk or number or offset:
         raise ProtocolError(f"a frame of kind {kind} that looks like a block: {bytes(data)!r}")

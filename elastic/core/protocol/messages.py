@@ -323,6 +323,23 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeLink:
+    """A request to measure the link to `peer`: see `policies.preflight`."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedLink:
+    """The answer: what went from `node` to `peer`, and how fast."""
+
+    node: int
+    peer: int
+    round_trip_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """A request for a Pulse, by whoever watches the job. One at a time: nothing piles up."""
 
@@ -390,6 +407,8 @@ Message = (
     | Stop
     | Peers
     | Scale
+    | ProbeLink
+    | ProbedLink
     | Look
     | Pulse
 )
@@ -401,7 +420,10 @@ _AUDITS = 0x80  # beside how to combine
 _COMMIT, _GRANTED, _REFUSED, _LEASES, _RELEASE, _REVOKE, _JSON, _PULSE = range(1, 9)
 _RARE: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Peers, Scale, Look)
+    for kind in (
+        *(Hello, Leave, Welcome, Dismiss, Report, Admit, Stop, Peers, Scale),
+        *(ProbeLink, ProbedLink, Look),
+    )
 }
 MAX_MESSAGE_BYTES = 1 << 20
 
