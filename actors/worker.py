@@ -168,7 +168,7 @@ class WorkerShell:
         from elastic.core.protocol.messages import Commit
         from elastic.core.protocol.worker import Exit, Send
 
-        for action in self._protocol.handle(event, self._compute.key_word()):
+        for action in self._protocol.handle(event, (self._compute.key_word(),)):
             if isinstance(action, Send):
                 if isinstance(action.message, Commit):
                     self._held = action.message

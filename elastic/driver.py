@@ -222,6 +222,8 @@ def _make_setup(
     """Check what can be checked here, before anything is started."""
     if task is None and not job.task:
         raise ConfigError("task: the job file names none; write 'task: package.module:Class'")
+    if job.num_models > 1:
+        raise ConfigError(f"models: got {job.num_models}; only 1 is possible so far")
     if task is None:
         load_task(job.task, job.task_args)
     check_device(job.device)

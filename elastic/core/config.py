@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from elastic.core.errors import ConfigError
-from elastic.core.storage import check_location, is_uri
+from elastic.core.runs import MODELS
+from elastic.core.storage import below, check_location, is_uri
 from elastic.core.yaml_file import (
     Document,
     read_yaml,
@@ -34,6 +35,7 @@ MAX_SEED = 2**63 - 1
 MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
 MAX_NODES = 64
+MAX_MODELS = 64
 FREE_AT_RESUME = frozenset(
     {
         "name",
@@ -184,6 +186,15 @@ class Stragglers(_Section):
         return self.kind not in ("drop_compute", "erasure_head")
 
 
+class Model(_Section):
+    """What one of several models has of its own."""
+
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """In place of the job's; null: the same."""
+    task_args: dict[str, JsonValue] = {}
+    """Keyword arguments of the task, besides the job's or in their place."""
+
+
 class Nonfinite(_Section):
     """What to do when the model itself produces NaN or Inf (two workers agreed on it)."""
 
@@ -280,7 +291,7 @@ class Monitoring(_Section):
 
 
 class JobConfig(_Section):
-    """A job: one model being trained."""
+    """A job: one model being trained, or several in turn."""
 
     name: Annotated[
         str,
@@ -310,6 +321,10 @@ class JobConfig(_Section):
     makes them. Everything else must fit."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Decides initial parameters, order of samples and every random number of the model."""
+    models: int | list[Model] = 1
+    """Several models, trained in turn by the same workers, a step of each after the other. A
+    number: with `seed`, `seed` + 1 and so on; or what each has of its own. Each ends with the
+    parameters that a job of its own would give it. Shared memory holds the state of all."""
     steps: int = Field(ge=1)
     """Optimizer updates in all."""
     batch: Batch
@@ -386,6 +401,64 @@ class JobConfig(_Section):
         if self.audit == "all":
             raise ValueError(f"{what}, and audit is all; coded sums cannot be audited one by one")
         return self
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _number_or_list(cls, value: Any) -> Any:
+        """In words of its own: of a union pydantic would tell what each part of it expects."""
+        num = len(value) if isinstance(value, list) else value
+        if not isinstance(num, int) or isinstance(num, bool) or not 1 <= num <= MAX_MODELS:
+            what = f"a list of {num}" if isinstance(value, list) else repr(value)
+            raise ValueError(
+                f"got {what}; needs a whole number from 1 to {MAX_MODELS}, or a list of as many"
+            )
+        if not isinstance(value, list):
+            return value
+        try:
+            return [
+                one if isinstance(one, Model) else validate(Model, Document(one, f"[{number}]"))
+                for number, one in enumerate(value)
+            ]
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _several_models(self) -> JobConfig:
+        num = self.num_models
+        if num == 1:
+            return self
+        if isinstance(self.models, int) and self.seed > MAX_SEED - (num - 1):
+            raise ValueError(
+                f"models is {num}, and seed is {self.seed}; must be <= {MAX_SEED - (num - 1)}"
+            )
+        if self.nodes.max > 1:
+            raise ValueError(f"models are {num}, and nodes.max is {self.nodes.max}; must be 1")
+        if self.stragglers.is_code:
+            raise ValueError(
+                f"models are {num}, and stragglers.kind is {self.stragglers.kind}; must be"
+                " speculation, frc, uncoded or auto"
+            )
+        return self
+
+    @property
+    def num_models(self) -> int:
+        return self.models if isinstance(self.models, int) else len(self.models)
+
+    def of_model(self, model: int) -> JobConfig:
+        """The job that one of several models would be by itself; its checkpoints lie apart."""
+        models = self.models
+        own = Model(seed=self.seed + model) if isinstance(models, int) else models[model]
+        storage = self.checkpoint.storage
+        if storage is not None and self.num_models > 1:
+            storage = below(storage, f"{MODELS}/{model}")
+        return self.model_copy(
+            update={
+                "models": 1,
+                "seed": self.seed if own.seed is None else own.seed,
+                "task_args": {**self.task_args, **own.task_args},
+                "checkpoint": self.checkpoint.model_copy(update={"storage": storage}),
+            }
+        )
 
     @model_validator(mode="after")
     def _fits_what_is_dropped(self) -> JobConfig:
@@ -464,6 +537,7 @@ __all__ = [
     "Ema",
     "Evaluate",
     "JobConfig",
+    "Model",
     "Monitoring",
     "Nodes",
     "Nonfinite",

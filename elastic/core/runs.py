@@ -25,6 +25,9 @@ from elastic.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+MODELS = "models"
+"""The folder in a run folder that holds a run folder of each of several models."""
+
 _HERE = "runs"
 _OF_JOBS = "~/ray_results"  # where Ray Train puts them
 _COPY = ("runtime_resources", "working_dir_files")  # in Ray's temporary folder
@@ -109,6 +112,10 @@ class RunFolder:
     def report_html(self) -> Path:
         """Where `elastic report --html` writes the page."""
         return self.path / "report.html"
+
+    def of_model(self, model: int) -> RunFolder:
+        """The run folder of one of several models: laid out like that of a job of its own."""
+        return RunFolder(self.path / MODELS / str(model))
 
     def create(self) -> None:
         """Make the folder and checkpoints/ in it, where missing."""

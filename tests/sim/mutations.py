@@ -163,9 +163,9 @@ class AbsentAreForgotten(RecordedAggregator):
 class ManifestBeforeHalf(RecordedWorker):
     """The worker asks before it has written its half."""
 
-    def _computed(self, key_word: int) -> list[wrk.Action]:
+    def _computed(self, words: wrk.Words) -> list[wrk.Action]:
         current, outcomes = self._current, self._outcomes
-        actions = super()._computed(key_word)
+        actions = super()._computed(words)
         if not (actions and isinstance(actions[0], wrk.Encode)):
             return actions
         assert current is not None
@@ -177,8 +177,8 @@ class ManifestBeforeHalf(RecordedWorker):
 class WritesTheLiveHalf(RecordedWorker):
     """The sum is written in place, over what counts."""
 
-    def _computed(self, key_word: int) -> list[wrk.Action]:
-        actions = super()._computed(key_word)
+    def _computed(self, words: wrk.Words) -> list[wrk.Action]:
+        actions = super()._computed(words)
         return [
             replace(one, half=one.base)
             if isinstance(one, wrk.Encode) and one.base is not None
@@ -190,9 +190,9 @@ class WritesTheLiveHalf(RecordedWorker):
 class DoesNotWaitForTheAnswer(RecordedWorker):
     """The next sum is begun while it is unknown which half is live."""
 
-    def _computed(self, key_word: int) -> list[wrk.Action]:
+    def _computed(self, words: wrk.Words) -> list[wrk.Action]:
         self._asked = None
-        return super()._computed(key_word)
+        return super()._computed(words)
 
 
 class WelcomeCountsTwice(RecordedWorker):

@@ -58,7 +58,7 @@ def test_what_needs_no_fault_is_shrunk_to_none() -> None:
 class Asserts(RecordedWorker):
     """A worker with a bug of another kind."""
 
-    def handle(self, event: wrk.Event, key_word: int) -> list[wrk.Action]:
+    def handle(self, event: wrk.Event, words: wrk.Words) -> list[wrk.Action]:
         raise AssertionError(f"no {type(event).__name__}")
 
 

@@ -74,6 +74,21 @@ WRONG = {
         "stragglers: {kind: crc, stragglers: 7}",
         "stragglers.kind is crc with stragglers 7, and workers.max is 8; must be >= 9",
     ),
+    "no model": ("models: 0", "models: got 0; needs a whole number from 1 to 64, or a list of as"),
+    "no list of models": ("models: []", "models: got a list of 0; needs a whole number from 1"),
+    "models a text": ("models: two", "models: got 'two'; needs a whole number from 1 to 64"),
+    "a model misspelled": (
+        "models: [{seed: 1}, {sed: 2}]",
+        "models: [1]: sed: unknown key; did you mean seed?",
+    ),
+    "models on hosts": (
+        "models: 2\nnodes: {max: 2}",
+        "models are 2, and nodes.max is 2; must be 1",
+    ),
+    "models with a code": (
+        "models: 2\nstragglers: {kind: crc, stragglers: 1}",
+        "models are 2, and stragglers.kind is crc; must be speculation, frc, uncoded or auto",
+    ),
     "threads": ("workers: {threads: 0}", "workers.threads: got 0"),
     "tpu": ("device: tpu", ":8: device: got 'tpu'; needs cpu or cuda"),
     "precision": ("precision: fp16", "precision: got 'fp16'; needs float32 or bfloat16"),
@@ -290,3 +305,26 @@ def test_a_run_of_a_later_version_is_refused_by_the_setting() -> None:
     begun = {**load_job(GOOD).model_dump(mode="json"), "tomorrow": 1}
     with pytest.raises(ConfigError, match="tomorrow: the run was begun with a job that this"):
         check_resume(begun, load_job(GOOD))
+
+
+def test_each_of_several_models_is_a_job() -> None:
+    given = {"seed": 7, "task_args": {"lr": 0.1, "depth": 2}, "checkpoint": {"storage": "/data"}}
+    counted = load_job({**GOOD, **given, "models": 3})
+    assert [counted.of_model(one).seed for one in range(3)] == [7, 8, 9]
+    assert [counted.of_model(one).num_models for one in range(3)] == [1, 1, 1]
+    listed = load_job({**GOOD, **given, "models": [{"task_args": {"lr": 0.2}}, {"seed": 1}]})
+    first, second = listed.of_model(0), listed.of_model(1)
+    assert (first.seed, first.task_args) == (7, {"lr": 0.2, "depth": 2})
+    assert (second.seed, second.task_args) == (1, given["task_args"])
+    assert second.checkpoint.storage == "/data/models/1"
+    assert load_job(listed.model_dump(mode="json")) == listed
+
+
+def test_a_job_of_one_model_is_the_job_itself() -> None:
+    job = load_job({**GOOD, "checkpoint": {"storage": "/data"}})
+    assert job.of_model(0) == job
+
+
+def test_the_seeds_of_all_models_are_seeds() -> None:
+    with pytest.raises(ConfigError, match=r"models is 2, and seed is 9223372036854775807; must be"):
+        load_job({**GOOD, "seed": 2**63 - 1, "models": 2})

@@ -536,7 +536,7 @@ class Hand:
         self.do(Welcome(manifest or Manifest(Key(0, 0, 0))))
 
     def do(self, event: wrk.Event) -> list[wrk.Action]:
-        return self.worker.handle(event, self.key.word)
+        return self.worker.handle(event, (self.key.word,))
 
     def compute(self, lease: Lease) -> list[wrk.Action]:
         """Have it lease, compute and encode one micro-batch."""
@@ -587,6 +587,39 @@ def test_what_goes_stale_while_computed_is_given_back() -> None:
     hand.key = Key(0, 4, 0)
     assert hand.do(wrk.Computed(A, (outcome(0),))) == [wrk.Send(Release((A,)))]
     assert hand.worker.phase is wrk.Phase.IDLE
+
+
+OTHER = Lease(Key(1, 2, 0), (0,))
+
+
+class HandOfTwo(Hand):
+    """A worker of two models, of which the second is a step behind."""
+
+    def do(self, event: wrk.Event) -> list[wrk.Action]:
+        return self.worker.handle(event, (self.key.word, OTHER.key.word))
+
+
+def test_a_lease_is_stale_by_the_word_of_its_model() -> None:
+    hand = HandOfTwo()
+    hand.do(Welcome(Manifest(Key(1, 0, 0))))
+    stale = replace(OTHER, key=Key(1, 1, 0))
+    assert hand.do(Leases((stale, OTHER))) == [wrk.Send(Release((stale,))), wrk.Compute(OTHER)]
+    hand.key = Key(0, 9, 0)  # of no concern to it
+    assert hand.do(wrk.Computed(OTHER, (outcome(0),))) == [wrk.Encode(OTHER, 0, None)]
+
+
+def test_each_model_has_a_slot_and_a_welcome_of_its_own() -> None:
+    hand = HandOfTwo(Manifest(KEY, 1, (5,)))
+    hand.do(Leases((A, OTHER)))
+    assert hand.do(wrk.Computed(A, (outcome(0),))) == [wrk.Encode(A, 0, 1)]
+    hand.do(wrk.Encoded())
+    hand.do(Granted(A, 0))
+    assert hand.do(wrk.Computed(OTHER, (outcome(0),))) == [wrk.Encode(OTHER, 0, None)]
+    assert hand.do(wrk.Encoded()) == []  # it is not welcome to that model yet
+    (asked,) = hand.do(Welcome(Manifest(Key(1, 0, 0))))
+    assert isinstance(asked, wrk.Send)
+    assert isinstance(asked.message, Commit)
+    assert (asked.message.lease, asked.message.half, asked.message.num_base) == (OTHER, 0, 0)
 
 
 def test_a_revoked_lease_is_forgotten_unless_it_was_begun() -> None:

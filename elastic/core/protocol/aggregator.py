@@ -75,6 +75,7 @@ from elastic.core.protocol.events import (
     Started,
     Tell,
     Tick,
+    Turn,
     Undecodable,
     Update,
     Updated,
@@ -224,6 +225,7 @@ class Aggregator:
         self._auditing = Auditing(rules.audits if recovered.state.exact else None)
         self._liars: set[int] = set()
         self._work: list[tuple[int, int, float, float, str]] = []
+        self._turn = Turn()
         self._leased = False
         self._num_duplicates = 0
         self._shared = ""
@@ -332,6 +334,8 @@ class Aggregator:
             case Tick(progress):
                 self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
                 return self._watch(progress, now_s)
+            case Turn():
+                self._turn = event
             case Finished():
                 self._move(Phase.ENDED)
         return []
@@ -382,7 +386,7 @@ class Aggregator:
         peer.queue = [lease for lease in hello.holding if lease.key == self.state.key]
         self._peers[worker] = peer
         self._lost.discard(worker)
-        manifest = self._manifests.setdefault(worker, Manifest(Key(0, 0, 0)))
+        manifest = self._manifests.setdefault(worker, Manifest(Key(self.state.model, 0, 0)))
         return [OpenSlot(worker), Send(worker, Welcome(manifest))]
 
     def home_of(self, worker: int) -> int:
@@ -398,6 +402,11 @@ class Aggregator:
     def holding(self) -> tuple[tuple[int, bool], ...]:
         """The workers that hold work, and whether they have completed any."""
         return tuple((one, bool(peer.samples_s)) for one, peer in self._peers.items() if peer.queue)
+
+    @property
+    def leases(self) -> dict[int, tuple[Lease, ...]]:
+        """What each worker that holds work holds."""
+        return {one: tuple(peer.queue) for one, peer in self._peers.items() if peer.queue}
 
     def _workers_of(self, node: int) -> list[int]:
         return [worker for worker, home in self._homes.items() if home == node]
@@ -1004,13 +1013,11 @@ class Aggregator:
     # -------------------------------------------------------------- leasing
 
     def _feed(self, now_s: float) -> list[Action]:
-        """Give work to those who have none."""
+        """Give work to those who have none, of no model."""
+        if not self._turn.is_open:
+            return []
         actions = self._dismiss_leaving()
-        idle = [
-            worker
-            for worker in self.membership.members
-            if worker in self._peers and not self._peers[worker].queue
-        ]
+        idle = [worker for worker in self.membership.members if self._is_idle(worker)]
         if not idle or self._coding.is_on:
             return actions
         if not self._leased and not self._stop_reason:
@@ -1030,10 +1037,14 @@ class Aggregator:
                 self.next_tick_s = min(self.next_tick_s, peer.ask_s)
         return actions
 
+    def _is_idle(self, worker: int) -> bool:
+        peer = self._peers.get(worker)
+        return peer is not None and not peer.queue and worker not in self._turn.busy
+
     def _dismiss_leaving(self) -> list[Action]:
         actions: list[Action] = []
         for worker in self.membership.leaving:
-            if worker in self._peers and not self._peers[worker].queue:
+            if self._is_idle(worker):
                 actions += [Send(worker, Dismiss("left as planned")), HangUp(worker)]
                 del self._peers[worker]
                 self._lost.add(worker)
@@ -1048,10 +1059,12 @@ class Aggregator:
         by_several = self._scheduling.copies > 1 or self._is_coded_next
         by_several |= self._dropping.policy is not None
         step = self.state.step if by_several else -1
+        busy = self._turn.busy - (self._turn.ending if by_several else frozenset())
         return [
             worker
             for worker in self.membership.members
             if worker in self._peers
+            and worker not in busy
             and all(
                 lease.key != self.state.key and lease.key.step in (step, step - 1)
                 for lease in self._peers[worker].queue

@@ -91,6 +91,19 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """For one model of several: whether it may lease now, and who holds work of another one.
+
+    `ending`, some of the `busy`, hold only what the step before has left over: that is complete,
+    and they have yet to see it.
+    """
+
+    is_open: bool = True
+    busy: frozenset[int] = frozenset()
+    ending: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last checkpoint and the result are written."""
 
@@ -124,6 +137,7 @@ Event = (
     | Tick
     | NodeGone
     | NodeThere
+    | Turn
     | Finished
 )
 

@@ -105,7 +105,7 @@ class State:
     (step, micro-batch, sample indices) of all committed steps. `loss` and `metrics` are those of
     the newest committed step. `evaluated` is the newest step at which the model was evaluated:
     before the first training attempt of that step. `dropped` counts micro-batches that steps under
-    an inexact policy ended without.
+    an inexact policy ended without. `model` is its number in a job of several.
     """
 
     step: int
@@ -121,10 +121,11 @@ class State:
     metrics: tuple[float, ...] = ()
     exact: bool = True
     dropped: int = 0
+    model: int = 0
 
     @property
     def key(self) -> Key:
-        return Key(0, self.step, self.attempt)
+        return Key(self.model, self.step, self.attempt)
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()

@@ -51,7 +51,15 @@ from elastic.core.protocol.events import (
 )
 from elastic.core.protocol.holdings import VOID, Memory, can_follow, merged
 from elastic.core.protocol.joining import Observing
-from elastic.core.protocol.messages import Admit, Membership, Outcome, Report, State, Stop
+from elastic.core.protocol.messages import (
+    Admit,
+    Lease,
+    Membership,
+    Outcome,
+    Report,
+    State,
+    Stop,
+)
 from elastic.core.protocol.orders import (
     Ask,
     Complete,
@@ -216,6 +224,11 @@ class Node:
     def holding(self) -> tuple[tuple[int, bool], ...] | None:
         """Who holds work, as `Aggregator.holding` says; None: this node does not lead."""
         return self._lead.holding if self._lead is not None else None
+
+    @property
+    def leases(self) -> dict[int, tuple[Lease, ...]]:
+        """What each worker that holds work holds, if this node leads."""
+        return self._lead.leases if self._lead is not None else {}
 
     @property
     def phase(self) -> StepPhase:

@@ -14,6 +14,7 @@ that matters: everything it forgets is leased again.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -138,39 +139,44 @@ class Exit:
 Action = Send | Compute | Encode | Exit
 
 
+Words = Sequence[int]
+"""Of each model, the word of the key that runs now, as shared memory says."""
+
+
 class Worker:
-    """One worker. `handle` takes the word of the key that runs now, read from shared memory."""
+    """One worker, for all models of the job. Each has a slot of its own."""
 
     def __init__(self, worker: int, pid: int) -> None:
         self.worker = worker
         self.phase = Phase.IDLE
         self._pid = pid
         self._connected = False
-        self._is_welcome = False
+        self._welcome: set[int] = set()
         self._queue: deque[Lease] = deque()
         self._current: Lease | None = None
         self._outcomes: tuple[Outcome, ...] = ()
         self._asked: Commit | None = None
-        self._live: Manifest | None = None
+        self._live: dict[int, Manifest] = {}
         self._encoded_on: Manifest | None = None
 
-    def handle(self, event: Event, key_word: int) -> list[Action]:
+    def handle(self, event: Event, words: Words) -> list[Action]:
         """Take one event; return what to do, in order."""
-        actions = self._react(event, key_word)
+        actions = self._react(event, words)
         if self.phase is Phase.IDLE:
-            actions += self._begin_next(key_word)
+            actions += self._begin_next(words)
         return actions
 
-    def _react(self, event: Event, key_word: int) -> list[Action]:
+    def _react(self, event: Event, words: Words) -> list[Action]:
         match event:
             case Connected():
                 self._connected = True
-                has_slot = self._live is not None
+                has_slot = bool(self._live)
                 return [Send(Hello(self.worker, self._pid, has_slot, self._holding()))]
             case Disconnected():
-                self._connected = self._is_welcome = False
+                self._connected = False
+                self._welcome.clear()
             case Welcome(manifest):
-                return self._welcomed(manifest, key_word)
+                return self._welcomed(manifest, words)
             case Leases(leases):
                 self._queue.extend(leases)
             case Revoke(lease):
@@ -179,14 +185,14 @@ class Worker:
             case Granted(lease, half):
                 if self._asked is not None and self._asked.lease == lease:
                     self._granted(lease, half)
-                    return self._answered(key_word)
+                    return self._answered(words)
             case Refused(lease):
                 if self._asked is not None and self._asked.lease == lease:
-                    return self._answered(key_word)
+                    return self._answered(words)
             case Computed(lease, outcomes):
                 self._expect(Phase.COMPUTING, lease)
                 self._outcomes = outcomes
-                return self._computed(key_word)
+                return self._computed(words)
             case Abandoned(lease):
                 if self.phase is not Phase.ENCODING:
                     self._expect(Phase.COMPUTING, lease)
@@ -200,21 +206,21 @@ class Worker:
                 return [Exit(reason)]
         return []
 
-    def _begin_next(self, key_word: int) -> list[Action]:
-        stale = [lease for lease in self._queue if lease.key.word != key_word]
+    def _begin_next(self, words: Words) -> list[Action]:
+        stale = [lease for lease in self._queue if _is_stale(lease, words)]
         actions: list[Action] = []
         if stale and self._connected:
-            self._queue = deque(lease for lease in self._queue if lease.key.word == key_word)
+            self._queue = deque(one for one in self._queue if not _is_stale(one, words))
             actions.append(Send(Release(tuple(stale))))
-        if self._queue and self._queue[0].key.word == key_word:
+        if self._queue and not _is_stale(self._queue[0], words):
             self._current = self._queue.popleft()
             self._move(Phase.COMPUTING)
             actions.append(Compute(self._current))
         return actions
 
-    def _computed(self, key_word: int) -> list[Action]:
+    def _computed(self, words: Words) -> list[Action]:
         assert self._current is not None
-        if self._current.key.word != key_word:
+        if _is_stale(self._current, words):
             return self._give_up()
         if self._asked is not None:
             if self.phase is not Phase.HOLDING:
@@ -239,16 +245,16 @@ class Worker:
         self._current, self._outcomes = None, ()
         self._move(Phase.IDLE)
         # before the welcome: that sends it, so that one computation is one question
-        return [Send(self._asked)] if self._is_welcome else []
+        return [Send(self._asked)] if lease.key.model in self._welcome else []
 
     def _granted(self, lease: Lease, half: int) -> None:
         base = self._base(lease)
         if not set(lease.micro_batches) <= set(base.micro_batches):  # else the welcome said so
-            self._live = base.added(lease, half)
+            self._live[lease.key.model] = base.added(lease, half)
 
-    def _answered(self, key_word: int) -> list[Action]:
+    def _answered(self, words: Words) -> list[Action]:
         self._asked = None
-        return self._computed(key_word) if self.phase is Phase.HOLDING else []
+        return self._computed(words) if self.phase is Phase.HOLDING else []
 
     def _give_up(self) -> list[Action]:
         lease, self._current, self._outcomes = self._current, None, ()
@@ -258,21 +264,21 @@ class Worker:
         # while disconnected the lease is simply forgotten: Hello will not name it
         return [Send(Release((lease,)))] if self._connected else []
 
-    def _welcomed(self, manifest: Manifest, key_word: int) -> list[Action]:
-        self._is_welcome = True
-        self._live = manifest
-        if self._asked is None:
+    def _welcomed(self, manifest: Manifest, words: Words) -> list[Action]:
+        model = manifest.key.model
+        self._welcome.add(model)
+        self._live[model] = manifest
+        if self._asked is None or self._asked.lease.key.model != model:
             return []
-        if self._asked.lease.key.word == key_word:
+        if not _is_stale(self._asked.lease, words):
             return [Send(self._asked)]  # granted before, it is answered the same way again
         lease = self._asked.lease
-        return [Send(Release((lease,))), *self._answered(key_word)]
+        return [Send(Release((lease,))), *self._answered(words)]
 
     def _base(self, lease: Lease) -> Manifest:
         """What counts in the slot already for the key of `lease`."""
-        if self._live is not None and self._live.key == lease.key:
-            return self._live
-        return Manifest(lease.key)
+        live = self._live.get(lease.key.model)
+        return live if live is not None and live.key == lease.key else Manifest(lease.key)
 
     def _holding(self) -> tuple[Lease, ...]:
         asked = (self._asked.lease,) if self._asked is not None else ()
@@ -287,6 +293,10 @@ class Worker:
         if phase not in _MOVES[self.phase]:
             raise ProtocolError(f"worker {self.worker}: illegal move {self.phase} -> {phase}")
         self.phase = phase
+
+
+def _is_stale(lease: Lease, words: Words) -> bool:
+    return words[lease.key.model] != lease.key.word
 
 
 def _spare_half(lease: Lease, base: Manifest) -> int:

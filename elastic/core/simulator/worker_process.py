@@ -80,7 +80,7 @@ class WorkerProcess(Process):
                 return
 
     def _handle(self, event: wrk.Event) -> None:
-        for action in self._proto.handle(event, self.machine.memory.key_word):
+        for action in self._proto.handle(event, (self.machine.memory.key_word,)):
             if isinstance(action, wrk.Send | wrk.Exit):
                 self._todo.append(action)
             else:
