@@ -36,6 +36,8 @@ MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
 MAX_NODES = 64
 MAX_MODELS = 64
+OF_SEVERAL_MODELS = ("speculation", "frc", "uncoded", "auto")
+"""Kinds of `stragglers` with which a job may have several models."""
 FREE_AT_RESUME = frozenset(
     {
         "name",
@@ -433,10 +435,10 @@ class JobConfig(_Section):
             )
         if self.nodes.max > 1:
             raise ValueError(f"models are {num}, and nodes.max is {self.nodes.max}; must be 1")
-        if self.stragglers.is_code:
+        if self.stragglers.kind not in OF_SEVERAL_MODELS:
             raise ValueError(
-                f"models are {num}, and stragglers.kind is {self.stragglers.kind}; must be"
-                " speculation, frc, uncoded or auto"
+                f"models are {num}, and stragglers.kind is {self.stragglers.kind}; must be one of"
+                f" {', '.join(OF_SEVERAL_MODELS)}"
             )
         return self
 

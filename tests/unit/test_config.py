@@ -87,7 +87,7 @@ WRONG = {
     ),
     "models with a code": (
         "models: 2\nstragglers: {kind: crc, stragglers: 1}",
-        "models are 2, and stragglers.kind is crc; must be speculation, frc, uncoded or auto",
+        "models are 2, and stragglers.kind is crc; must be one of speculation, frc, uncoded, auto",
     ),
     "threads": ("workers: {threads: 0}", "workers.threads: got 0"),
     "tpu": ("device: tpu", ":8: device: got 'tpu'; needs cpu or cuda"),
