@@ -11,12 +11,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from xdist.scheduler import LoadScopeScheduling
 
 from elastic.core import fixed_point
 from elastic.core.compute import MicroBatches, deterministic, make_sizes
@@ -157,11 +158,18 @@ class Node:
         }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All jobs on this machine's own Ray cluster run on one process, one after the other."""
-    for item in items:
-        if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+class _ByFolder(LoadScopeScheduling):
+    """Of several test processes: all jobs on this machine's own Ray cluster are one's, one after
+    the other, and so are all on hosts. What needs no Ray goes to whoever is free."""
+
+    _ROOMS: ClassVar = {"fault": "jobs", "integration": "jobs", "hosts": "hosts"}
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self._ROOMS.get(nodeid.split("/")[1], nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ByFolder(config, log)
 
 
 @pytest.fixture

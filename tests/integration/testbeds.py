@@ -19,8 +19,7 @@ def on_hosts(timeout_s: int) -> list[pytest.MarkDecorator]:
     """For `pytestmark`. Left out, and why is said, where this machine can have no such hosts."""
     reason = why_impossible()
     skip = pytest.mark.skipif(bool(reason), reason=reason)
-    beside = pytest.mark.xdist_group("hosts")
-    return [pytest.mark.ray, skip, beside, pytest.mark.timeout(timeout_s)]
+    return [pytest.mark.ray, skip, pytest.mark.timeout(timeout_s)]
 
 
 def hosts_up(name: str, num: int) -> Any:
