@@ -12,6 +12,7 @@ one worker computes in one round; a *gradient* is what one step of one model nee
 | `parts` | how a global batch is cut into parts |
 | `stragglers` | models of stragglers, checked round by round |
 | `sr_sgc`, `m_sgc` | sequential codes: what a round works on, when it may end, decoding |
+| `sequential` | the same for workers that lease micro-batches: schedules, nothing is decoded |
 | `delays` | how long workers take: recorded, fitted, generated, drawn again |
 | `simulation` | how long a run would take under a scheme |
 | `published` | the published rules, to compare with |

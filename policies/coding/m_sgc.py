@@ -192,14 +192,9 @@ class MSgcRounds:
     def work(self, worker: int, code: Code | None) -> list[Slot]:
         """What a worker computes in this round, slot by slot. `code` is that of the scheme."""
         made = []
-        for slot in self._active():
-            gradient, group = self.round - slot, slot - (self.scheme.window - 1)
-            lacks = self._lacks[self._place(slot), worker]
-            first = worker * (self.scheme.window - 1)
-            if group < 0:
-                made.append(Slot(gradient, None, (first + slot,), (1.0,)))
-            elif lacks.any():
-                made.append(Slot(gradient, None, (first + int(lacks.argmax()),), (1.0,)))
+        for gradient, own, group in self.slots(worker):
+            if group is None:
+                made.append(Slot(gradient, None, (own,), (1.0,)))
             elif code is not None:
                 row_K = code.row(worker)
                 parts = np.flatnonzero(row_K)
@@ -208,6 +203,28 @@ class MSgcRounds:
                 values = tuple(float(one) for one in row_K[parts])
                 made.append(Slot(gradient, group, numbers, values))
         return made
+
+    def slots(self, worker: int) -> list[tuple[int, int, int | None]]:
+        """Of each slot of a worker in this round: the gradient, and its part of D1; or, if a group
+        is named, it answers that group of D2."""
+        made: list[tuple[int, int, int | None]] = []
+        first = worker * (self.scheme.window - 1)
+        for slot in self._active():
+            gradient, group = self.round - slot, slot - (self.scheme.window - 1)
+            lacks = self._lacks[self._place(slot), worker]
+            if group < 0:
+                made.append((gradient, first + slot, None))
+            elif lacks.any():
+                made.append((gradient, first + int(lacks.argmax()), None))
+            elif self._has_D2:
+                made.append((gradient, first, group))
+        return made
+
+    def say(self, gradient: int, own_NW: Bools, coded_BN: Bools) -> None:
+        """Between rounds: which parts of D1 of each worker are there, and which of its answers to
+        groups of D2, if that is known better than by `close`."""
+        place = gradient % self.scheme.num_slots
+        self._lacks[place], self._coded[place] = ~own_NW, coded_BN
 
     def allows(self, answered_N: Bools) -> bool:
         """Whether the round may end with these answers.

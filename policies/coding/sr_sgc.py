@@ -128,6 +128,10 @@ class SrSgcRounds:
             self._got[self.due] |= answered_N & (work_N == self.due)
         self.round += 1
 
+    def say(self, gradient: int, has_N: Bools) -> None:
+        """Between rounds: who has answered a gradient, if that is known better than by `close`."""
+        self._got[gradient] = has_N
+
     def decode(self, gradient: int, code: Code) -> Decoded | Undecodable:
         """Coefficients of the answers of each worker to this gradient, in whichever round."""
         decoded = code.decode(np.flatnonzero(self._got[gradient]).tolist())
