@@ -15,6 +15,7 @@ import selectors
 import socket
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 from actors.channel import Channel, accept, listen
 from actors.host_counters import HostCounters
@@ -36,6 +37,9 @@ from elastic.core.protocol.orders import Ask
 from elastic.core.store import kill_and_wait
 from elastic.core.task import Task
 
+if TYPE_CHECKING:
+    from actors.node_exporter import NodeExporter
+
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
@@ -54,6 +58,7 @@ class AggregatorShell:
         self._run = setup.run
         self._store = setup.open_store()
         self._event = EventLog(setup.run, self._where)
+        self._exporter: NodeExporter | None = None
         self._task: Task = setup.load_task()
         self._neighbours: Neighbours | None = None
         self._inherited: socket.socket | None = None
@@ -67,6 +72,8 @@ class AggregatorShell:
         try:
             return self._live()
         finally:
+            if self._exporter is not None:
+                self._exporter.close()
             if hasattr(self, "_lane"):
                 self._lane.abandon()
             if self._neighbours is not None:
@@ -165,6 +172,8 @@ class AggregatorShell:
             key = self._protocol.state.key
             reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
             self._event("aggregator_took_over", reason)
+        if self._setup.job.monitoring.node_port is not None:
+            self._exporter = self._listen()
         self._handle(events.Started())
         while self._is_needed():
             self._turn()
@@ -198,6 +207,8 @@ class AggregatorShell:
         if self._neighbours is not None:
             self._neighbours.turn()
         self._lane.turn()
+        if self._exporter is not None:
+            self._exporter.turn(self._pulse)
 
     def _tick(self) -> None:
         self._injector.wake()
@@ -218,6 +229,11 @@ class AggregatorShell:
                 self._store.remove()
 
     # --------------------------------------------------------------- channels
+
+    def _listen(self) -> NodeExporter:
+        from actors.node_exporter import NodeExporter  # only where it is wanted
+
+        return NodeExporter(self._setup, self._store.path, self._event)
 
     def _meet_neighbours(self) -> Neighbours:
         def hear(message: Message | None) -> None:

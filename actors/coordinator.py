@@ -380,6 +380,7 @@ class CoordinatorShell:
             node_of = dict(self._processes.homes("worker"))
             num_joining = len(self._protocol.membership.joining)
             spares, host_of = self._spares(), dict(self._processes.hosts())
+            exporters = self._processes.exporters()
         wanted = min(job.replicas, job.nodes.max)
         return Now(
             status=status,
@@ -389,6 +390,7 @@ class CoordinatorShell:
             num_joining=num_joining,
             spares=tuple(sorted(spares)),
             host_of=host_of,
+            exporters=exporters,
         )
 
     def _spares(self) -> set[int]:

@@ -102,14 +102,14 @@ class Host:
         orphaned.start()
 
     @ray.method(concurrency_group="short")
-    def look_around(self) -> tuple[Address | None, Notice | None]:
-        """Where this node's acting aggregator listens, once it does; and whether the host will be
-        taken away, as far as its cloud says so."""
+    def look_around(self) -> tuple[Address | None, Address | None, Notice | None]:
+        """Where this node's acting aggregator listens, once it does, and its exporter; and whether
+        the host will be taken away, as far as its cloud says so."""
         if self._watch is None:
             self._watch = NodeWatch(cloud_sources(self._setup.job.preemption.source))
             self._watch.start()
         address = find_address(self._setup.open_store().path, self._setup.address)
-        return address, self._watch.notice()
+        return address, _exporter_of(self._setup), self._watch.notice()
 
     def probe(self, wait_s: float = _JOIN_S, *, again: bool = False) -> Probe | None:
         """What the worker has measured before it connects. None: not yet, ask again.
@@ -160,6 +160,7 @@ class RayProcesses:
             self._requests = HostRequests(f"{setup.job.name}/{setup.run_id}/hosts", bundle)
         self._asked: dict[int, Any] = {}
         self._addresses: dict[int, Address] = {}
+        self._exporters: dict[int, Address] = {}
         self._ending: dict[str, Notice] = {}
         self._probing: dict[int, Any] = {}
         self._probes: dict[int, Probe] = {}
@@ -196,9 +197,11 @@ class RayProcesses:
             if ray.wait([asked], timeout=0, fetch_local=False)[0]:
                 del self._asked[node]
                 with contextlib.suppress(RayError):  # it died: another one is asked
-                    address, notice = ray.get(asked)
+                    address, exporter, notice = ray.get(asked)
                     if address is not None:
                         self._addresses[node] = address
+                    if exporter is not None:
+                        self._exporters[node] = exporter
                     if notice is not None and notice.certain:
                         self._ending[nodes.ray_id(node)] = notice
         for number, ended in self._ended["aggregator"].items():
@@ -240,12 +243,20 @@ class RayProcesses:
 
     def addresses(self) -> Mapping[int, Address]:
         """Where the aggregators of nodes listen, as far as they have said so."""
-        living = {
-            self._homes["aggregator"][number]
-            for number, ended in self._ended["aggregator"].items()
-            if ended is None
-        }
-        return {node: where for node, where in self._addresses.items() if node in living}
+        return self._of_living(self._addresses)
+
+    def exporters(self) -> Mapping[int, Address]:
+        """Where the exporters of nodes are scraped, as far as there are any."""
+        if self._nodes is not None:
+            return self._of_living(self._exporters)
+        where = _exporter_of(self._setup)
+        return {} if where is None else {0: where}
+
+    def _of_living(self, addresses: Mapping[int, Address]) -> dict[int, Address]:
+        """Of nodes where an aggregator lives."""
+        ended = list(self._ended["aggregator"].items())  # at one stroke: any thread may ask
+        living = {self._homes["aggregator"][number] for number, end in ended if end is None}
+        return {node: where for node, where in list(addresses.items()) if node in living}
 
     def ending(self) -> Mapping[int, Notice]:
         """The nodes on other hosts that will be taken away."""
@@ -354,6 +365,15 @@ class RayProcesses:
         self._homes[role][number] = node
         self._joins[role][number] = actor.join.remote()
         self._ended[role][number] = None
+
+
+def _exporter_of(setup: JobSetup) -> Address | None:
+    """Where the exporter of its node is scraped, if there is to be one and it listens."""
+    if setup.job.monitoring.node_port is None:
+        return None
+    from actors.node_exporter import exporter_address
+
+    return exporter_address(setup)
 
 
 def drains() -> Mapping[str, int]:

@@ -133,9 +133,10 @@ class Mesh:
                 self._listener.call(node, address)
 
 
-def find_address(folder: Path, host: str) -> Address | None:
-    """Where the acting aggregator of the store in `folder` listens, if one has begun to."""
+def find_address(folder: Path, host: str, name: str = "port") -> Address | None:
+    """Where the acting aggregator of the store in `folder` listens, if one has begun to; or
+    something else of it, by the name of its file there."""
     try:
-        return host, int((folder / "port").read_text())
+        return host, int((folder / name).read_text())
     except FileNotFoundError:
         return None

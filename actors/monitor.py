@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from actors.mesh import Address
 from actors.pulses import Pulses
 from actors.setup import JobSetup
 from elastic.core.runs import Lines
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.25
 _POLL_S = 0.05
 _RAY_S = 5.0
-_EVERYWHERE = ("0.0.0.0", "::")
 _REPLACES = (Remedy.RESTART, Remedy.QUARANTINE)
 _TAKES_AWAY = (*_REPLACES, Remedy.DRAIN)
 _BY_HAND = frozenset({Remedy.ROUTE_AROUND})
@@ -92,6 +92,8 @@ class Monitor:
         )
         self._lock = threading.Lock()
         self._of_ray: RayMetrics | None = None
+        self._target: Address | None = None
+        self._targets: list[dict[str, Any]] = []
         self._told_ray_s = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
@@ -123,10 +125,11 @@ class Monitor:
     # -------------------------------------------------------------- Prometheus
 
     def _listen(self) -> Exporter | None:
-        """Answer scrapes from now on, and write down where."""
-        from monitoring.exporter import Exporter, discovery, registry_of  # behind the job's start
+        """Answer scrapes from now on."""
+        from actors.node_exporter import EVERYWHERE
+        from monitoring.exporter import Exporter, registry_of  # behind the job's start
 
-        job, run = self._setup.job, self._setup.run
+        job = self._setup.job
         if job.monitoring.port is None:
             return None
         host, port = job.monitoring.host, job.monitoring.port
@@ -136,11 +139,21 @@ class Monitor:
             self._event("monitoring_failed", f"monitoring.port {port} at {host}: {error}")
             return None
         reached = host
-        if host in _EVERYWHERE:
+        if host in EVERYWHERE:
             reached = self._setup.address or socket.gethostname()
-        target = f"[{reached}]:{exporter.port}" if ":" in reached else f"{reached}:{exporter.port}"
-        run.write_json(run.prometheus_json, discovery(target, job=job.name, run=run.path.name))
+        self._target = reached, exporter.port
+        self._point({})
         return exporter
+
+    def _point(self, nodes: Mapping[int, Address]) -> None:
+        """Write down where scrapes are answered, whenever that changes."""
+        from monitoring.exporter import discovery
+
+        job, run = self._setup.job, self._setup.run
+        targets = discovery(self._target, nodes, job=job.name, run=run.path.name)
+        if targets != self._targets:
+            self._targets = targets
+            run.write_json(run.prometheus_json, targets)
 
     def _values(self) -> Mapping[str, Values]:
         """What a scrape reads, as of now."""
@@ -212,6 +225,7 @@ class Monitor:
             self._told_ray_s = time.monotonic()
             self._of_ray.tell(self._values())
         now = self._now()
+        self._point(now.exporters)
         self._step_s = now.status.step_s_median
         with self._lock:
             self._read(now)

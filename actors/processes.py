@@ -54,6 +54,10 @@ class Processes(Protocol):
         """Where the aggregators of nodes listen, as far as they have said so."""
         ...
 
+    def exporters(self) -> Mapping[int, Address]:
+        """Where the exporters of nodes are scraped, as far as there are any."""
+        ...
+
     def ending(self) -> Mapping[int, Notice]:
         """The nodes on other hosts that will be taken away."""
         ...

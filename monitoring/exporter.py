@@ -1,6 +1,7 @@
 """Tells Prometheus how a job is doing: the metric table, filled from its records and its status.
 
-One exporter per job, in the process of its coordinator. A scrape reads what is in memory; it asks
+One exporter per job, in the process of its coordinator; nodes may have their own
+(`monitoring.node_exporter`). A scrape reads what is in memory; it asks
 no process and costs the step nothing. Labels are those of the table; `job` and `run` come from the
 discovery file that lies beside the run folder.
 """
@@ -32,6 +33,8 @@ from monitoring.tally import Histogram, Now, Tally
 
 _POLL_S = 0.1
 
+Address = tuple[str, int]
+"""A host and a port."""
 Labels = tuple[str, ...]
 Values = Mapping[Labels, float] | Histogram | None
 """By the values of the metric's labels; None: there is nothing to tell yet."""
@@ -114,13 +117,13 @@ def family(metric: Metric, values: Values) -> Family | None:
     return made  # type: ignore[no-any-return]
 
 
-class _JobCollector(Collector):
-    def __init__(self, read: Callable[[], Mapping[str, Values]]) -> None:
-        self._read = read
+class _Collector(Collector):
+    def __init__(self, read: Callable[[], Mapping[str, Values]], table: Sequence[Metric]) -> None:
+        self._read, self._table = read, table
 
     def collect(self) -> Iterator[Family]:
         values = self._read()
-        for metric in OF_A_JOB:
+        for metric in self._table:
             made = family(metric, values[metric.name])
             if made is not None:
                 yield made
@@ -129,10 +132,12 @@ class _JobCollector(Collector):
         return []
 
 
-def registry_of(read: Callable[[], Mapping[str, Values]]) -> CollectorRegistry:
-    """A registry of its own, with the metrics of one job."""
+def registry_of(
+    read: Callable[[], Mapping[str, Values]], table: Sequence[Metric] = OF_A_JOB
+) -> CollectorRegistry:
+    """A registry of its own, with the metrics of one job, or of another table."""
     registry = CollectorRegistry()
-    registry.register(_JobCollector(read))
+    registry.register(_Collector(read, table))
     return registry
 
 
@@ -160,6 +165,19 @@ class Exporter:
         self._thread.join()
 
 
-def discovery(target: str, *, job: str, run: str) -> list[dict[str, Any]]:
-    """What a file for `file_sd_configs` of Prometheus holds; `job` and `run` become labels."""
-    return [{"targets": [target], "labels": {"job": job, "run": run}}]
+def discovery(
+    target: Address | None, nodes: Mapping[int, Address], *, job: str, run: str
+) -> list[dict[str, Any]]:
+    """What a file for `file_sd_configs` of Prometheus holds; `job`, `run` and, of the exporters of
+    nodes, `node` become labels."""
+    labels = {"job": job, "run": run}
+    told = [] if target is None else [{"targets": [_target(target)], "labels": labels}]
+    return told + [
+        {"targets": [_target(where)], "labels": {**labels, "node": str(node)}}
+        for node, where in sorted(nodes.items())
+    ]
+
+
+def _target(where: Address) -> str:
+    host, port = where
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

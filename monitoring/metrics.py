@@ -6,7 +6,7 @@ workers and links only the slowest have series of their own. Only data; exports 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,7 @@ LABELS: Mapping[str, int] = {
     "version": 1,
     "sender": NUM_LINKS,
     "receiver": 1,  # for each of these senders
+    "peer": NUM_LINKS,
 }
 """How many values each label has at most; `job` labels everything, one exporter has one job."""
 
@@ -121,6 +122,61 @@ OF_A_JOB = (
 )
 """What the exporter of a job tells."""
 
+OF_A_NODE = (
+    Metric("node_step", "gauge", "Step that the node is at"),
+    Metric("node_workers", "gauge", "Workers that have a slot on the node"),
+    Metric(
+        "node_worker_progress_total",
+        "counter",
+        "What a worker has done, counted within a micro-batch, too: it moves while the worker does",
+        ("worker",),
+    ),
+    Metric(
+        "node_steal_seconds_total",
+        "counter",
+        "Time in which a processor was given to others, mean of all of the host",
+    ),
+    Metric(
+        "node_memory_stall_seconds_total",
+        "counter",
+        "Time in which some task of the host waited for memory",
+    ),
+    Metric(
+        "node_disk_stall_seconds_total",
+        "counter",
+        "Time in which some task of the host waited for a disk",
+    ),
+    Metric("node_memory_kills_total", "counter", "Processes of the host killed for lack of memory"),
+    Metric(
+        "node_link_sent_bytes_total", "counter", "Bytes that a peer has acknowledged", ("peer",)
+    ),
+    Metric(
+        "node_link_busy_seconds_total",
+        "counter",
+        "Time in which bytes were on their way to a peer",
+        ("peer",),
+    ),
+    Metric(
+        "node_link_send_wait_seconds_total",
+        "counter",
+        "Time in which the kernel took no more for a peer",
+        ("peer",),
+    ),
+    Metric(
+        "node_link_receive_wait_seconds_total",
+        "counter",
+        "Time in which the node waited for the rest of a peer's message",
+        ("peer",),
+    ),
+    Metric(
+        "node_link_cuts_total",
+        "counter",
+        "Links to a peer that were given up since nothing came over them",
+        ("peer",),
+    ),
+)
+"""What the exporter of one node tells, where it is wanted. Targets have the label `node`."""
+
 OF_SERVING = (
     Metric("expert_up", "gauge", "1 if the expert answers", ("expert",)),
     Metric("requests_total", "counter", "Requests served: answered, refused, failed", ("outcome",)),
@@ -128,9 +184,9 @@ OF_SERVING = (
 )
 """What serving tells."""
 
-TABLE = OF_A_JOB + OF_SERVING
+TABLE = OF_A_JOB + OF_A_NODE + OF_SERVING
 
 
-def num_series() -> int:
-    """The most series that one job can have."""
-    return sum(metric.num_series for metric in TABLE)
+def num_series(table: Sequence[Metric] = OF_A_JOB + OF_SERVING) -> int:
+    """The most series that one job can have; or whoever tells of `table`."""
+    return sum(metric.num_series for metric in table)

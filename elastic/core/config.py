@@ -287,6 +287,10 @@ class Monitoring(_Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen at; 0.0.0.0: all of that host. Whoever reaches it may read: nobody is
     asked for a password."""
+    node_port: int | None = Field(default=None, ge=0, le=65535)
+    """Where each node tells of its own host, links and workers: at `host`, or, where a job may have
+    several, at the address at which the others reach it. 0: any free port, which
+    RUN.prometheus.json names; null: nowhere."""
     ray: bool = False
     """Hand the metrics to Ray, too, for a Prometheus that scrapes Ray: it names them ray_elastic_,
     and the job in the label elastic_job."""

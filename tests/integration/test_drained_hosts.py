@@ -35,9 +35,10 @@ def newest_workers(job: HostJob) -> int:
     return newest["num_workers"] if newest else 0
 
 
-def scraped(bed: Testbed, job: HostJob) -> dict[str, float]:
-    """What the job tells Prometheus now, by series."""
-    (told,) = json.loads(job.run.prometheus_json.read_text())
+def scraped(bed: Testbed, job: HostJob, **labels: str) -> dict[str, float]:
+    """What the job tells Prometheus now, by series; or what a node does."""
+    targets = json.loads(job.run.prometheus_json.read_text())
+    (told,) = (one for one in targets if one["labels"].get("node") == labels.get("node"))
     look = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
     done = bed.run(HEAD, "python", "-c", look, f"http://{told['targets'][0]}/metrics")
     assert done.returncode == 0, done.stderr
@@ -45,16 +46,34 @@ def scraped(bed: Testbed, job: HostJob) -> dict[str, float]:
     return {series: float(value) for series, _, value in lines}
 
 
+def num_targets(job: HostJob) -> int:
+    """Of Prometheus: the job, and its nodes."""
+    return len(json.loads(job.run.prometheus_json.read_text()))
+
+
+def sent(bed: Testbed, job: HostJob, node: int, peer: int) -> float:
+    """What the exporter of a node says of its link to another; 0 if it is not there yet."""
+    told = json.loads(job.run.prometheus_json.read_text())
+    if str(node) not in [one["labels"].get("node") for one in told]:
+        return 0.0
+    name = f'elastic_node_link_sent_bytes_total{{peer="{peer}"}}'
+    return scraped(bed, job, node=str(node)).get(name, 0.0)
+
+
 def test_a_drained_host_stays_away_until_a_person_undoes_it(bed: Testbed) -> None:
     """Also where the coordinator that did it is gone: its successor finds it in the run folder."""
     nodes = {"min": 1, "max": 3}
-    job = HostJob(bed, make_job("drained", workers=3, steps=100_000, nodes=nodes))
+    monitoring = {"node_port": 0}
+    config = make_job("drained", workers=3, steps=100_000, nodes=nodes, monitoring=monitoring)
+    job = HostJob(bed, config)
     job.settle()
+    wait_until(lambda: num_targets(job) == 4, "the exporters of all nodes")
     told = scraped(bed, job)
     for pair in permutations(range(3), 2):
         ends = 'receiver="{1}",sender="{0}"'.format(*pair)
         assert told[f"elastic_link_sent_bytes_total{{{ends}}}"] > 0
         assert told[f"elastic_link_busy_seconds_total{{{ends}}}"] > 0
+        assert sent(bed, job, *pair) > 0
     begin_s = time.time()
     taken = Taken(begin_s, Remedy.DRAIN, Node(2), Kind.SLOW_SENDER, num_workers=1)
     job.run.tell(STEERED, "drain node 2: it is slow", action=action_fields(taken))
@@ -73,4 +92,6 @@ def test_a_drained_host_stays_away_until_a_person_undoes_it(bed: Testbed) -> Non
     job.await_event("node_joined", left_s)
     assert last(job, "undone")["culprit"] == "node 2"
     wait_until(lambda: newest_workers(job) == 3, "three workers compute again", timeout_s=120)
+    wait_until(lambda: sent(bed, job, 3, 0) > 0, "the new node is scraped, too")
+    assert num_targets(job) == 4
     assert job.stop().lost_steps() == []

@@ -21,7 +21,7 @@ from elastic.handle import connect
 from elastic.result import Result
 from monitoring.account import PARTS
 from monitoring.dashboards.catalogue import all_dashboards
-from monitoring.metrics import KINDS, OF_A_JOB
+from monitoring.metrics import KINDS, OF_A_JOB, OF_A_NODE
 from tests.integration.support import kinds, make_job, run_job, wait_until, write_faults
 from tests.prometheus import PROMETHEUS, Prometheus, prometheus
 
@@ -47,6 +47,7 @@ class Watched:
     time_s: float
     metadata: dict[str, list[dict[str, str]]]
     target: dict[str, Any]
+    of_node: dict[str, Any]
     result: Result
     status: Status
 
@@ -72,6 +73,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         task_args={"width": 768},
         batch={"micro_batches": 12, "micro_batch_size": 64},
         evaluate={"every": 0},
+        monitoring={"node_port": 0},
     )
     faults = write_faults(
         folder / "faults.yaml",
@@ -92,23 +94,28 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         counted = f'count_over_time(elastic_steps_total{{run="monitored"}}[1m]) >= {NUM_SCRAPES}'
         wait_until(lambda: server.query(counted), "Prometheus has scraped the job")
         wait_until(lambda: server.query("elastic_checkpoint_seconds_count > 1"), "checkpoints")
+        wait_until(lambda: server.query("elastic_node_step > 0"), "the node's exporter")
         slow = 'elastic_verdicts_open{kind="slow computation"} == 1'
         wait_until(lambda: server.query(slow), "the detector has found the slow worker")
         wait_until(lambda: server.query("job:elastic_goodput:ratio_rate5m > 0"), "rules")
         handle = connect(str(run_dir))
-        (target,) = server.ask("targets")["activeTargets"]
+        targets = server.ask("targets")["activeTargets"]
+        (target,) = (one for one in targets if "node" not in one["labels"])
+        (of_node,) = (one for one in targets if "node" in one["labels"])
         watched_until_s, metadata = time.time(), server.ask("metadata")
         status = handle.status()
         handle.stop()
         running.join(60)
-        yield Watched(server, begun_s, watched_until_s, metadata, target, ended[0], status)
+        yield Watched(server, begun_s, watched_until_s, metadata, target, of_node, ended[0], status)
 
 
 def test_prometheus_finds_the_job_by_itself(watched: Watched) -> None:
     assert watched.target["health"] == "up", watched.target["lastError"]
     assert watched.target["labels"]["job"].startswith("monitored-")
     assert watched.target["labels"]["run"] == "monitored"
-    assert watched.value("quantile_over_time(0.25, scrape_duration_seconds[1m])") < 0.2
+    for node in ("", "0"):
+        took = f'quantile_over_time(0.25, scrape_duration_seconds{{node="{node}"}}[1m])'
+        assert watched.value(took) < 0.2
     run = RunFolder(watched.result.path or "")
     assert not run.prometheus_json.exists()
 
@@ -127,6 +134,35 @@ def test_each_metric_has_arrived_with_its_type(metric: Any, watched: Watched) ->
     family = metric.full_name.removesuffix("_total").removesuffix("_info")  # as OpenMetrics says
     (told,) = watched.metadata[family]
     assert (told["type"], told["help"]) == (metric.kind, metric.meaning)
+
+
+ALONE = [one for one in OF_A_NODE if "peer" not in one.labels]
+"""A host that is alone has no peers; `test_drained_hosts` looks at those."""
+
+
+@pytest.mark.parametrize("metric", ALONE, ids=lambda one: one.name)
+def test_each_metric_of_the_node_has_arrived_with_its_type(metric: Any, watched: Watched) -> None:
+    labels = watched.of_node["labels"]
+    assert watched.of_node["health"] == "up", watched.of_node["lastError"]
+    assert (labels["run"], labels["node"]) == ("monitored", "0")
+    assert labels["instance"] != watched.target["labels"]["instance"]
+    samples = watched.server.query(metric.full_name, watched.time_s)
+    assert samples
+    for sample in samples:
+        own = {"__name__", "job", "run", "node", "instance"}
+        assert set(sample["metric"]) == {*own, *metric.labels}
+    (told,) = watched.metadata[metric.full_name.removesuffix("_total")]
+    assert (told["type"], told["help"]) == (metric.kind, metric.meaning)
+
+
+def test_the_node_tells_of_itself_and_nothing_is_told_twice(watched: Watched) -> None:
+    assert 0 < watched.value("elastic_node_step") <= watched.value("elastic_steps_total") + 50
+    assert watched.value("elastic_node_workers") >= 2
+    assert watched.value("min(elastic_node_worker_progress_total)") > 0
+    for metric in OF_ONE_HOST:
+        suffix = "_count" if metric.kind == "histogram" else ""
+        ends = watched.server.query(f"count by (instance) ({metric.full_name}{suffix})")
+        assert len(ends) <= 1, metric.full_name
 
 
 def test_the_values_are_those_of_the_records(watched: Watched) -> None:

@@ -55,6 +55,9 @@ class NoProcesses:
     def addresses(self) -> Mapping[int, Address]:
         return {}
 
+    def exporters(self) -> Mapping[int, Address]:
+        return {}
+
     def ending(self) -> Mapping[int, Notice]:
         return {}
 

@@ -14,7 +14,7 @@ import yaml
 
 import monitoring
 from monitoring.account import PARTS
-from monitoring.metrics import KINDS, LABELS, OF_A_JOB, TABLE, num_series
+from monitoring.metrics import KINDS, LABELS, OF_A_JOB, OF_A_NODE, TABLE, num_series
 
 RULES = Path(monitoring.__file__).parent / "rules" / "elastic.rules.yml"
 GROUPS = yaml.safe_load(RULES.read_text())["groups"]
@@ -45,6 +45,7 @@ def test_names_are_told_apart_and_series_stay_few_whatever_the_number_of_workers
     families = {metric.name.removesuffix("_total") for metric in TABLE}
     assert len(families) == len(TABLE)  # OpenMetrics names a counter without its suffix
     assert num_series() < MOST_SERIES
+    assert num_series(OF_A_NODE) < MOST_SERIES
 
 
 def test_the_table_knows_every_part_and_every_verdict() -> None:
@@ -70,6 +71,13 @@ def test_rules_use_metrics_of_the_table_and_recordings_only() -> None:
         assert all(any(re.fullmatch(one, kind) for kind in KINDS) for one in pattern.split("|")), (
             pattern
         )
+
+
+def test_nothing_that_a_job_tells_is_told_by_its_nodes_too() -> None:
+    """Sums of the rules and dashboards would count it twice."""
+    assert all(one.name.startswith("node_") for one in OF_A_NODE)
+    assert not any(one.name.startswith("node_") for one in OF_A_JOB)
+    assert "elastic_node_" not in RULES.read_text()
 
 
 def test_every_alert_says_what_to_do() -> None:
@@ -248,12 +256,13 @@ def promtool(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROMTOOL, *words], capture_output=True, text=True, timeout=50)
 
 
-def test_the_document_lists_every_metric_of_a_job() -> None:
+def test_the_document_lists_every_metric_of_a_job_and_of_a_node() -> None:
     """It is what this prints, so that nobody has to type it."""
-    rows = [
-        f"| `{one.full_name}` | {one.kind} | {', '.join(one.labels)} | {one.meaning} |"
-        for one in OF_A_JOB
-    ]
     document = (RULES.parents[2] / "docs" / "monitoring.md").read_text()
-    _, _, table = document.partition("| metric | type | labels | meaning |\n|---|---|---|---|\n")
-    assert table.split("\n\n")[0].splitlines() == rows, "\n".join(rows)
+    _, *tables = document.split("| metric | type | labels | meaning |\n|---|---|---|---|\n")
+    for metrics, table in zip((OF_A_JOB, OF_A_NODE), tables, strict=True):
+        rows = [
+            f"| `{one.full_name}` | {one.kind} | {', '.join(one.labels)} | {one.meaning} |"
+            for one in metrics
+        ]
+        assert table.split("\n\n")[0].splitlines() == rows, "\n".join(rows)

@@ -1,0 +1,55 @@
+"""What the exporter of one node tells: its host, links and workers, as the node counts them.
+
+Made of a pulse that lies in memory; asks nobody. Names begin with `elastic_node_`, so that nothing
+that the job's exporter tells is told twice; which node it is says the label of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry
+
+from elastic.core.protocol.messages import LinkCount, Pulse
+from monitoring.exporter import Labels, Values, registry_of
+from monitoring.metrics import LABELS, OF_A_NODE
+
+
+def values_of_node(pulse: Pulse) -> dict[str, Values]:
+    """What each metric of a node reads, by its name in the table."""
+    host, links = pulse.host, _slowest(pulse.links)
+    progress = sorted(pulse.progress)[: LABELS["worker"]]
+    cuts = sorted(pulse.cuts, key=lambda one: -one[1])[: LABELS["peer"]]
+    of_host: Mapping[str, float] = {} if host is None else host._asdict()
+
+    def one(name: str) -> Values:
+        return {(): float(of_host[name])} if of_host else None
+
+    def of_links(read: Callable[[LinkCount], float]) -> dict[Labels, float]:
+        return {(str(link.peer),): float(read(link)) for link in links}
+
+    return {
+        "node_step": {(): float(pulse.step)},
+        "node_workers": {(): float(len(pulse.progress))},
+        "node_worker_progress_total": {(str(one),): float(num) for one, num in progress},
+        "node_steal_seconds_total": one("steal_s"),
+        "node_memory_stall_seconds_total": one("memory_s"),
+        "node_disk_stall_seconds_total": one("disk_s"),
+        "node_memory_kills_total": one("kills"),
+        "node_link_sent_bytes_total": of_links(lambda link: link.sent),
+        "node_link_busy_seconds_total": of_links(lambda link: link.busy_s),
+        "node_link_send_wait_seconds_total": of_links(lambda link: link.send_wait_s),
+        "node_link_receive_wait_seconds_total": of_links(lambda link: link.receive_wait_s),
+        "node_link_cuts_total": {(str(peer),): float(num) for peer, num in cuts},
+    }
+
+
+def _slowest(links: Sequence[LinkCount]) -> list[LinkCount]:
+    """Those that take longest for a byte have series of their own."""
+    slow = sorted(links, key=lambda one: one.busy_s / max(one.sent, 1), reverse=True)
+    return slow[: LABELS["peer"]]
+
+
+def node_registry(read: Callable[[], Pulse]) -> CollectorRegistry:
+    """A registry of its own, with the metrics of one node."""
+    return registry_of(lambda: values_of_node(read()), OF_A_NODE)
