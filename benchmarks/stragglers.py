@@ -135,7 +135,8 @@ def _all_seen(seconds_RN: Floats, traces: Path) -> View:
     samples_RN = [*(sample_RN[:10] for _, sample_RN in others), seconds_RN]
     loads_R = [*(load for load, _ in others for _ in range(10)), *(0.0,) * len(seconds_RN)]
     all_RN = np.concatenate(samples_RN)
-    return View(NUM_WORKERS, Seen(np.array(loads_R), all_RN, all_RN.max(axis=1)), seed=0)
+    loads_RN = np.repeat(np.array(loads_R)[:, None], NUM_WORKERS, axis=1)
+    return View(NUM_WORKERS, Seen(loads_RN, all_RN, all_RN.max(axis=1)), seed=0)
 
 
 def recorded(traces: Path, quick: bool) -> Iterator[Figure]:

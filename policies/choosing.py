@@ -169,7 +169,7 @@ def measured_of(steps: StepsSeen, num_micro_batches: int, dice: np.random.Genera
     cost_s = _cost_s(steps)
     costs_RN = np.where(np.isnan(steps.computing_RN), cost_s, steps.computing_RN)
     seconds_RN = steps.first_RN + (per_worker - 1) * costs_RN
-    seen = Seen(np.full(len(steps), 1 / num_workers), seconds_RN, steps.ends_R)
+    seen = Seen(np.full_like(seconds_RN, 1 / num_workers), seconds_RN, steps.ends_R)
     fast_s = float(np.median(np.where(np.isfinite(seconds_RN), seconds_RN, np.inf).min(axis=1)))
     fixed_s = max(0.0, fast_s - per_worker * cost_s)
     rate_s = cost_s * num_micro_batches

@@ -31,7 +31,8 @@ class AdaptiveRun:
 def simulate_auto(auto: Auto, delays: Delays, num_gradients: int, *, seed: int = 0) -> AdaptiveRun:
     """Run `auto` over the delays; changing over from a sequential scheme waits for what is due."""
     num_workers = delays.num_workers
-    view = View(num_workers, Seen(np.zeros(0), np.zeros((0, num_workers)), np.zeros(0)), seed)
+    none_RN = np.zeros((0, num_workers))
+    view = View(num_workers, Seen(none_RN, none_RN, np.zeros(0)), seed)
     parts: list[Floats] = []
     plans: list[tuple[int, Plan]] = []
     done = 0
@@ -64,6 +65,6 @@ def _run(plan: Plan, delays: Delays, num: int, begin: int) -> Run:
 
 def _after(view: View, plan: Plan, run: Run, num: int) -> View:
     """What is known after the first `num` rounds of a run."""
-    rows = np.flatnonzero(run.loads_R[:num])  # in some of the last rounds nobody had work
-    new = Seen(run.loads_R[rows], run.seconds_RN[rows], run.rounds_R[rows])
+    rows = np.flatnonzero(run.loads_RN[:num].any(axis=1))  # in some of the last nobody had work
+    new = Seen(run.loads_RN[rows], run.seconds_RN[rows], run.rounds_R[rows])
     return View(view.num_workers, view.seen.and_then(new), view.seed + num, plan, num)

@@ -25,27 +25,38 @@ LONGER = 1.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """Rounds that were run: their load, and the seconds of each worker.
+    """Rounds that were run: the load of each worker, and its seconds.
 
     `ends_R` is when each round ended. A worker whose seconds are infinite was abandoned then and
     would have taken longer; of one with NaN nothing is known.
     """
 
-    loads_R: Floats
+    loads_RN: Floats
     seconds_RN: Floats
     ends_R: Floats
 
     def __len__(self) -> int:
-        return len(self.loads_R)
+        return len(self.ends_R)
+
+    def usual(self) -> tuple[Floats, Floats]:
+        """The load of most workers in each round, shape (R,), and their seconds, shape (R, N).
+
+        NaN are those of the others.
+        """
+        has_work_RN = ~np.isnan(self.seconds_RN)
+        rows = zip(self.loads_RN, has_work_RN, strict=True)
+        loads_R = np.array([_most_common(loads_N[has_work_N]) for loads_N, has_work_N in rows])
+        is_usual_RN = self.loads_RN == loads_R[:, None]
+        return loads_R, np.where(is_usual_RN, self.seconds_RN, np.nan)
 
     def last(self, num: int) -> Seen:
         """The latest rounds."""
-        return Seen(self.loads_R[-num:], self.seconds_RN[-num:], self.ends_R[-num:])
+        return Seen(self.loads_RN[-num:], self.seconds_RN[-num:], self.ends_R[-num:])
 
     def and_then(self, other: Seen) -> Seen:
         """These rounds and later ones."""
         return Seen(
-            np.concatenate([self.loads_R, other.loads_R]),
+            np.concatenate([self.loads_RN, other.loads_RN]),
             np.concatenate([self.seconds_RN, other.seconds_RN]),
             np.concatenate([self.ends_R, other.ends_R]),
         )
@@ -94,10 +105,11 @@ class Measured:
 
 def load_model(seen: Seen) -> LoadModel:
     """Least squares of the fastest answers over the loads; all fixed if there is one load."""
-    num_fast = max(1, seen.seconds_RN.shape[1] // FASTEST)
-    fast_R = np.partition(seen.seconds_RN, num_fast - 1, axis=1)[:, num_fast - 1]
+    all_loads_R, seconds_RN = seen.usual()
+    num_fast = max(1, seconds_RN.shape[1] // FASTEST)
+    fast_R = np.partition(seconds_RN, num_fast - 1, axis=1)[:, num_fast - 1]
     is_known_R = np.isfinite(fast_R)
-    fast_R, loads_R = fast_R[is_known_R], seen.loads_R[is_known_R]
+    fast_R, loads_R = fast_R[is_known_R], all_loads_R[is_known_R]
     low, high = float(loads_R.min()), float(loads_R.max())
     if low == high:
         return LoadModel(float(np.median(fast_R)), 0.0, False)
@@ -105,7 +117,9 @@ def load_model(seen: Seen) -> LoadModel:
     slope = float(centred_R @ fast_R / (centred_R @ centred_R))
     rate_s = min(max(0.0, slope), float(fast_R.mean() / loads_R.mean()))
     fixed_s = float(fast_R.mean() - rate_s * loads_R.mean())
-    spreads = {load: _spread(seen, load) for load in sorted(set(loads_R.tolist()))}
+    spreads = {
+        load: _spread(seconds_RN[all_loads_R == load]) for load in sorted(set(loads_R.tolist()))
+    }
     known = [load for load, spread in spreads.items() if spread is not None]
     if len(known) < 2:
         return LoadModel(fixed_s, rate_s, False)
@@ -114,12 +128,17 @@ def load_model(seen: Seen) -> LoadModel:
     return LoadModel(fixed_s, rate_s, longer > CLEAR and wider > longer**0.5)
 
 
-def _spread(seen: Seen, load: float) -> float | None:
-    """From the 10th percentile to the median in rounds of this load; None: it was never seen.
+def _most_common(loads: Floats) -> float:
+    values, counts = np.unique(loads, return_counts=True)
+    return float(values[counts.argmax()])
+
+
+def _spread(seconds_RN: Floats) -> float | None:
+    """From the 10th percentile to the median in rounds of one load; None: they were never seen.
 
     Below the median, so that neither stragglers nor what was cut off count.
     """
-    sorted_RN = np.sort(seen.seconds_RN[seen.loads_R == load], axis=1)
+    sorted_RN = np.sort(seconds_RN, axis=1)
     num_workers = sorted_RN.shape[1]
     high_R = sorted_RN[:, num_workers // 2]
     low_R = sorted_RN[:, num_workers // 10]
@@ -132,16 +151,16 @@ def _spread(seen: Seen, load: float) -> float | None:
 def measure(seen: Seen, load: float, dice: np.random.Generator) -> Measured:
     """The rounds as they would have been at `load`, with what was cut off filled in."""
     model = load_model(seen)
-    ratio_R1 = np.array([[model.typical_s(load) / model.typical_s(one)] for one in seen.loads_R])
-    shift_R1 = model.rate_s * (load - seen.loads_R)[:, None]
+    ratio_RN = model.typical_s(load) / (model.fixed_s + model.rate_s * seen.loads_RN)
+    shift_RN = model.rate_s * (load - seen.loads_RN)
     if model.is_proportional:
-        seconds_RN, ends = seen.seconds_RN * ratio_R1, seen.ends_R[:, None] * ratio_R1
+        seconds_RN, ends_RN = seen.seconds_RN * ratio_RN, seen.ends_R[:, None] * ratio_RN
     else:
-        seconds_RN, ends = seen.seconds_RN + shift_R1, seen.ends_R[:, None] + shift_R1
+        seconds_RN, ends_RN = seen.seconds_RN + shift_RN, seen.ends_R[:, None] + shift_RN
     is_known_RN = np.isfinite(seconds_RN)
-    ends = np.where(np.isnan(seen.seconds_RN), 0.0, ends)  # known to be longer than that
+    ends_RN = np.where(np.isnan(seen.seconds_RN), 0.0, ends_RN)  # known to be longer than that
     floor_s = 0.1 * float(np.median(seconds_RN[is_known_RN]))
-    seconds_RN = np.maximum(np.where(is_known_RN, seconds_RN, ends), floor_s)
+    seconds_RN = np.maximum(np.where(is_known_RN, seconds_RN, ends_RN), floor_s)
     filled_RN = seconds_RN.copy()
     filled_RN[~is_known_RN] = _longer(seconds_RN, is_known_RN, dice)
     return Measured(load, filled_RN, model)

@@ -98,12 +98,12 @@ def delay_of(scheme: Scheme) -> int:
 class Run:
     """Seconds of each round; the rounds after the last gradient began are included.
 
-    `seconds_RN` is what was seen of the workers: infinite for those whose work was abandoned, NaN
-    for those that had another load than most. `lost_R` is the share of the batch that was dropped.
+    `seconds_RN` is what was seen of the workers at their loads: infinite for those whose work was
+    abandoned, NaN for those that had none. `lost_R` is the share of the batch that was dropped.
     """
 
     rounds_R: Floats
-    loads_R: Floats
+    loads_RN: Floats
     seconds_RN: Floats
     lost_R: Floats = field(default_factory=lambda: np.zeros(0))
 
@@ -147,7 +147,7 @@ def simulate(
     for row in range(num_gradients):
         ends_N = late_N + delays.at(first_round + row, load)
         end_s, run.lost_R[row] = close(ends_N, first_round + row)
-        run.rounds_R[row], run.loads_R[row] = end_s, load
+        run.rounds_R[row], run.loads_RN[row] = end_s, load
         run.seconds_RN[row] = np.where(ends_N <= end_s, ends_N, np.inf) if cancels else ends_N
         if not cancels:
             late_N = np.maximum(0.0, ends_N - end_s)
@@ -156,8 +156,7 @@ def simulate(
 
 def _empty(num_rounds: int, num_workers: int) -> Run:
     shape = num_rounds, num_workers
-    none = np.zeros(num_rounds)
-    return Run(none, none.copy(), np.full(shape, np.inf), none.copy())
+    return Run(np.zeros(num_rounds), np.zeros(shape), np.full(shape, np.nan), np.zeros(num_rounds))
 
 
 def _closing_of(scheme: OneRound, delays: Delays) -> Callable[[Floats, int], tuple[float, float]]:
@@ -251,17 +250,11 @@ def _sequential(
         if not rounds.allows(ends_N <= end_s):
             end_s = _earliest(np.sort(ends_N[ends_N > end_s]), ends_N, rounds.allows)
         rounds.close(ends_N <= end_s)
-        run.rounds_R[row], run.loads_R[row] = end_s, _most_common(loads_N[busy_N])
-        run.seconds_RN[row] = np.where(ends_N <= end_s, ends_N, np.inf)
-        run.seconds_RN[row, loads_N != run.loads_R[row]] = np.nan
+        run.rounds_R[row], run.loads_RN[row] = end_s, loads_N
+        run.seconds_RN[row, busy_N] = np.where(ends_N <= end_s, ends_N, np.inf)[busy_N]
         if not cancels:
             late_N = np.maximum(0.0, ends_N - end_s)
     return run
-
-
-def _most_common(loads: Floats) -> float:
-    values, counts = np.unique(loads, return_counts=True)
-    return float(values[counts.argmax()])
 
 
 def _earliest(later: Floats, ends_N: Floats, allows: Callable[..., bool]) -> float:

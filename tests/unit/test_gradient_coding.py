@@ -7,6 +7,7 @@ import pytest
 
 from policies.coding.adaptive import simulate_auto
 from policies.coding.delays import Delays, GilbertElliott, additive, proportional
+from policies.coding.m_sgc import MSgc
 from policies.coding.measuring import Seen, load_model, measure
 from policies.coding.simulation import Frc, Minimal, Speculation, Uncoded, simulate
 from policies.gradient_coding import PROBE_COPIES, Auto, Expected, Plan, View
@@ -26,7 +27,7 @@ def probed(delays: Delays) -> View:
     run = simulate_auto(AUTO, delays, len(PROBE_COPIES))
     loads_R = np.array(PROBE_COPIES) / N
     rows = [delays.at(row, load) for row, load in enumerate(loads_R)]
-    return View(N, Seen(loads_R, np.array(rows), run.rounds_R), seed=0)
+    return View(N, Seen(np.tile(loads_R[:, None], N), np.array(rows), run.rounds_R), seed=0)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
@@ -48,11 +49,25 @@ def test_what_was_cut_off_is_filled_in_as_long_as_it_is() -> None:
     seconds_RN = drawn(0.1, seed=3, rounds=100)
     ends_R = np.where(np.arange(100) % 2, 0.8, np.inf)
     cut_RN = np.where(seconds_RN > ends_R[:, None], np.inf, seconds_RN)
-    seen = Seen(np.full(100, 1 / N), cut_RN, np.minimum(ends_R, seconds_RN.max(axis=1)))
+    seen = Seen(np.full((100, N), 1 / N), cut_RN, np.minimum(ends_R, seconds_RN.max(axis=1)))
     filled_RN = measure(seen, 1 / N, np.random.default_rng(0)).seconds_RN
     assert np.isfinite(filled_RN).all()
     assert filled_RN[1::2].mean() == pytest.approx(filled_RN[::2].mean(), rel=0.05)
     assert (filled_RN[1::2][np.isinf(cut_RN[1::2])] >= 0.8).all()
+
+
+def test_what_was_seen_at_another_load_counts() -> None:
+    """Who straggles is well in the next round, which only those show that retry something then."""
+    delays = proportional(drawn(0.05, burst=1.0), 1 / N, 0.6)
+    scheme = MSgc(burst=1, window=2, distinct=N)
+    run = simulate(scheme, delays, 200, closing=Minimal(patience=0.25))
+    assert len(np.unique(run.loads_RN[1:200])) == 2
+    probe = probed(delays).seen
+    seen = probe.and_then(Seen(run.loads_RN[1:200], run.seconds_RN[1:200], run.rounds_R[1:200]))
+    filled_RN = measure(seen, 1 / N, np.random.default_rng(0)).seconds_RN[len(probe) :]
+    is_late_RN = filled_RN > 2 * np.median(filled_RN)
+    assert is_late_RN.mean() == pytest.approx(0.05 * 0.8, rel=0.3)  # some of them hardly are
+    assert np.count_nonzero(is_late_RN[1:] & is_late_RN[:-1]) == 0
 
 
 def test_the_probe_trains_all_the_while_and_is_cheap_where_load_is_dear() -> None:
@@ -111,7 +126,7 @@ def test_a_change_of_the_pattern_is_noticed() -> None:
 
 def seen_for(seconds: list[float]) -> Seen:
     rounds_R = np.array(seconds)
-    return Seen(np.full(len(seconds), 1 / N), np.ones((len(seconds), N)), rounds_R)
+    return Seen(np.full((len(seconds), N), 1 / N), np.ones((len(seconds), N)), rounds_R)
 
 
 @pytest.mark.parametrize(
