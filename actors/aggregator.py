@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from actors.channel import Channel, accept, listen
+from actors.gpu_counters import GpuWatch, watch_gpus
 from actors.host_counters import HostCounters
 from actors.injector import AggregatorInjector
 from actors.lane import Around, Lane
@@ -63,6 +64,7 @@ class AggregatorShell:
         self._neighbours: Neighbours | None = None
         self._inherited: socket.socket | None = None
         self._host = HostCounters()
+        self._gpus: GpuWatch | None = None
 
     def run(self) -> str:
         """Stand by, act, end. Whatever happens, the lock is given back for a successor."""
@@ -74,6 +76,8 @@ class AggregatorShell:
         finally:
             if self._exporter is not None:
                 self._exporter.close()
+            if self._gpus is not None:
+                self._gpus.close()
             if hasattr(self, "_lane"):
                 self._lane.abandon()
             if self._neighbours is not None:
@@ -172,8 +176,11 @@ class AggregatorShell:
             key = self._protocol.state.key
             reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
             self._event("aggregator_took_over", reason)
-        if self._setup.job.monitoring.node_port is not None:
+        monitoring = self._setup.job.monitoring
+        if monitoring.node_port is not None:
             self._exporter = self._listen()
+        if self._setup.job.device == "cuda" and (monitoring.detect or self._exporter is not None):
+            self._gpus = watch_gpus()
         self._handle(events.Started())
         while self._is_needed():
             self._turn()
@@ -296,7 +303,8 @@ class AggregatorShell:
         links = () if self._neighbours is None else self._neighbours.counts
         cuts = () if self._neighbours is None else self._neighbours.cuts
         host, holding = self._host.read(), self._protocol.holding
-        return Pulse(node, step, progress, holding, links, host, cuts)
+        gpus = () if self._gpus is None else self._gpus.newest
+        return Pulse(node, step, progress, holding, links, host, cuts, gpus)
 
     def _close(self, channel: Channel) -> None:
         known = channel in self._senders

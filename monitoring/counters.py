@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from elastic.core.protocol.messages import HostCount, LinkCount, Pulse
+from elastic.core.protocol.messages import GpuCount, HostCount, LinkCount, Pulse
 from policies.signals import Hosts, Transfers
 
 _MIN_S = 0.4
@@ -35,6 +35,9 @@ class Counters:
         self._links_before: dict[tuple[int, int], LinkCount] = {}
         self._hosts: dict[int, HostCount] = {}
         self._hosts_before: dict[int, HostCount] = {}
+        self._gpus: dict[int, tuple[GpuCount, ...]] = {}
+        self._gpus_before: dict[int, tuple[GpuCount, ...]] = {}
+        self._throttled: dict[int, float] = {}
 
     def take(self, pulse: Pulse) -> None:
         """Take in what a node says."""
@@ -43,6 +46,7 @@ class Counters:
         if pulse.host is not None:
             self._hosts[pulse.node] = pulse.host
             self._hosts_before.setdefault(pulse.node, pulse.host)
+        self._gpus[pulse.node] = pulse.gpus
 
     def links(self, num: int) -> list[LinkTotal]:
         """So many of them, since each was opened: those that take longest for a byte."""
@@ -113,9 +117,9 @@ class Counters:
                 (now.memory_s - before.memory_s) / took_s,
                 (now.disk_s - before.disk_s) / took_s,
             )
-            rows.append(
-                (node, *(min(1.0, max(0.0, one)) for one in shares), now.kills - before.kills)
-            )
+            kills, (throttled, faults) = now.kills - before.kills, self._cards(node)
+            of_time = (min(1.0, max(0.0, one)) for one in (*shares, throttled))
+            rows.append((node, *of_time, kills, faults))
         if not rows:
             return None
         table = np.array(rows, np.float64).T
@@ -124,8 +128,32 @@ class Counters:
             steal_N=table[1],
             memory_N=table[2],
             disk_N=table[3],
-            out_of_memory_kills_N=np.maximum(table[4], 0).astype(np.int64),
+            throttled_N=table[4],
+            out_of_memory_kills_N=np.maximum(table[5], 0).astype(np.int64),
+            card_faults_N=np.maximum(table[6], 0).astype(np.int64),
         )
+
+    def _cards(self, node: int) -> tuple[float, int]:
+        """Of a host's graphics cards, since the last look: the largest share of time in which one
+        was held back, and faults of all. Where they were not read since, the share of before."""
+        now = {one.number: one for one in self._gpus[node]}
+        pairs = [
+            (now[one.number], one) for one in self._gpus_before.get(node, ()) if one.number in now
+        ]
+        self._gpus_before[node] = self._gpus[node]
+        shares = [
+            ((one.throttled_s or 0.0) - (before.throttled_s or 0.0)) / (one.at_s - before.at_s)
+            for one, before in pairs
+            if one.at_s > before.at_s
+        ]
+        if shares or not now:
+            self._throttled[node] = max(shares, default=0.0)
+        faults = sum(
+            max(0, (one.ecc_errors or 0) - (before.ecc_errors or 0))
+            + max(0, one.faults - before.faults)
+            for one, before in pairs
+        )
+        return self._throttled.get(node, 0.0), faults
 
 
 def _since(now: LinkCount, before: LinkCount | None) -> LinkCount:

@@ -39,6 +39,7 @@ LABELS: Mapping[str, int] = {
     "sender": NUM_LINKS,
     "receiver": 1,  # for each of these senders
     "peer": NUM_LINKS,
+    "gpu": 16,
 }
 """How many values each label has at most; `job` labels everything, one exporter has one job."""
 
@@ -122,6 +123,7 @@ OF_A_JOB = (
 )
 """What the exporter of a job tells."""
 
+_GPU = ("gpu",)
 OF_A_NODE = (
     Metric("node_step", "gauge", "Step that the node is at"),
     Metric("node_workers", "gauge", "Workers that have a slot on the node"),
@@ -173,6 +175,30 @@ OF_A_NODE = (
         "counter",
         "Links to a peer that were given up since nothing came over them",
         ("peer",),
+    ),
+    Metric("node_gpu_utilisation_ratio", "gauge", "Share of time in which a card computes", _GPU),
+    Metric("node_gpu_memory_used_bytes", "gauge", "Memory of a card that is taken", _GPU),
+    Metric("node_gpu_memory_bytes", "gauge", "Memory that a card has", _GPU),
+    Metric("node_gpu_temperature_celsius", "gauge", "Temperature of a card", _GPU),
+    Metric("node_gpu_power_watts", "gauge", "Power that a card draws", _GPU),
+    Metric(
+        "node_gpu_throttled_seconds_total",
+        "counter",
+        "Time in which heat or its power supply held a card back",
+        _GPU,
+    ),
+    Metric(
+        "node_gpu_ecc_errors_total",
+        "counter",
+        "Errors in the memory of a card that were not corrected",
+        _GPU,
+    ),
+    Metric("node_gpu_xid", "gauge", "Newest error (XID) that the driver told of, 0: none", _GPU),
+    Metric(
+        "node_gpu_faults_total",
+        "counter",
+        "Errors (XID) that are the card's own, not a program's",
+        _GPU,
     ),
 )
 """What the exporter of one node tells, where it is wanted. Targets have the label `node`."""

@@ -1,4 +1,4 @@
-"""What the exporter of one node tells: its host, links and workers, as the node counts them.
+"""What the exporter of one node tells: its host, cards, links and workers, as it counts them.
 
 Made of a pulse that lies in memory; asks nobody. Names begin with `elastic_node_`, so that nothing
 that the job's exporter tells is told twice; which node it is says the label of the target.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from elastic.core.protocol.messages import LinkCount, Pulse
+from elastic.core.protocol.messages import GpuCount, LinkCount, Pulse
 from monitoring.exporter import Labels, Values, registry_of
 from monitoring.metrics import LABELS, OF_A_NODE
 
@@ -41,7 +41,28 @@ def values_of_node(pulse: Pulse) -> dict[str, Values]:
         "node_link_send_wait_seconds_total": of_links(lambda link: link.send_wait_s),
         "node_link_receive_wait_seconds_total": of_links(lambda link: link.receive_wait_s),
         "node_link_cuts_total": {(str(peer),): float(num) for peer, num in cuts},
+        **{name: _of_cards(pulse.gpus, field) for name, field in _OF_CARDS.items()},
     }
+
+
+_OF_CARDS = {
+    "node_gpu_utilisation_ratio": "utilisation",
+    "node_gpu_memory_used_bytes": "memory_used",
+    "node_gpu_memory_bytes": "memory",
+    "node_gpu_temperature_celsius": "celsius",
+    "node_gpu_power_watts": "watts",
+    "node_gpu_throttled_seconds_total": "throttled_s",
+    "node_gpu_ecc_errors_total": "ecc_errors",
+    "node_gpu_xid": "xid",
+    "node_gpu_faults_total": "faults",
+}
+"""Metrics, and fields of `GpuCount`."""
+
+
+def _of_cards(gpus: Sequence[GpuCount], field: str) -> Values:
+    """What no card tells is no series."""
+    told = {(str(one.number),): getattr(one, field) for one in gpus[: LABELS["gpu"]]}
+    return {labels: float(value) for labels, value in told.items() if value is not None} or None
 
 
 def _slowest(links: Sequence[LinkCount]) -> list[LinkCount]:

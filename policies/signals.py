@@ -70,14 +70,18 @@ class Hosts:
     """What the operating system of each node says: shares of time, 0 to 1, over the last step.
 
     Steal: the processors were given to somebody else. Memory and disk: tasks stood still for them
-    (the `some` line of Linux's pressure stall information).
+    (the `some` line of Linux's pressure stall information). Throttled: of its graphics cards the
+    one that heat or its power supply held back most. Card faults: errors in a card's memory that
+    could not be corrected, and what else the driver calls the card's own.
     """
 
     node_N: Ints
     steal_N: Floats
     memory_N: Floats
     disk_N: Floats
+    throttled_N: Floats
     out_of_memory_kills_N: Ints
+    card_faults_N: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -82,7 +82,12 @@ def transfers(
 
 
 def hosts(
-    num_nodes: int, *, steal: Mapping[int, float] | None = None, kills: Sequence[int] = ()
+    num_nodes: int,
+    *,
+    steal: Mapping[int, float] | None = None,
+    throttled: Mapping[int, float] | None = None,
+    kills: Sequence[int] = (),
+    faults: Sequence[int] = (),
 ) -> Hosts:
     """All at ease, but for what is said."""
     quiet_N = np.full(num_nodes, 0.01)
@@ -91,5 +96,7 @@ def hosts(
         steal_N=np.array([(steal or {}).get(node, 0.01) for node in range(num_nodes)]),
         memory_N=quiet_N,
         disk_N=quiet_N,
+        throttled_N=np.array([(throttled or {}).get(node, 0.0) for node in range(num_nodes)]),
         out_of_memory_kills_N=np.array([int(node in kills) for node in range(num_nodes)]),
+        card_faults_N=np.array([int(node in faults) for node in range(num_nodes)]),
     )

@@ -136,8 +136,8 @@ def test_each_metric_has_arrived_with_its_type(metric: Any, watched: Watched) ->
     assert (told["type"], told["help"]) == (metric.kind, metric.meaning)
 
 
-ALONE = [one for one in OF_A_NODE if "peer" not in one.labels]
-"""A host that is alone has no peers; `test_drained_hosts` looks at those."""
+ALONE = [one for one in OF_A_NODE if not {"peer", "gpu"} & {*one.labels}]
+"""A host that is alone has no peers; `test_drained_hosts` looks at those. Nor has it cards."""
 
 
 @pytest.mark.parametrize("metric", ALONE, ids=lambda one: one.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.host_counters import READ_S, HostCounters
-from elastic.core.protocol.messages import HostCount, LinkCount, Pulse
+from elastic.core.protocol.messages import GpuCount, HostCount, LinkCount, Pulse
 from monitoring.counters import Counters
 
 
@@ -63,6 +63,33 @@ def test_a_host_is_told_in_shares_of_its_own_time() -> None:
     assert (found.steal_N[0], found.memory_N[0], found.disk_N[0]) == (0.5, 0.25, 0.0)
     assert found.out_of_memory_kills_N.tolist() == [1]
     assert counters.hosts() is None
+
+
+def with_cards(at_s: float, *gpus: GpuCount) -> Pulse:
+    return Pulse(2, 0, host=HostCount(at_s, 0.0, 0.0, 0.0, 0), gpus=gpus)
+
+
+def test_of_the_cards_of_a_host_the_one_that_is_held_back_most_counts_and_every_fault() -> None:
+    counters = Counters()
+    counters.take(with_cards(10.0, GpuCount(0, 10.0, throttled_s=1.0), GpuCount(1, 10.0)))
+    counters.take(with_cards(11.0, GpuCount(0, 11.0, throttled_s=1.0), GpuCount(1, 11.0)))
+    found = counters.hosts()
+    assert found is not None
+    assert (found.throttled_N.tolist(), found.card_faults_N.tolist()) == ([0.0], [0])
+    hot = GpuCount(0, 13.0, throttled_s=1.5, ecc_errors=2, faults=1)
+    counters.take(with_cards(12.5, hot, GpuCount(1, 13.0, throttled_s=0.1)))
+    found = counters.hosts()
+    assert found is not None
+    assert (found.throttled_N.tolist(), found.card_faults_N.tolist()) == ([0.25], [3])
+    counters.take(with_cards(13.0, hot))
+    found = counters.hosts()
+    assert found is not None
+    assert found.throttled_N.tolist() == [0.25], "it was not read since: it is as it was"
+    assert found.card_faults_N.tolist() == [0]
+    counters.take(with_cards(14.0, hot._replace(at_s=14.0, ecc_errors=0)))
+    found = counters.hosts()
+    assert found is not None
+    assert (found.throttled_N.tolist(), found.card_faults_N.tolist()) == ([0.0], [0])
 
 
 def test_the_kernel_is_asked_now_and_then(tmp_path: Path) -> None:

@@ -353,6 +353,32 @@ def test_what_all_nodes_have_is_no_pressure_and_a_kill_for_memory_always_is() ->
     assert "killed for lack of memory" in verdict.reason
 
 
+def test_a_card_that_is_held_back_is_pressure_and_its_workers_are_not_blamed() -> None:
+    dice, who = np.random.default_rng(13), fleet([0] * 8, nodes=[0, 0, 1, 1, 2, 2, 3, 3])
+
+    def make(step: int) -> StepView:
+        hot = 20 <= step < 50
+        seen = hosts(4, throttled={2: 0.8} if hot else {})
+        return step_view(step, who, {4: 1.6, 5: 1.6} if hot else {}, dice=dice, hosts=seen)
+
+    first, _, _ = run(make, 80)
+    assert list(first) == [(Kind.RESOURCE_PRESSURE, Node(2))]
+    (verdict,) = run(make, 45)[1]
+    assert "a graphics card is held back by heat or its power supply 80% of" in verdict.reason
+    assert verdict.evidence["throttled"] == pytest.approx(0.8)
+
+
+def test_cards_that_are_held_back_everywhere_are_no_pressure_and_a_fault_of_one_always_is() -> None:
+    dice, who = np.random.default_rng(14), fleet([0] * 8, nodes=[0, 0, 1, 1, 2, 2, 3, 3])
+    warm = hosts(4, throttled=dict.fromkeys(range(4), 0.5))
+    assert run(lambda step: step_view(step, who, {}, dice=dice, hosts=warm), 30)[0] == {}
+    broken = hosts(4, faults=[3])
+    first, (verdict,), _ = run(lambda step: step_view(step, who, {}, dice=dice, hosts=broken), 1)
+    assert list(first) == [(Kind.RESOURCE_PRESSURE, Node(3))]
+    assert verdict.confidence == 1.0
+    assert verdict.reason.startswith("node 3: 1 faults of graphics cards: errors in their memory")
+
+
 @pytest.mark.parametrize(
     ("times", "num_alike", "flaps"),
     [

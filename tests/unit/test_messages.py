@@ -18,6 +18,7 @@ from elastic.core.protocol.messages import (
     Combine,
     Commit,
     Dismiss,
+    GpuCount,
     Granted,
     Hello,
     HostCount,
@@ -95,6 +96,13 @@ def commits(draw: st.DrawFn) -> Commit:
     return Commit(lease, draw(HALVES), draw(SHORTS), outcomes)
 
 
+CARDS = st.builds(
+    GpuCount,
+    IDS,
+    SECONDS,
+    *(st.none() | one for one in (SECONDS, IDS, IDS, SECONDS, SECONDS, SECONDS, IDS, IDS)),
+    IDS,
+)
 HALVES_COMBINE = st.sampled_from(Combine)
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Hello: st.builds(Hello, IDS, IDS, st.booleans(), st.lists(LEASES, max_size=3).map(tuple)),
@@ -126,6 +134,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         st.lists(st.builds(LinkCount, IDS, IDS, SECONDS, SECONDS, SECONDS), max_size=3).map(tuple),
         st.none() | st.builds(HostCount, SECONDS, SECONDS, SECONDS, SECONDS, IDS),
         st.lists(st.tuples(IDS, IDS), max_size=3).map(tuple),
+        st.lists(CARDS, max_size=3).map(tuple),
     ),
 }
 

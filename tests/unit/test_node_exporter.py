@@ -16,7 +16,7 @@ from actors.mesh import Address, find_address
 from actors.node_exporter import LOOK_S, NodeExporter
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
-from elastic.core.protocol.messages import HostCount, LinkCount, Pulse
+from elastic.core.protocol.messages import GpuCount, HostCount, LinkCount, Pulse
 from elastic.core.runs import RunFolder
 from monitoring.exporter import discovery
 from monitoring.metrics import LABELS, OF_A_NODE, num_series
@@ -24,8 +24,18 @@ from monitoring.node_exporter import node_registry
 
 HOST = HostCount(at_s=9.0, steal_s=1.5, memory_s=0.25, disk_s=2.0, kills=1)
 LINKS = (LinkCount(0, 5000, 2.0, 0.5, 0.125), LinkCount(2, 7000, 3.0, 0.0, 0.0))
+CARDS = (
+    GpuCount(0, 9.0, 0.5, 100, 400, 61.0, 350.0, 1.5, 2, 79, 1),
+    GpuCount(1, 9.0, celsius=40.0),
+)
 PULSE = Pulse(
-    1, step=42, progress=((3, 90), (4, 80)), links=LINKS, host=HOST, cuts=((0, 1), (2, 0))
+    1,
+    step=42,
+    progress=((3, 90), (4, 80)),
+    links=LINKS,
+    host=HOST,
+    cuts=((0, 1), (2, 0)),
+    gpus=CARDS,
 )
 
 
@@ -70,6 +80,17 @@ def test_each_metric_of_the_table_has_its_type_labels_and_value() -> None:
         ("link_receive_wait_seconds_total", "2"): 0.0,
         ("link_cuts_total", "0"): 1,
         ("link_cuts_total", "2"): 0,
+        ("gpu_utilisation_ratio", "0"): 0.5,
+        ("gpu_memory_used_bytes", "0"): 100,
+        ("gpu_memory_bytes", "0"): 400,
+        ("gpu_temperature_celsius", "0"): 61,
+        ("gpu_temperature_celsius", "1"): 40,
+        ("gpu_power_watts", "0"): 350,
+        ("gpu_throttled_seconds_total", "0"): 1.5,
+        ("gpu_ecc_errors_total", "0"): 2,
+        ("gpu_xid", "0"): 79,
+        ("gpu_faults_total", "0"): 1,
+        ("gpu_faults_total", "1"): 0,
     }
 
 
@@ -82,7 +103,8 @@ def test_series_stay_few_whatever_the_number_of_hosts_and_workers() -> None:
     links = tuple(LinkCount(peer, 1000, 1.0 + peer) for peer in range(1000))
     progress = tuple((worker, worker) for worker in range(1000))
     cuts = tuple((peer, 1) for peer in range(1000))
-    told = values(Pulse(1, 9, progress, links=links, host=HOST, cuts=cuts))
+    gpus = tuple(CARDS[0]._replace(number=number) for number in range(100))
+    told = values(Pulse(1, 9, progress, links=links, host=HOST, cuts=cuts, gpus=gpus))
     assert len(told) <= num_series(OF_A_NODE)
     busy = [one[1] for one in told if one[0] == "link_busy_seconds_total"]
     assert sorted(map(int, busy)) == list(range(1000 - LABELS["peer"], 1000)), "the slowest"

@@ -374,6 +374,27 @@ class HostCount(NamedTuple):
     kills: int
 
 
+class GpuCount(NamedTuple):
+    """What the driver of a graphics card says, at `at_s` of the host's clock. None: nothing of it.
+
+    `utilisation`: share of time, 0 to 1; `memory`, `memory_used`: bytes. `throttled_s`: time in
+    which heat or its power supply held the card back. `ecc_errors`: of its memory, uncorrected;
+    `xid`: the driver's newest error, 0: none; `faults`: how many of those were the card's own.
+    """
+
+    number: int
+    at_s: float
+    utilisation: float | None = None
+    memory_used: int | None = None
+    memory: int | None = None
+    celsius: float | None = None
+    watts: float | None = None
+    throttled_s: float | None = None
+    ecc_errors: int | None = None
+    xid: int | None = None
+    faults: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """What the counters of a node say now. Nothing that the protocol decides depends on it.
@@ -390,6 +411,7 @@ class Pulse:
     links: tuple[LinkCount, ...] = ()
     host: HostCount | None = None
     cuts: tuple[tuple[int, int], ...] = ()
+    gpus: tuple[GpuCount, ...] = ()
 
 
 Message = (
@@ -515,8 +537,8 @@ def encode_message(message: Message) -> bytes:
             return bytes([_RELEASE]) + b"".join(map(_pack_lease, leases))
         case Revoke(lease):
             return bytes([_REVOKE]) + _pack_lease(lease)
-        case Pulse(node, step, progress, holding, links, host, cuts):
-            told = json.dumps((node, step, progress, holding, links, host, cuts))
+        case Pulse(node, step, progress, holding, links, host, cuts, gpus):
+            told = json.dumps((node, step, progress, holding, links, host, cuts, gpus))
             return bytes([_PULSE]) + told.encode()
         case _:
             body = {"kind": type(message).__name__, **asdict(message)}
@@ -574,6 +596,7 @@ def _pulse(
     links: list[Any],
     host: Any,
     cuts: list[Any],
+    gpus: list[Any],
 ) -> Pulse:
     return Pulse(
         node,
@@ -583,6 +606,7 @@ def _pulse(
         tuple(LinkCount(*one) for one in links),
         None if host is None else HostCount(*host),
         tuple((peer, num) for peer, num in cuts),
+        tuple(GpuCount(*one) for one in gpus),
     )
 
 

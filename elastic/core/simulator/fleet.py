@@ -249,5 +249,7 @@ class MadeUpFleet:
             steal_N=np.clip(steal_N + np.abs(dice.normal(0, 0.02, num)), 0, 1),
             memory_N=np.abs(dice.normal(0, 0.02, num)),
             disk_N=np.abs(dice.normal(0, 0.05, num)),
+            throttled_N=np.zeros(num),
             out_of_memory_kills_N=np.zeros(num, np.int64),
+            card_faults_N=np.zeros(num, np.int64),
         )
