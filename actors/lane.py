@@ -260,6 +260,8 @@ class Lane:
                 self.neighbours.send_state(action, term=self._lead_term)
             case node.SavePrepared(word):
                 self.control.prepared[0] = word
+            case events.SaveRound(number):
+                self.control.round[0] = number
             case events.SaveState(state):
                 self._save_state(state)
             case events.Note() | events.Committed():

@@ -123,7 +123,7 @@ class MicroBatches:
         polled(self._model, self._poll)
         self.progress = memoryview(bytearray(8)).cast("Q")
         self.between: Callable[[], None] | None = None
-        self._wanted: tuple[int, int | None] | None = None
+        self._wanted: tuple[int, int | None, int] | None = None
         self._audits = audits_of(job)
         self._audited: tuple[int, npt.NDArray[np.bool_]] = (-1, np.empty(0, np.bool_))
 
@@ -163,11 +163,17 @@ class MicroBatches:
         """The word of the step and attempt that run now."""
         return self._control.key[0]
 
+    def round_word(self) -> int:
+        """The round of the job that runs now."""
+        return self._control.round[0]
+
     def runs(self, lease: Lease) -> bool:
         """Whether anything of the pass that a lease belongs to is still to be done."""
         word, batch, evaluate = lease.key.word, self._job.batch, self._job.evaluate
         is_evaluation = lease.combine is Combine.EVALUATE
         num = evaluate.micro_batches if is_evaluation else batch.micro_batches
+        if lease.round not in (0, self.round_word()):
+            return False
         return self.key_word() == word and any(one != word for one in self._control.done[:num])
 
     def _poll(self) -> None:
@@ -176,8 +182,8 @@ class MicroBatches:
             self.between()
         if self._wanted is None:
             return
-        word, micro_batch = self._wanted
-        if self._control.key[0] != word:
+        word, micro_batch, number = self._wanted
+        if self._control.key[0] != word or number not in (0, self._control.round[0]):
             raise AbandonedError
         if micro_batch is not None and self._control.done[micro_batch] == word:
             raise AbandonedError
@@ -218,7 +224,7 @@ class MicroBatches:
         (micro_batch,) = lease.micro_batches
         start_s = time.monotonic()
         step = lease.key.step
-        self._wanted = (lease.key.word, None if lease.audits else micro_batch)
+        self._wanted = (lease.key.word, None if lease.audits else micro_batch, lease.round)
         self._poll()
         if lease.combine is Combine.EVALUATE:
             return self._evaluate(step % 2, step, micro_batch, start_s)

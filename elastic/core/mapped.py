@@ -274,7 +274,8 @@ class Control:
     Words: `key` names the step and attempt that run now; `done[m]` the one in which micro-batch m
     was last granted. A worker polls both between layers to see whether its lease still matters.
     Where there are several nodes, `prepared` names the key whose next version is complete here, and
-    `term` is the greatest term of a lead that this node has heard of.
+    `term` is the greatest term of a lead that this node has heard of. Where several models are
+    trained in rounds, `round` is the one that runs: what was leased in another one is given up.
     """
 
     def __init__(self, root: Path, sizes: Sizes, *, writable: bool) -> None:
@@ -283,7 +284,7 @@ class Control:
         memory = self._file.memory
         words = memory[:PAGE].cast("Q")
         self.key, self.heartbeat, self.active_pid = words[:1], words[1:2], words[2:3]
-        self.prepared, self.term = words[3:4], words[4:5]
+        self.prepared, self.term, self.round = words[3:4], words[4:5], words[5:6]
         at = PAGE
         self.done = memory[at : at + 8 * sizes.num_micro_batches].cast("Q")
         at += aligned(8 * sizes.num_micro_batches, PAGE)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -59,12 +59,14 @@ from elastic.core.protocol.events import (
     Finished,
     GiveUp,
     HangUp,
+    Lend,
     MarkDone,
     MarkUndone,
     NodeGone,
     NodeThere,
     Note,
     OpenSlot,
+    Recall,
     Received,
     SaveManifest,
     SaveMembership,
@@ -284,7 +286,7 @@ class Aggregator:
     @property
     def _ends_early(self) -> bool:
         """Whether the step drops what is not granted. What was not finite is asked for first."""
-        if self._dropping.policy is None or self._nonfinite.keys() - self._outcomes.keys():
+        if self._dropping.policy is None or self.has_questions:
             return False
         held = {
             worker: {
@@ -336,6 +338,10 @@ class Aggregator:
                 return self._watch(progress, now_s)
             case Turn():
                 self._turn = event
+            case Lend(worker) if worker in self._peers and self.phase is Phase.LEASING:
+                return self._lend(event, now_s)
+            case Recall():
+                self._recall(now_s)
             case Finished():
                 self._move(Phase.ENDED)
         return []
@@ -1123,6 +1129,49 @@ class Aggregator:
             return False
         return self.state.exact and self.state.step < self._rules.num_steps
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a step's training begins, and nothing of it was leased or granted."""
+        is_over = self.state.step >= self._rules.num_steps or bool(self._failure)
+        if self.phase is not Phase.LEASING or is_over or self._combine is not Combine.SUM:
+            return False
+        return not (self._leased or self._outcomes or self._stop_reason)
+
+    @property
+    def counted(self) -> Collection[int]:
+        """The micro-batches that count in the pass that runs."""
+        return self._outcomes.keys()
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether something came out as NaN, and is to be asked of another one."""
+        return bool(self._nonfinite.keys() - self._outcomes.keys())
+
+    @property
+    def awaits_opinions(self) -> bool:
+        """Whether a step is complete but for its audits."""
+        is_there = len(self._outcomes) == self._num_wanted
+        return is_there and self.phase is Phase.LEASING and not self._is_over
+
+    def _lend(self, lend: Lend, now_s: float) -> list[Action]:
+        """Lease what somebody else says, as far as it is not granted."""
+        self._leased = True
+        held = {one for peer in self._peers.values() for one in self._wanted(peer.queue)}
+        wanted = [one for one in lend.micro_batches if one not in self._outcomes]
+        self._num_duplicates += len(held & set(wanted))
+        leases = tuple(
+            Lease(self.state.key, (one,), self._combine, round=lend.round) for one in wanted
+        )
+        return [self._send_leases(lend.worker, leases, now_s)] if leases else []
+
+    def _recall(self, now_s: float) -> None:
+        """Forget what was lent. Who computes it sees that the round is over; what was computed
+        before counts if it comes."""
+        for peer in self._peers.values():
+            kept = [lease for lease in peer.queue if not lease.round]
+            if len(kept) < len(peer.queue):
+                peer.queue, peer.since_s = kept, now_s
+
     def _occupy(self, worker: int, now_s: float) -> list[Action]:
         peer, usual_s = self._peers[worker], self._usual_pace_s()
         barred = {one for one in self._nonfinite if not self._may_try(worker, one)}
@@ -1138,8 +1187,9 @@ class Aggregator:
             case Take(micro_batch, None):
                 return [self._lease(worker, [micro_batch], now_s)]
             case Take(micro_batch, int(holder)):
-                lease = Lease(self.state.key, (micro_batch,), self._combine)
-                self._peers[holder].queue.remove(lease)
+                queue = self._peers[holder].queue
+                lease = next(one for one in queue if self._wanted([one]) == (micro_batch,))
+                queue.remove(lease)
                 return [
                     Send(holder, Revoke(lease)),
                     self._lease(worker, [micro_batch], now_s),

@@ -104,6 +104,20 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Lend:
+    """For one model of several: these are the worker's in this round of the job."""
+
+    worker: int
+    micro_batches: tuple[int, ...]
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """The round is over: what was lent in it is nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last checkpoint and the result are written."""
 
@@ -138,6 +152,8 @@ Event = (
     | NodeGone
     | NodeThere
     | Turn
+    | Lend
+    | Recall
     | Finished
 )
 
@@ -270,6 +286,13 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveRound:
+    """From now on what was lent in another round is given up, wherever it is computed."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class SaveState:
     """Flip the commit record: a new step or a new attempt begins."""
 
@@ -346,6 +369,7 @@ Action = (
     | Update
     | GiveUp
     | Copy
+    | SaveRound
     | SaveState
     | Note
     | Committed

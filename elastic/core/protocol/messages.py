@@ -47,7 +47,8 @@ class Lease:
     """The right to compute: (model, step, attempt, set of micro-batches, how to combine).
 
     `audits`: only the answer is wanted, to compare it; what it says counts already, for another.
-    `coefficient`: what the gradient is multiplied with, if it is coded.
+    `coefficient`: what the gradient is multiplied with, if it is coded. `round`, if it is not 0:
+    what is not done in that round of the job is another's, or is leased anew.
     """
 
     key: Key
@@ -55,6 +56,7 @@ class Lease:
     combine: Combine = Combine.SUM
     audits: bool = False
     coefficient: int = 1
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -436,7 +438,7 @@ Message = (
     | Pulse
 )
 
-_LEASE = struct.Struct("<BQHBH")
+_LEASE = struct.Struct("<BQHBIH")
 _COEFFICIENT = struct.Struct("<q")
 _OUTCOME = struct.Struct("<Hdd16s8sdd16sHH")
 _AUDITS = 0x80  # beside how to combine
@@ -495,18 +497,18 @@ def unpack_outcome(data: bytes, start: int = 0) -> tuple[Outcome, int]:
 def _pack_lease(lease: Lease) -> bytes:
     num = len(lease.micro_batches)
     how = lease.combine | (_AUDITS if lease.audits else 0)
-    head = _LEASE.pack(*lease.key, how, num)
+    head = _LEASE.pack(*lease.key, how, lease.round, num)
     body = head + struct.pack(f"<{num}H", *lease.micro_batches)
     return body + _COEFFICIENT.pack(lease.coefficient) if lease.combine is Combine.CODED else body
 
 
 def _unpack_lease(data: bytes, start: int) -> tuple[Lease, int]:
-    model, step, attempt, how, num = _LEASE.unpack_from(data, start)
+    model, step, attempt, how, number, num = _LEASE.unpack_from(data, start)
     at = start + _LEASE.size
     micro_batches = struct.unpack_from(f"<{num}H", data, at)
     at += 2 * num
     key, combine = Key(model, step, attempt), Combine(how & ~_AUDITS)
-    lease = Lease(key, micro_batches, combine, bool(how & _AUDITS))
+    lease = Lease(key, micro_batches, combine, bool(how & _AUDITS), round=number)
     if combine is not Combine.CODED:
         return lease, at
     (coefficient,) = _COEFFICIENT.unpack_from(data, at)
@@ -620,6 +622,7 @@ def _from_json(body: dict[str, Any]) -> Message:
                 Combine(one["combine"]),
                 one["audits"],
                 one["coefficient"],
+                one["round"],
             )
             for one in body["holding"]
         )

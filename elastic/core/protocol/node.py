@@ -15,7 +15,7 @@ A node that joins relays nothing and counts for nothing: see `joining`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -229,6 +229,26 @@ class Node:
     def leases(self) -> dict[int, tuple[Lease, ...]]:
         """What each worker that holds work holds, if this node leads."""
         return self._lead.leases if self._lead is not None else {}
+
+    @property
+    def is_fresh(self) -> bool:
+        """As `Aggregator.is_fresh` says, if this node leads."""
+        return self._lead is not None and self._lead.is_fresh
+
+    @property
+    def counted(self) -> Collection[int]:
+        """The micro-batches that count in the pass that runs, if this node leads."""
+        return self._lead.counted if self._lead is not None else ()
+
+    @property
+    def has_questions(self) -> bool:
+        """As `Aggregator.has_questions` says, if this node leads."""
+        return self._lead is not None and self._lead.has_questions
+
+    @property
+    def awaits_opinions(self) -> bool:
+        """As `Aggregator.awaits_opinions` says, if this node leads."""
+        return self._lead is not None and self._lead.awaits_opinions
 
     @property
     def phase(self) -> StepPhase:

@@ -18,8 +18,10 @@ from elastic.core.protocol.aggregator import Phase
 from elastic.core.protocol.events import (
     Disconnected,
     HangUp,
+    Lend,
     Note,
     OpenSlot,
+    Recall,
     Received,
     Tell,
     Turn,
@@ -27,6 +29,7 @@ from elastic.core.protocol.events import (
 )
 from elastic.core.protocol.messages import Commit, Hello, Key, Membership, Release, Report
 from elastic.core.protocol.node import Node, NodeAction, NodeEvent
+from elastic.core.protocol.sequential import Rounds, Sequential
 
 Actions = list[tuple[int, NodeAction]]
 """What to do, in order, and for which model."""
@@ -40,8 +43,9 @@ def step_of_job(key: Key, num_models: int) -> int:
 class Turns:
     """The protocols of all models of a job, by number. `handle` decides who leases now."""
 
-    def __init__(self, lanes: Sequence[Node]) -> None:
+    def __init__(self, lanes: Sequence[Node], sequential: Sequential | None = None) -> None:
         self.lanes = tuple(lanes)
+        self._rounds = Rounds(sequential, lanes) if sequential is not None else None
         self._open: int | None = None
         self._told: list[Turn] = [Turn()] * len(lanes)
         self._reports: dict[int, Report] = {}
@@ -74,7 +78,8 @@ class Turns:
     def next_tick_s(self) -> float:
         """When it wants to be asked again."""
         living = [lane.next_tick_s for lane in self.lanes if lane.phase is not Phase.ENDED]
-        return min(living, default=self.lanes[0].next_tick_s)
+        own_s = min(living, default=self.lanes[0].next_tick_s)
+        return own_s if self._rounds is None else min(own_s, self._rounds.due_s)
 
     def handle(self, event: NodeEvent, now_s: float, model: int | None = None) -> Actions:
         """Take one event; return what to do.
@@ -151,7 +156,7 @@ class Turns:
 
     def _pass_on(self, now_s: float) -> Actions:
         """Let the lane lease whose turn it is, until nothing is new to it."""
-        actions: Actions = []
+        actions = self._in_rounds(now_s)
         while True:
             self._open = whose = self._whose()
             for one in range(len(self.lanes)):
@@ -161,8 +166,25 @@ class Turns:
                 return actions
             actions += self._tell_turn(whose, now_s)
 
+    def _in_rounds(self, now_s: float) -> Actions:
+        """What is lent, if the models are trained in rounds of a sequential code."""
+        actions: Actions = []
+        for model, order in self._rounds.next(now_s) if self._rounds is not None else ():
+            match order:
+                case Lend() | Recall():
+                    actions += self._hear(model, order, now_s)
+                case _:
+                    actions.append((model, order))
+        return actions
+
     def _whose(self) -> int | None:
-        """The lane with the least step. None: that is being updated, or all are done."""
+        """The lane with the least step. None: that is being updated, or all are done.
+
+        In rounds nothing is leased in turn but audits.
+        """
+        if self._rounds is not None and self._rounds.is_on:
+            audited = (one for one, lane in enumerate(self.lanes) if lane.awaits_opinions)
+            return next(audited, None)
         positions = [
             (lane.state.step + (lane.phase is Phase.UPDATING), model)
             for model, lane in enumerate(self.lanes)

@@ -158,9 +158,11 @@ class Worker:
         self._asked: Commit | None = None
         self._live: dict[int, Manifest] = {}
         self._encoded_on: Manifest | None = None
+        self._round = 0
 
-    def handle(self, event: Event, words: Words) -> list[Action]:
-        """Take one event; return what to do, in order."""
+    def handle(self, event: Event, words: Words, round_word: int = 0) -> list[Action]:
+        """Take one event; return what to do, in order. `round_word`: the round that runs now."""
+        self._round = round_word
         actions = self._react(event, words)
         if self.phase is Phase.IDLE:
             actions += self._begin_next(words)
@@ -207,16 +209,20 @@ class Worker:
         return []
 
     def _begin_next(self, words: Words) -> list[Action]:
-        stale = [lease for lease in self._queue if _is_stale(lease, words)]
+        stale = [lease for lease in self._queue if self._is_past(lease, words)]
         actions: list[Action] = []
         if stale and self._connected:
-            self._queue = deque(one for one in self._queue if not _is_stale(one, words))
+            self._queue = deque(one for one in self._queue if not self._is_past(one, words))
             actions.append(Send(Release(tuple(stale))))
-        if self._queue and not _is_stale(self._queue[0], words):
+        if self._queue and not self._is_past(self._queue[0], words):
             self._current = self._queue.popleft()
             self._move(Phase.COMPUTING)
             actions.append(Compute(self._current))
         return actions
+
+    def _is_past(self, lease: Lease, words: Words) -> bool:
+        """Whether it is not worth beginning. What is computed already may still count."""
+        return _is_stale(lease, words) or lease.round not in (0, self._round)
 
     def _computed(self, words: Words) -> list[Action]:
         assert self._current is not None

@@ -1,0 +1,352 @@
+"""Several models trained in rounds of a sequential code: real workers' protocol, virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pytest
+
+from elastic.core.protocol import aggregator as agg
+from elastic.core.protocol import events as ev
+from elastic.core.protocol import worker as wrk
+from elastic.core.protocol.messages import Admit, Key, Lease, Membership, Message, Report, State
+from elastic.core.protocol.node import Node
+from elastic.core.protocol.sequential import Sequential
+from elastic.core.protocol.turns import Actions, Turns
+from policies.auditing import Audits
+from policies.coding.m_sgc import MSgc
+from policies.coding.sr_sgc import SrSgc
+from policies.scheduling import Shares
+from tests.unit.test_turns import outcome
+
+LATENCY_S = 0.0005
+UPDATE_S = 0.002
+COST_S = 0.1
+"""Of a micro-batch."""
+
+
+@dataclass
+class FakeWorker:
+    """A worker's protocol, and what it computes; `slowness` multiplies what it takes."""
+
+    protocol: wrk.Worker
+    slowness: Callable[[], float] = lambda: 1.0
+    alive: bool = True
+    doing: Lease | None = None
+    turn: int = 0
+    halves: dict[int, list[Counter[tuple[Key, int]]]] = field(default_factory=dict)
+    computed: int = 0
+
+
+class World:
+    """Lanes, workers and the memory that they share."""
+
+    def __init__(
+        self,
+        scheme: SrSgc | MSgc | None,
+        *,
+        models: int,
+        workers: int,
+        micro_batches: int,
+        steps: int,
+        every: int = 0,
+        audits: Audits | None = None,
+        first_steps: int = 1,
+    ) -> None:
+        self.now_s, self.order = 0.0, itertools.count()
+        self.heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.num, self.models = micro_batches, models
+        self.membership = Membership(1, tuple(range(workers)), next_worker=workers)
+        rules = agg.Rules(
+            num_steps=steps,
+            num_micro_batches=micro_batches,
+            num_chunks=1,
+            evaluate_every=every,
+            num_evaluated=3 if every else 0,
+            scheduling=Shares(),
+            audits=audits,
+        )
+        exponents = (10,) if first_steps else None
+        states = [
+            State(step=first_steps, attempt=0, exponents=exponents, model=model)
+            for model in range(models)
+        ]
+        known = [agg.Recovered(one, self.membership) for one in states]
+        asked = Sequential(scheme, micro_batches, steps, every) if scheme else None
+        self.turns = Turns([Node(0, rules, one) for one in known], asked)
+        self.words = [state.key.word for state in states]
+        self.done: list[dict[int, int]] = [{} for _ in range(models)]
+        self.round = 0
+        self.fakes: dict[int, FakeWorker] = {}
+        self.committed: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+        self.kinds: Counter[str] = Counter()
+        self.finished: set[int] = set()
+        self.handle(ev.Started())
+        self.handle(ev.Received(None, Report(0, Membership(), ())))
+        for worker in range(workers):
+            self.join(worker)
+
+    # what happens
+
+    def later(self, seconds: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.heap, (self.now_s + seconds, next(self.order), what))
+
+    def run(self, until_s: float = 600.0) -> None:
+        while len(self.finished) < self.models:
+            tick_s = max(self.turns.next_tick_s, self.now_s)
+            if not self.heap or self.heap[0][0] > tick_s:
+                self.now_s = tick_s + 1e-6
+                assert self.now_s < until_s, (self.notes, self.committed[-5:])
+                progress = {
+                    one: fake.computed + int(self.now_s * 100) for one, fake in self.fakes.items()
+                }
+                self.handle(ev.Tick(progress))
+                continue
+            self.now_s, _, what = heapq.heappop(self.heap)
+            what()
+
+    def join(self, worker: int) -> None:
+        self.fakes[worker] = FakeWorker(wrk.Worker(worker, worker))
+        self.tell(worker, wrk.Connected())
+
+    def admit(self, *members: int) -> None:
+        self.membership = replace(
+            self.membership, generation=self.membership.generation + 1, members=members
+        )
+        self.handle(ev.Received(None, Admit(self.membership)))
+
+    def kill(self, worker: int) -> None:
+        self.fakes[worker].alive = False
+        self.handle(ev.Disconnected(worker))
+
+    # the aggregator
+
+    def handle(self, event: ev.Event, model: int | None = None) -> None:
+        self.carry_out(self.turns.handle(event, self.now_s, model))
+
+    def carry_out(self, actions: Actions) -> None:
+        for model, action in actions:
+            match action:
+                case ev.Send(worker, message):
+                    self.later(LATENCY_S, partial(self.tell, worker, message))
+                case ev.SaveState(state):
+                    self.words[model] = state.key.word
+                case ev.MarkDone(micro_batches, key):
+                    self.done[model].update(dict.fromkeys(micro_batches, key.word))
+                case ev.MarkUndone(micro_batches):
+                    self.done[model].update(dict.fromkeys(micro_batches, 0))
+                case ev.SaveRound(number):
+                    assert number > self.round or model
+                    self.round = number
+                case ev.Update():
+                    self.check_sum(model, action)
+                    answer = ev.Updated(0.5, round=action.round)
+                    self.later(UPDATE_S, partial(self.handle, answer, model))
+                case ev.Committed():
+                    self.committed.append((model, action.step))
+                    self.kinds.update(one[-1] for one in action.work)
+                    self.kinds["unaudited"] += action.num_unaudited
+                case ev.Evaluated():
+                    self.kinds["evaluation"] += 1
+                case ev.Note():
+                    self.notes.append(action.reason)
+                case ev.Finish():
+                    self.finished.add(model)
+                    self.later(0.0, partial(self.handle, ev.Finished(), model))
+        self.poll()
+
+    def check_sum(self, model: int, update: ev.Update) -> None:
+        """Each micro-batch of the step is in the slots once."""
+        key = self.turns.lanes[model].state.key
+        total: Counter[tuple[Key, int]] = Counter()
+        for worker, half in update.slots:
+            total += self.fakes[worker].halves[model][half]
+        assert total == Counter((key, one) for one in range(self.num)), (key, total)
+
+    # workers
+
+    def poll(self) -> None:
+        """Who computes what does not matter any more sees it between two layers."""
+        for worker, fake in self.fakes.items():
+            if fake.doing is not None and self.is_past(fake.doing):
+                self.later(COST_S / 20, partial(self.abandon, worker, fake.turn))
+
+    def is_past(self, lease: Lease) -> bool:
+        (one,), word = lease.micro_batches, lease.key.word
+        is_done = not lease.audits and self.done[lease.key.model].get(one) == word
+        is_over = lease.round not in (0, self.round)
+        return is_done or is_over or self.words[lease.key.model] != word
+
+    def abandon(self, worker: int, turn: int) -> None:
+        fake = self.fakes[worker]
+        if fake.turn == turn and fake.doing is not None:
+            lease, fake.doing, fake.turn = fake.doing, None, turn + 1
+            self.tell(worker, wrk.Abandoned(lease))
+
+    def tell(self, worker: int, event: wrk.Event | Message) -> None:
+        fake = self.fakes[worker]
+        if not fake.alive:
+            return
+        actions = fake.protocol.handle(event, self.words, self.round)  # type: ignore[arg-type]
+        for action in actions:
+            match action:
+                case wrk.Send(message):
+                    received = ev.Received(worker, message)
+                    self.later(LATENCY_S, partial(self.hear, worker, received))
+                case wrk.Compute(lease):
+                    fake.doing, fake.turn = lease, fake.turn + 1
+                    seconds = COST_S * fake.slowness()
+                    self.later(seconds, partial(self.computed, worker, lease, fake.turn))
+                    if self.is_past(lease):
+                        self.later(0.0, partial(self.abandon, worker, fake.turn))
+                case wrk.Encode(lease, half, base):
+                    halves = fake.halves.setdefault(lease.key.model, [Counter(), Counter()])
+                    sums = Counter() if base is None else halves[base].copy()
+                    sums[lease.key, lease.micro_batches[0]] += 1
+                    halves[half] = sums
+                    self.later(0.0, partial(self.tell, worker, wrk.Encoded()))
+
+    def hear(self, worker: int, received: ev.Received) -> None:
+        if self.fakes[worker].alive:
+            self.handle(received)
+
+    def computed(self, worker: int, lease: Lease, turn: int) -> None:
+        fake = self.fakes[worker]
+        if fake.turn == turn and fake.alive:
+            fake.doing, fake.computed = None, fake.computed + 1
+            self.tell(worker, wrk.Computed(lease, (outcome(lease.micro_batches[0]),)))
+
+
+SCHEMES: dict[str, tuple[SrSgc | MSgc, int]] = {
+    "sr_sgc": (SrSgc(burst=1, window=2, distinct=2), 8),
+    "sr_sgc of two": (SrSgc(burst=2, window=3, distinct=2), 9),
+    "m_sgc": (MSgc(burst=1, window=2, distinct=1), 12),
+    "m_sgc of four": (MSgc(burst=1, window=2, distinct=4), 8),
+    "m_sgc coded": (MSgc(burst=1, window=2, distinct=2, inner="coded"), 16),
+    "m_sgc longer": (MSgc(burst=1, window=3, distinct=1), 10),
+}
+
+
+def world(name: str, *, steps: int = 8, models: int = 4, **more: object) -> World:
+    scheme, micro_batches = SCHEMES[name]
+    return World(
+        scheme,
+        models=models,
+        workers=4,
+        micro_batches=micro_batches,
+        steps=steps,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def all_steps(made: World, steps: int) -> None:
+    first = 1 if made.committed[0][1] == 1 else 0
+    wanted = sorted((model, step) for model in range(made.models) for step in range(first, steps))
+    assert sorted(made.committed) == wanted
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_all_steps_are_done_in_rounds_where_nobody_is_late(name: str) -> None:
+    made = world(name)
+    made.run()
+    all_steps(made, 8)
+    assert len(made.notes) == 1
+    assert "rounds of 4 workers" in made.notes[0]
+    scheme = SCHEMES[name][0]
+    assert 7 * 4 <= made.round <= 7 * 4 + scheme.delay
+    assert made.kinds["granted"] == 7 * 4 * made.num
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_straggler_of_a_round_is_not_waited_for(name: str) -> None:
+    """A worker takes twenty times as long, 2 s, in three rounds that end without it: its late work
+    is given up, and it begins the next round with the others."""
+    made, calm = world(name), world(name)
+    made.fakes[2].slowness = lambda: 20.0 if made.round in (5, 15, 20) else 1.0
+    made.run()
+    calm.run()
+    all_steps(made, 8)
+    assert len(made.notes) == 1, made.notes
+    assert made.now_s < calm.now_s + 3 * 0.7
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_happens_each_micro_batch_counts_once(seed: int) -> None:
+    """Random schemes, delays, deaths and joins, with their seed."""
+    dice = random.Random(seed)
+    name = dice.choice(sorted(SCHEMES))
+    every = dice.choice((0, 0, 3))
+    audits = Audits(probability=0.1, seed=seed) if dice.random() < 0.3 else None
+    made = world(
+        name,
+        models=dice.choice((3, 4, 6)) if "longer" not in name else 4,
+        every=every,
+        audits=audits,
+        first_steps=dice.choice((0, 1)),
+    )
+    rate, factor = dice.choice((0.0, 0.02, 0.2)), dice.choice((3.0, 50.0))
+    slowness = lambda: factor if dice.random() < rate else dice.uniform(0.9, 1.1)  # noqa: E731
+    for fake in made.fakes.values():
+        fake.slowness = slowness
+    if dice.random() < 0.5:
+        made.later(dice.uniform(0, 8), partial(lose_and_replace, made, dice.randrange(4), slowness))
+    made.run()
+    all_steps(made, 8)
+    assert made.round > 0 or made.notes
+
+
+def lose_and_replace(made: World, worker: int, slowness: Callable[[], float]) -> None:
+    made.kill(worker)
+    made.later(0.5, partial(replace_by, made, worker, 4, slowness))
+
+
+def replace_by(made: World, old: int, new: int, slowness: Callable[[], float]) -> None:
+    made.admit(*(one for one in (*range(4), new) if one != old))
+    made.join(new)
+    made.fakes[new].slowness = slowness
+
+
+def test_after_a_death_the_scheme_begins_anew() -> None:
+    made = world("m_sgc of four", steps=12)
+    made.later(2.0, partial(lose_and_replace, made, 1, lambda: 1.0))
+    made.run()
+    all_steps(made, 12)
+    assert sum("rounds of 4 workers" in one for one in made.notes) == 2, made.notes
+    assert any("3 workers are there, and 4 were" in one for one in made.notes)
+    assert any("m_sgc" in one and "with 3 workers" in one for one in made.notes), made.notes
+
+
+def test_evaluations_are_made_between_rounds() -> None:
+    made = world("m_sgc", steps=7, every=3, first_steps=0)
+    made.run()
+    all_steps(made, 7)
+    assert made.kinds["evaluation"] == 4 * 3, "at 3, at 6, and at the end"
+    assert made.round > 0
+
+
+def test_what_is_audited_is_complete_once_another_has_said_the_same() -> None:
+    made = world("sr_sgc", audits=Audits(probability=0.2, seed=1))
+    made.run()
+    all_steps(made, 8)
+    assert made.kinds["audited"] > 20
+
+
+def test_more_stragglers_than_the_code_withstands_are_helped() -> None:
+    """Three of four stand still for good: the rounds are left, and the fourth does all of it."""
+    made = world("m_sgc of four", steps=4)
+
+    def stand_still() -> None:
+        for worker in (1, 2, 3):
+            made.fakes[worker].slowness = lambda: 1e6
+
+    made.later(1.0, stand_still)
+    made.run(until_s=3000.0)
+    all_steps(made, 4)
+    assert any("more straggle than it withstands" in one for one in made.notes), made.notes
