@@ -146,16 +146,18 @@ def _watch(family: Family) -> None:
         time.sleep(_POLL_S)
         if time.monotonic() - told_s >= _TOLD_S:
             told_s = time.monotonic()
-            family.tell("; ".join(_places(family)))
+            family.tell("; ".join(places(family)))
 
 
-def _places(family: Family) -> Iterator[str]:
-    """How far each job is that has begun."""
-    for one in family.jobs:
-        if one.job.name in family.running:
-            newest = RunFolder(one.run).newest_metrics()
-            step = newest["step"] + 1 if newest else 0
-            yield f"{one.job.name} {step}/{one.job.steps}"
+def places(family: Family) -> Iterator[str]:
+    """How far each job is that trains, and how many are only about to."""
+    running = [one for one in family.jobs if one.job.name in family.running]
+    newest = {one.job.name: RunFolder(one.run).newest_metrics() for one in running}
+    for one in running:
+        if (metrics := newest[one.job.name]) is not None:
+            yield f"{one.job.name} {metrics['step'] + 1}/{one.job.steps}"
+    if num_waiting := sum(metrics is None for metrics in newest.values()):
+        yield f"{num_waiting} wait for resources, or start"
 
 
 def _starter(islands: Islands, address: str) -> Start:

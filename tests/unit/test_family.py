@@ -12,7 +12,7 @@ from elastic.core.config import load_job
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder
 from elastic.experts.jobs import Planned
-from elastic.experts.training import Family, is_finished
+from elastic.experts.training import Family, is_finished, places
 
 STEPS = 3
 
@@ -173,3 +173,14 @@ def test_what_finished_without_its_driver_is_begun_again_to_be_cleared_away(
     fakes.newest(jobs[0].role).finish()
     family.step()
     assert is_finished(jobs[0])
+
+
+def test_what_trains_is_told_from_what_waits(
+    make: Callable[..., tuple[Family, Fakes, list[str]]], jobs: list[Planned]
+) -> None:
+    family, _, _ = make()
+    family.step()
+    run = RunFolder(jobs[1].run)
+    run.create()
+    run.metrics_jsonl.write_text('{"step": 1}\n')
+    assert list(places(family)) == ["two 2/3", "2 wait for resources, or start"]
