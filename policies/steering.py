@@ -10,6 +10,7 @@ that is wrong must cost little.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -146,11 +147,12 @@ class Steering:
 
     def avoided(self, view: SteeringView) -> frozenset[int]:
         """Nodes on which nothing is to be started: those that are drained, and, while the verdict
-        holds, those that are avoided, and those of workers about whom something was done."""
-        held = {one.name for one in view.verdicts}
+        holds, those that are avoided, and those of workers about whom something was done. What was
+        done when it held before is over: where it comes again, its time begins anew."""
+        since_s = {one.name: view.since_s.get(one.name, view.now_s) for one in view.verdicts}
         nodes = set(drained(view.taken))
         for one in view.taken:
-            if one.undone or (one.kind, one.culprit) not in held:
+            if one.undone or one.time_s < since_s.get((one.kind, one.culprit), math.inf):
                 continue
             match one.culprit:
                 case Node(number) if one.remedy is Remedy.AVOID:

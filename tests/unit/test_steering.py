@@ -240,11 +240,45 @@ def test_nothing_is_started_on_a_suspect_node() -> None:
     pressed = verdict(Kind.RESOURCE_PRESSURE, Node(6))
     taken = [gone, done(Remedy.AVOID, pressed, 0.0)]
     taken.append(undo(done(Remedy.AVOID, verdict(Kind.FLAPPING, Node(8)), 0.0)))
-    assert ACT.avoided(view(SLOW, pressed, taken=taken)) == {6, 7}, "nothing was done about it yet"
+
+    def avoided(*verdicts: Verdict, taken: Sequence[Taken]) -> frozenset[int]:
+        return ACT.avoided(view(*verdicts, taken=taken, since_s=0.0))
+
+    assert avoided(SLOW, pressed, taken=taken) == {6, 7}, "nothing was done about it yet"
     relieved = done(Remedy.LEASE_AGAIN, SLOW, 0.0)
-    assert ACT.avoided(view(SLOW, pressed, taken=[*taken, relieved])) == {0, 6, 7}
-    assert ACT.avoided(view(SLOW, pressed, taken=[*taken, undo(relieved)])) == {6, 7}
-    assert ACT.avoided(view(taken=[*taken, relieved])) == {7}, "as long as it is under pressure"
+    assert avoided(SLOW, pressed, taken=[*taken, relieved]) == {0, 6, 7}
+    assert avoided(SLOW, pressed, taken=[*taken, undo(relieved)]) == {6, 7}
+    assert avoided(taken=[*taken, relieved]) == {7}, "as long as it is under pressure"
+
+
+def test_a_verdict_that_comes_again_is_told_again_before_anything_is_done() -> None:
+    """What was done the last time does not count as done now."""
+    notify = Steering(mode="notify", escalate_s=60.0)
+    for sick, remedy in ((PRESSED, Remedy.AVOID), (SLOW, Remedy.LEASE_AGAIN)):
+        taken = [done(remedy, sick, 500.0)]
+        soon = view(sick, taken=taken, since_s=990.0)
+        assert notify.avoided(soon) == frozenset()
+        (told,) = notify.decide(soon)
+        assert isinstance(told, Tell)
+        assert told.until_s == 1050.0
+        late = view(sick, now_s=1050.0, taken=taken, since_s=990.0)
+        (act,) = notify.decide(late)
+        assert isinstance(act, Act)
+        assert act.remedy is remedy
+        after = view(sick, now_s=1051.0, taken=[*taken, done(remedy, sick, 1050.0)], since_s=990.0)
+        assert len(notify.avoided(after)) == 1
+
+
+@given(st.floats(0.0, 59.9), st.lists(st.floats(0.0, 989.0), max_size=3))
+def test_in_notify_mode_nothing_is_done_before_it_was_told_for_so_long(
+    waited_s: float, before_s: list[float]
+) -> None:
+    notify = Steering(mode="notify", escalate_s=60.0)
+    verdicts = (SLOW, LIAR, PRESSED)
+    taken = [done(Remedy.AVOID, PRESSED, time_s) for time_s in before_s]
+    now = view(*verdicts, now_s=990.0 + waited_s, taken=taken, since_s=990.0)
+    assert all(isinstance(one, Tell) for one in notify.decide(now))
+    assert notify.avoided(now) == frozenset()
 
 
 @settings(max_examples=100, deadline=None)
