@@ -1,7 +1,7 @@
 """An aggregator process: prepares the store or stands by, then acts until the job ends.
 
 Listens, and carries what workers, the coordinator and other nodes say to the protocol, and what it
-says to them. Everything else that it decides is carried out by the model's `Lane`.
+says to them. Everything else that it decides is carried out by the `Lane` of its model.
 """
 
 from __future__ import annotations
@@ -24,19 +24,29 @@ from actors.injector import AggregatorInjector
 from actors.lane import Around, Lane
 from actors.neighbours import Neighbours, inherit
 from actors.preparing import prepare_store
-from actors.recording import EventLog, Scribe
-from actors.setup import NICE_STEP, JobSetup, set_nice
+from actors.recording import EventLog, Notebook, Scribe
+from actors.setup import NICE_STEP, JobSetup, load_tasks, set_nice
+from actors.several import Part, Results, Scribes
 from elastic.core.compute import deterministic
 from elastic.core.errors import ChannelClosed, ConfigError
 from elastic.core.faults import Fault
 from elastic.core.journal import Journal
+from elastic.core.mapped import Control
 from elastic.core.optim import without_compiler
-from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol import events, node
-from elastic.core.protocol.messages import Hello, Look, Message, ProbeLink, Pulse, Scale
+from elastic.core.protocol.messages import (
+    Hello,
+    Key,
+    Look,
+    Message,
+    ProbeLink,
+    Pulse,
+    Scale,
+    step_of_job,
+)
 from elastic.core.protocol.orders import Ask
+from elastic.core.protocol.turns import Turns
 from elastic.core.store import kill_and_wait
-from elastic.core.task import Task
 
 if TYPE_CHECKING:
     from actors.node_exporter import NodeExporter
@@ -58,11 +68,15 @@ class AggregatorShell:
         self._job = setup.job
         self._run = setup.run
         self._store = setup.open_store()
-        self._event = EventLog(setup.run, self._where)
+        self._scribes = Scribes(setup) if setup.models else None
+        self._event = EventLog(self._scribes or Scribe(setup.run), self._where)
+        self._events = [self._event_log(one) for one in range(len(setup.lanes))]
+        self._tasks = load_tasks(setup)
+        self._lanes: list[Lane] = []
         self._exporter: NodeExporter | None = None
-        self._task: Task = setup.load_task()
         self._neighbours: Neighbours | None = None
         self._inherited: socket.socket | None = None
+        self._journal: Journal | None = None
         self._host = HostCounters()
         self._gpus: GpuWatch | None = None
 
@@ -78,20 +92,21 @@ class AggregatorShell:
                 self._exporter.close()
             if self._gpus is not None:
                 self._gpus.close()
-            if hasattr(self, "_lane"):
-                self._lane.abandon()
+            for lane in self._lanes:
+                lane.abandon()
             if self._neighbours is not None:
                 self._neighbours.close()
-            if hasattr(self, "_lane"):
-                self._lane.close()
+            for lane in self._lanes:
+                lane.close()
             self._close_journal()
             self._store.close()
 
     def _close_journal(self) -> None:
         """Write down what was told; what comes later is written at once."""
-        journal, self._event.journal = self._event.journal, None
-        if journal is not None:
-            journal.close()
+        for log in (self._event, *self._events):
+            log.journal = None
+        if self._journal is not None:
+            self._journal.close()
 
     def _live(self) -> str:
         if not self._run.job_json.exists():
@@ -105,9 +120,10 @@ class AggregatorShell:
         if not self._took_over:
             if not acting:
                 return _ENDED
-            prepare_store(self._setup, self._store, self._task, self._event)
+            prepare_store(self._setup, self._tasks, self._events)
             ctypes.CDLL(None).malloc_trim(0)  # the model and its trial took several times its size
-        self._lane = Lane(self._setup, self._store, self._task)
+        for lane, task in zip(self._setup.lanes, self._tasks, strict=True):
+            self._lanes.append(Lane(lane, task))
         self._injector = AggregatorInjector(self._setup.faults, self._store.path)
         if not acting and not self._stand_by():
             return _ENDED
@@ -136,9 +152,9 @@ class AggregatorShell:
             self._injector.wake()
             if self._setup.has_nodes and self._inherited is None:
                 self._inherited = inherit(self._store.path)
-            pid = self._lane.control.active_pid[0]
-            if self._lane.control.heartbeat[0] != beat:
-                beat, beat_s = self._lane.control.heartbeat[0], time.monotonic()
+            pid = self._control.active_pid[0]
+            if self._control.heartbeat[0] != beat:
+                beat, beat_s = self._control.heartbeat[0], time.monotonic()
             elif pid and time.monotonic() - beat_s > _HUNG_S:
                 self._event("aggregator_hung", f"pid {pid} hangs for {_HUNG_S:.0f} s; killed")
                 kill_and_wait(pid, _HUNG_S)
@@ -150,32 +166,27 @@ class AggregatorShell:
 
     def _act(self) -> str:
         set_nice(NICE_STEP)
-        self._lane.control.active_pid[0] = os.getpid()
-        path, scribe = self._store.path / "journal", Scribe(self._run)
+        self._control.active_pid[0] = os.getpid()
+        path, scribe = self._store.path / "journal", self._scribes or Scribe(self._run)
         self._journal = self._event.journal = Journal(path, scribe, beat=self._beat)
-        around = Around(
-            journal=self._journal,
-            event=self._event,
-            handle=self._handle,
-            at=self._at,
-            fired=self._injector.fired,
-            beat=self._beat,
-        )
-        self._lane.act(around, took_over=self._took_over)
-        self._protocol = self._lane.protocol
+        newest = max((lane.membership for lane in self._lanes), key=lambda one: one.generation)
+        results = Results(self._setup, self._event)
+        for model, lane in enumerate(self._lanes):
+            lane.admit(newest)  # whoever died may have told some
+            lane.act(self._around(model, results), took_over=self._took_over)
+        self._turns = Turns([lane.protocol for lane in self._lanes])
         self._selector = selectors.DefaultSelector()
         self._channels: dict[int | None, Channel] = {}
         self._senders: dict[Channel, int | None] = {}
         self._left = ""
         self._alone_s = time.monotonic()
         if self._setup.has_nodes:
-            self._neighbours = self._lane.neighbours = self._meet_neighbours()
+            (lane,) = self._lanes
+            self._neighbours = lane.neighbours = self._meet_neighbours(lane)
         listener = listen(self._store.path / "socket")
         self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
         if self._took_over:
-            key = self._protocol.state.key
-            reason = f"pid {os.getpid()} goes on with step {key.step}, attempt {key.attempt}"
-            self._event("aggregator_took_over", reason)
+            self._event("aggregator_took_over", f"pid {os.getpid()} goes on with {self._at_hand}")
         monitoring = self._setup.job.monitoring
         if monitoring.node_port is not None:
             self._exporter = self._listen()
@@ -191,10 +202,49 @@ class AggregatorShell:
         self._linger()
         return _ENDED
 
+    def _event_log(self, model: int) -> EventLog:
+        """Of one model, of which the job tells, too."""
+        if self._scribes is None:
+            return self._event
+
+        def where() -> tuple[int, int]:
+            lane = self._lanes[model] if len(self._lanes) > model else None
+            return (0, 0) if lane is None else lane.where
+
+        return EventLog(self._scribes.write_as(model), where)
+
+    def _around(self, model: int, results: Results) -> Around:
+        assert self._journal is not None, "it acts"
+        journal: Notebook = self._journal
+        if self._scribes is not None:
+            journal = self._events[model].journal = Part(journal, model)
+        num = len(self._lanes)
+        return Around(
+            journal=journal,
+            event=self._events[model],
+            handle=partial(self._handle, model=model),
+            at=lambda point, step: self._at(point, step_of_job(Key(model, step, 0), num)),
+            fired=self._injector.fired,
+            beat=self._beat,
+            ended=_nothing if self._scribes is None else results.complete,
+        )
+
+    @property
+    def _control(self) -> Control:
+        """Whose words say who acts."""
+        return self._lanes[0].control
+
+    @property
+    def _at_hand(self) -> str:
+        if self._scribes is not None:
+            return f"step {self._turns.step} of all models together"
+        key = self._lanes[0].protocol.state.key
+        return f"step {key.step}, attempt {key.attempt}"
+
     def _is_needed(self) -> bool:
-        if self._left or self._protocol.phase is protocol.Phase.ENDED:
+        if self._left or self._turns.has_ended:
             return False
-        if self._protocol.role is node.Role.LEADING:
+        if self._lanes[0].protocol.role is node.Role.LEADING:
             return True
         if self._neighbours is None or not self._neighbours.is_alone:
             self._alone_s = time.monotonic()
@@ -205,25 +255,36 @@ class AggregatorShell:
     def _turn(self) -> None:
         """Wait for something and handle it."""
         self._beat()
-        timeout_s = min(max(0.0, self._protocol.next_tick_s - time.monotonic()), _TICK_S)
+        timeout_s = min(max(0.0, self._turns.next_tick_s - time.monotonic()), _TICK_S)
         ready = self._selector.select(timeout_s)
         for key, mask in ready:
             key.data(mask)
-        if not ready or time.monotonic() >= self._protocol.next_tick_s:
+        if not ready or time.monotonic() >= self._turns.next_tick_s:
             self._tick()
         if self._neighbours is not None:
             self._neighbours.turn()
-        self._lane.turn()
+        for lane in self._lanes:
+            lane.turn()
         if self._exporter is not None:
             self._exporter.turn(self._pulse)
 
     def _tick(self) -> None:
         self._injector.wake()
-        self._handle(events.Tick(self._lane.progress))
-        self._lane.tick()
+        self._handle(events.Tick(self._progress))
+        for lane in self._lanes:
+            lane.tick()
+
+    @property
+    def _progress(self) -> dict[int, int]:
+        """Of each worker, whatever it computes."""
+        counts: dict[int, int] = {}
+        for lane in self._lanes:
+            for worker, count in lane.progress.items():
+                counts[worker] = counts.get(worker, 0) + count
+        return counts
 
     def _beat(self) -> None:
-        self._lane.control.heartbeat[0] += 1
+        self._control.heartbeat[0] += 1
 
     def _linger(self) -> None:
         """Tell every coordinator that the job has ended, until one frees the memory."""
@@ -242,7 +303,7 @@ class AggregatorShell:
 
         return NodeExporter(self._setup, self._store.path, self._event)
 
-    def _meet_neighbours(self) -> Neighbours:
+    def _meet_neighbours(self, lane: Lane) -> Neighbours:
         def hear(message: Message | None) -> None:
             if message is None:
                 self._handle(events.Disconnected(None))
@@ -254,9 +315,9 @@ class AggregatorShell:
             self._store.path,
             self._selector,
             handle=self._handle,
-            term=lambda: self._protocol.term,
+            term=lambda: lane.protocol.term,
             hear=hear,
-            parts=self._lane.parts,
+            parts=lane.parts,
             inherited=self._inherited,
         )
 
@@ -291,18 +352,18 @@ class AggregatorShell:
             self._neighbours.probe(message.peer)
             return
         if self._setup.faults:
-            step = self._protocol.state.step
+            step = self._turns.step
             self._at("step_start", step)
             self._at("before_grant", step)
         self._handle(events.Received(sender, message))
 
     def _pulse(self) -> Pulse:
         """For the coordinator, which asks for it if somebody watches."""
-        progress = tuple(self._lane.progress.items())
-        node, step = self._setup.node, self._protocol.state.step
+        progress = tuple(self._progress.items())
+        node, step = self._setup.node, self._turns.step
         links = () if self._neighbours is None else self._neighbours.counts
         cuts = () if self._neighbours is None else self._neighbours.cuts
-        host, holding = self._host.read(), self._protocol.holding
+        host, holding = self._host.read(), self._turns.holding
         gpus = () if self._gpus is None else self._gpus.newest
         return Pulse(node, step, progress, holding, links, host, cuts, gpus)
 
@@ -333,16 +394,18 @@ class AggregatorShell:
 
     # ---------------------------------------------------------------- actions
 
-    def _handle(self, event: node.NodeEvent) -> None:
+    def _handle(self, event: node.NodeEvent, model: int | None = None) -> None:
+        """What happens to one model; None: what was received, and what concerns all."""
         match event:
             case node.FromNode(_, Ask(term)):
-                self._lane.heard_of(term)
-        actions = self._protocol.handle(event, time.monotonic())
-        self._lane.take_role()
-        for action in actions:
-            self._carry_out(action)
+                self._lanes[0].heard_of(term)
+        actions = self._turns.handle(event, time.monotonic(), model)
+        for lane in self._lanes:
+            lane.take_role()
+        for whose, action in actions:
+            self._carry_out(action, self._lanes[whose])
 
-    def _carry_out(self, action: node.NodeAction) -> None:
+    def _carry_out(self, action: node.NodeAction, lane: Lane) -> None:
         match action:
             case events.Send(worker, message):
                 self._send(worker, message)
@@ -359,8 +422,12 @@ class AggregatorShell:
                     channel.close()
             case node.Leave(reason):
                 self._left = reason
+            case events.Committed():
+                for one in self._lanes:
+                    one.flush()  # in the order of the job's steps
+                lane.carry_out(action)
             case _:
-                self._lane.carry_out(action)
+                lane.carry_out(action)
 
     def _at(self, point: str, step: int) -> None:
         if not self._setup.faults:
@@ -385,11 +452,13 @@ class AggregatorShell:
 
     def _where(self) -> tuple[int, int]:
         """The step and the generation at hand, for the records."""
-        if hasattr(self, "_protocol"):
-            return self._protocol.state.step, self._protocol.membership.generation
-        if hasattr(self, "_lane") and (state := self._lane.saved_state):
-            return state.step, 0
-        return 0, 0
+        if hasattr(self, "_turns"):
+            return self._turns.step, self._turns.membership.generation
+        return sum(lane.where[0] for lane in self._lanes), 0
+
+
+def _nothing() -> None:
+    """The result of the only model is the job's."""
 
 
 def _wait_for_death(pid: int, timeout_s: float) -> None:

@@ -49,7 +49,7 @@ from elastic.core.protocol.coordinator import (
 )
 from elastic.core.protocol.messages import Admit, Membership, Report, Scale, Stop
 from elastic.core.runs import Lines
-from elastic.core.status import PhaseName, Status
+from elastic.core.status import ModelStatus, PhaseName, Status
 from monitoring.tally import Now
 from policies.preemption import Leave, LeaveInTime, PreemptionView, Stay, TooLate
 
@@ -150,11 +150,12 @@ class CoordinatorShell:
             ends = list(self._processes.known("aggregator").values())  # at one stroke
             return Status(
                 phase=self._phase,
-                num_steps=self._setup.job.steps,
+                num_steps=self._setup.job.steps * self._setup.job.num_models,
                 run_dir=str(self._setup.run.path),
                 step=metrics[-1]["step"] + 1 if metrics else 0,
                 loss=metrics[-1]["loss"] if metrics else None,
                 first_loss=self._metrics.first["loss"] if self._metrics.first else None,
+                models=self._metrics.models(self._setup.job.num_models),
                 samples_per_s=metrics[-1]["samples"] / median_s if median_s else None,
                 step_s_median=median_s,
                 num_workers=len(members & connected),
@@ -541,9 +542,10 @@ class CoordinatorShell:
         """The result is written: end every process, free the memory."""
         self._phase = "finishing"
         job = self._setup.job
-        if isinstance(self._heeded, Leave | TooLate) and report.step < job.steps:
+        num_steps = job.steps * job.num_models
+        if isinstance(self._heeded, Leave | TooLate) and report.step < num_steps:
             self._preempted = PreemptedError(
-                f"{self._heeded.reason}: stopped at step {report.step} of {job.steps}; on another"
+                f"{self._heeded.reason}: stopped at step {report.step} of {num_steps}; on another"
                 f" node go on by: elastic resume {job.checkpoint.storage or self._setup.run.path}"
             )
         self._clean_up()
@@ -593,6 +595,7 @@ class _Tail:
     def __init__(self, path: Path, num_lines: int) -> None:
         self.lines: deque[dict[str, Any]] = deque(maxlen=num_lines)
         self.first: dict[str, Any] | None = None
+        self._of_models: dict[int, dict[str, Any]] = {}
         self._appended = Lines(path)
 
     def read(self) -> None:
@@ -600,3 +603,13 @@ class _Tail:
         for line in self._appended.read():
             self.lines.append(line)
             self.first = self.first or line
+            if "model" in line:
+                self._of_models[line["model"]] = line
+
+    def models(self, num: int) -> tuple[ModelStatus, ...]:
+        """Where each of so many models is; nothing if it is the only one."""
+        newest = [self._of_models.get(model) for model in range(num if num > 1 else 0)]
+        return tuple(
+            ModelStatus() if line is None else ModelStatus(line["step"] // num + 1, line["loss"])
+            for line in newest
+        )

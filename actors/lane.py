@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from actors.checkpointing import Checkpointer
 from actors.collecting import Receiver, Sender
 from actors.neighbours import Neighbours, Parts
-from actors.recording import EventLog, Recorder, by_name
+from actors.recording import EventLog, Notebook, Recorder, by_name
 from actors.rounds import Rounds
 from actors.setup import JobSetup
 from elastic.core.compute import audits_of, make_sizes, model_tensors
 from elastic.core.config import Stragglers
 from elastic.core.errors import DecodingError
-from elastic.core.journal import Journal
 from elastic.core.mapped import (
     Control,
     MappedFile,
@@ -35,7 +34,6 @@ from elastic.core.mapped import (
     open_manifest,
 )
 from elastic.core.model import ModelSpec
-from elastic.core.optim import without_compiler
 from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol import events, node
 from elastic.core.protocol.messages import (
@@ -47,7 +45,6 @@ from elastic.core.protocol.messages import (
     pack_outcome,
     unpack_outcome,
 )
-from elastic.core.store import Store
 from elastic.core.task import Task
 from elastic.core.update import Plan, Snapshot, Updater
 from policies.choosing import Chosen
@@ -61,15 +58,17 @@ class Around:
     """What a lane needs of its process.
 
     `handle` takes what happens, for the protocol; `at` fires the faults that are due at a point of
-    a step, and `fired` says which were; `beat` shows that the process does not hang.
+    a step, and `fired` says which were; `beat` shows that the process does not hang. `ended` is
+    told on a thread behind, once the result is written.
     """
 
-    journal: Journal
+    journal: Notebook
     event: EventLog
     handle: Callable[[node.NodeEvent], None]
     at: Callable[[str, int], None]
     fired: Callable[[], set[int]]
     beat: Callable[[], None]
+    ended: Callable[[], None]
 
 
 class Lane:
@@ -78,8 +77,8 @@ class Lane:
     `neighbours` are the other nodes of the job, if it may have any.
     """
 
-    def __init__(self, setup: JobSetup, store: Store, task: Task) -> None:
-        job = setup.job
+    def __init__(self, setup: JobSetup, task: Task) -> None:
+        job, store = setup.job, setup.open_store()
         self._setup, self._store, self._task = setup, store, task
         self.spec: ModelSpec = pickle.loads(store.spec_path.read_bytes())
         self.sizes = make_sizes(self.spec, job)
@@ -93,7 +92,6 @@ class Lane:
             path = store.path / "constants"
             self._constants = MappedFile(path, self.sizes.constants_bytes, writable=False)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        without_compiler()
         self._updater = Updater(
             self.spec,
             self._versions,
@@ -157,6 +155,17 @@ class Lane:
         prepared = self.control.prepared[0]
         return node.Node(self._setup.node, rules, recovered, term=term, prepared=prepared)
 
+    @property
+    def membership(self) -> Membership:
+        """What memory says."""
+        raw = self.control.membership.read()
+        return Membership.from_bytes(raw) if raw else Membership()
+
+    def admit(self, membership: Membership) -> None:
+        """Another lane has heard of it, and this one died before it did. Before `act`."""
+        if membership.generation > self.membership.generation:
+            self.control.membership.write(membership.to_bytes())
+
     def _recover(self, *, took_over: bool) -> protocol.Recovered:
         """Read what counts from shared memory."""
         state = self.saved_state
@@ -172,12 +181,10 @@ class Lane:
             for one in manifest.micro_batches
         }
         rows = {one: unpack_outcome(self.control.read_row(one))[0] for one in counted}
-        raw = self.control.membership.read()
-        membership = Membership.from_bytes(raw) if raw else Membership()
         version, other = self._versions[state.step % 2], self._versions[1 - state.step % 2]
         return protocol.Recovered(
             state,
-            membership,
+            self.membership,
             manifests,
             rows,
             kept={self._setup.node: version.kept_chunks},
@@ -191,6 +198,13 @@ class Lane:
         data = self.control.state.read()
         return State.from_bytes(data) if data else None
 
+    @property
+    def where(self) -> tuple[int, int]:
+        """The step and the generation at hand, for the records."""
+        if hasattr(self, "protocol"):
+            return self.protocol.state.step, self.protocol.membership.generation
+        return (0, 0) if (state := self.saved_state) is None else (state.step, 0)
+
     # ----------------------------------------------------------------- acting
 
     @property
@@ -203,10 +217,14 @@ class Lane:
         if self._checkpoints is not None:
             self._checkpoints.turn(self.protocol.state)
 
-    def turn(self) -> None:
-        """Take what threads have done, and tell what nobody waited for."""
-        self._complete_snapshots()
+    def flush(self) -> None:
+        """Tell what nobody waited for."""
         self._recorder.flush()
+
+    def turn(self) -> None:
+        """Take what threads have done."""
+        self._complete_snapshots()
+        self.flush()
         if self._finishing is not None and self._finishing.done():
             self._finishing.result()
             self._finishing = None
@@ -426,6 +444,7 @@ class Lane:
             unwritten=unwritten,
             faults_fired=sorted(self._around.fired()),
         )
+        self._around.ended()
 
 
 def _checksum(version: Version) -> int:

@@ -1,10 +1,10 @@
-"""The store of a node, made once: from the task, or from a checkpoint."""
+"""The store of a node, made once: of each model from the task, or from a checkpoint."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -27,16 +27,35 @@ MAX_CHUNKS = 16_384
 
 
 def prepare_store(
-    setup: JobSetup, store: Store, task: Task, event: Callable[[str, str], None]
+    setup: JobSetup, tasks: Sequence[Task], events: Sequence[Callable[[str, str], None]]
 ) -> None:
     """Make the store. The spec, written last, seals it.
 
     Args:
-        event: tells the run folder.
+        events: tell the run folder of each model.
 
     Raises:
         ConfigError, StoreError, CheckpointError: the job cannot be begun like this.
     """
+    slots_bytes, left = 0, len(setup.lanes)
+    for lane, task, event in zip(setup.lanes, tasks, events, strict=True):
+        slots_bytes += _prepare(lane, task, event, slots_bytes, left)
+        left -= 1
+    if setup.models:
+        setup.open_store().spec_path.touch()
+
+
+def _prepare(
+    setup: JobSetup, task: Task, event: Callable[[str, str], None], slots_bytes: int, left: int
+) -> int:
+    """Make the part of one model. Returns what its slots and a snapshot will take.
+
+    Args:
+        slots_bytes: what those of the models before will take.
+        left: models that are still to be made, and probably have the size of this one.
+    """
+    store = setup.open_store()
+    store.path.mkdir(exist_ok=True)
     job = setup.job
     prepared = prepare(task, job, task.dataset())
     spec = prepared.spec
@@ -51,20 +70,22 @@ def prepare_store(
     sizes = make_sizes(spec, job)
     check_memory(spec.layout, job.workers.start)
     slots = job.workers.max + job.workers.spare
-    check_space(sizes.total_bytes(max_workers=slots) + journal.SIZE_BYTES)
+    need_bytes = sizes.total_bytes(max_workers=slots)
+    check_space(left * need_bytes + slots_bytes + journal.SIZE_BYTES)
     versions = tuple(
         Version(store.path, index, sizes, writable=True, optimizer=True) for index in range(2)
     )
     for version in versions:
         _fill(version, prepared, averages=job.ema is not None)
     _write_constants(store, prepared, sizes)
-    state = State(step=0, attempt=0, exponents=None)
+    state = State(step=0, attempt=0, exponents=None, model=setup.model or 0)
     if setup.resume_from is not None:
         state = _restore(setup, setup.resume_from, versions, event)
     Control(store.path, sizes, writable=True).state.write(state.to_bytes())
     partial = store.path / "spec.partial"
     partial.write_bytes(pickle.dumps(spec))
     partial.rename(store.spec_path)
+    return need_bytes - sizes.fixed_bytes
 
 
 def _check_counters(spec: ModelSpec) -> None:
@@ -122,6 +143,7 @@ def _restore(
     """Fill the version of the checkpoint's step; return the state it was written in."""
     found = checkpoint.read_checkpoint(path)
     state = State.from_bytes(found.meta["state"].encode())
+    state = replace(state, model=setup.model or 0)
     version = versions[state.step % 2]
     targets = {"values": version.values, "counters": version.counters}
     targets |= {f"state.{key}": tensor for key, tensor in version.states.items()}
@@ -137,5 +159,5 @@ def _restore(
     changed = differences(found.meta["fingerprint"], here)
     if changed:
         event("fingerprint", "; ".join(changed))
-        state = State(**{**asdict(state), "exact": False})
+        state = replace(state, exact=False)
     return state

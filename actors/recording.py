@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from actors.setup import JobSetup
 from elastic.core.fingerprint import fingerprint, parameters_sha256
-from elastic.core.journal import Journal
 from elastic.core.mapped import Version
 from elastic.core.model import ModelSpec
 from elastic.core.protocol import events
@@ -25,24 +24,38 @@ from elastic.core.runs import RunFolder, make_event
 from elastic.core.task import Task
 
 
+class Notebook(Protocol):
+    """Where records wait: a journal, or the part of it that is one model's."""
+
+    def put(self, record: Mapping[str, Any]) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def check(self) -> None: ...
+
+
 class EventLog:
     """Tells the run's events; from any thread. Through the journal, while one is open.
 
     Args:
+        write: writes a record at once, see `Scribe`.
         where: the step and the generation at hand.
     """
 
-    def __init__(self, run: RunFolder, where: Callable[[], tuple[int, int]]) -> None:
-        self._run, self._where = run, where
-        self.journal: Journal | None = None
+    def __init__(
+        self, write: Callable[[dict[str, Any]], None], where: Callable[[], tuple[int, int]]
+    ) -> None:
+        self._write, self._where = write, where
+        self.journal: Notebook | None = None
 
     def __call__(self, kind: str, reason: str, worker: int | None = None) -> None:
         step, generation = self._where()
         event = make_event(kind, reason, step=step, generation=generation, worker=worker)
+        record = {"kind": "event", "line": event}
         if self.journal is None:
-            self._run.append_event(event)
+            self._write(record)
         else:
-            self.journal.put({"kind": "event", "line": event})
+            self.journal.put(record)
 
 
 class Scribe:
@@ -87,7 +100,7 @@ class Recorder:
     """Puts into the journal what the lead commits."""
 
     def __init__(
-        self, setup: JobSetup, spec: ModelSpec, task: Task, event: EventLog, journal: Journal
+        self, setup: JobSetup, spec: ModelSpec, task: Task, event: EventLog, journal: Notebook
     ) -> None:
         self._setup, self._spec, self._event = setup, spec, event
         self._journal = journal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import os
 import sys
@@ -33,7 +34,10 @@ NICE_BEHIND = 19  # checkpoints
 
 @dataclass(frozen=True, slots=True)
 class JobSetup:
-    """One job on one node. `task` is a pickled task object; None: the job file names it."""
+    """One job on one node. `task` is a pickled task object; None: the job file names it.
+
+    Of a job of several models each has a setup, too: with its own job, run folder and memory.
+    """
 
     job: JobConfig
     run: RunFolder
@@ -55,6 +59,15 @@ class JobSetup:
     """What is wrong with newer checkpoints than `resume_from`."""
     initial: Initial | None = None
     """The weights that the run began with, if `init_from` gave any."""
+    models: tuple[JobSetup, ...] = ()
+    """The setups of several models; none: this is the one of the only model."""
+    model: int | None = None
+    """Which of several models this is the setup of."""
+
+    @property
+    def lanes(self) -> tuple[JobSetup, ...]:
+        """The setup of each model."""
+        return self.models or (self,)
 
     @property
     def checkpoints(self) -> str:
@@ -77,7 +90,8 @@ class JobSetup:
     def open_store(self) -> Store:
         from elastic.core.store import Store
 
-        return Store.named(self.job.name, self.run_id, str(self.node))
+        store = Store.named(self.job.name, self.run_id, str(self.node))
+        return store if self.model is None else store.of_model(self.model)
 
     def load_task(self) -> Task:
         """The user's code, in the folder and with the import path of where the job was started."""
@@ -95,6 +109,18 @@ class JobSetup:
         task: Task = cloudpickle.loads(self.task)
         check_task(task)
         return task
+
+
+def load_tasks(setup: JobSetup) -> list[Task]:
+    """The task of each model; one object for those that differ in nothing but the seed."""
+    known: dict[str, Task] = {}
+    tasks = []
+    for lane in setup.lanes:
+        arguments = json.dumps(lane.job.task_args, sort_keys=True)
+        if arguments not in known:
+            known[arguments] = lane.load_task()
+        tasks.append(known[arguments])
+    return tasks
 
 
 def parse_actor_name(name: str) -> tuple[str, int, int]:

@@ -14,7 +14,15 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from actors.setup import NICE_BEHIND, NICE_STEP, JobSetup, importing, nice_to_load, set_nice
+from actors.setup import (
+    NICE_BEHIND,
+    NICE_STEP,
+    JobSetup,
+    importing,
+    load_tasks,
+    nice_to_load,
+    set_nice,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +51,7 @@ class WorkerShell:
         self._setup = setup
         self._worker = worker
         self._probed = probed
-        self._slot: Slot | None = None
+        self._slots: dict[int, Slot] = {}
         self._channel: Channel | None = None
         self._pending: protocol.Compute | protocol.Encode | None = None
         self._held: Message | None = None
@@ -76,6 +84,7 @@ class WorkerShell:
 
             from actors.injector import WorkerInjector
             from elastic.core.compute import MicroBatches, deterministic
+            from elastic.core.data.map_style import as_dataset
             from elastic.core.device import make_device
             from elastic.core.protocol.worker import Worker
 
@@ -84,7 +93,7 @@ class WorkerShell:
             self._store.create()  # it may be the first process of the job on this host
         else:
             self._store.hold_alive()
-        task = self._setup.load_task()
+        tasks = load_tasks(self._setup)
         while not self._store.spec_path.exists():  # the first aggregator is still preparing
             if not self._store.path.exists():
                 self._exit = "the job is gone"
@@ -92,13 +101,19 @@ class WorkerShell:
             time.sleep(0.02)
         job = self._setup.job
         deterministic(job.workers.threads)
-        spec = pickle.loads(self._store.spec_path.read_bytes())
-        self._compute: MicroBatches = MicroBatches(
-            job, task, spec, self._store, make_device(job.device, spec.layout, self._worker)
-        )
-        if job.device != "cpu":
-            self._compute.between = self._send_held
-        self._compute.warm_up()
+        self._models: list[MicroBatches] = []
+        datasets = {id(task): as_dataset(task.dataset()) for task in tasks}
+        for lane, task in zip(self._setup.lanes, tasks, strict=True):
+            store = lane.open_store()
+            spec = pickle.loads(store.spec_path.read_bytes())
+            device = make_device(job.device, spec.layout, self._worker)
+            one = MicroBatches(lane.job, task, spec, store, device, datasets[id(task)])
+            if job.device != "cpu":
+                one.between = self._send_held
+            one.warm_up()
+            one.forget()
+            self._models.append(one)
+        self._computed = self._models[0]
         self._injector = WorkerInjector(
             self._setup.faults, self._store.path, self._worker, job.seed, self._note
         )
@@ -109,7 +124,7 @@ class WorkerShell:
         here. May be called from another thread while it is idle."""
         from elastic.core.probe import measure
 
-        found = measure(self._compute.device.kind)
+        found = measure(self._models[0].device.kind)
         factor = self._injector.slowness(0)
         multiply_s, copy_s = found.multiply_s * factor, found.copy_s * factor
         return replace(found, multiply_s=multiply_s, copy_s=copy_s)
@@ -142,7 +157,7 @@ class WorkerShell:
         if self._channel is None:
             return
         if wait:
-            self._compute.device.wait()
+            self._computed.device.wait()
             self._send_held()
             select.select([self._channel], [], [], _IDLE_S)
         try:
@@ -157,18 +172,22 @@ class WorkerShell:
         from elastic.core.mapped import Slot
         from elastic.core.protocol.messages import Leases, Welcome
 
-        if isinstance(message, Welcome) and self._slot is None:
-            self._slot = Slot(self._store.path, self._worker, self._compute.sizes, writable=True)
-            self._compute.progress = self._slot.progress
+        if isinstance(message, Welcome) and message.manifest.key.model not in self._slots:
+            model = message.manifest.key.model
+            store, compute = self._setup.lanes[model].open_store(), self._models[model]
+            slot = Slot(store.path, self._worker, compute.sizes, writable=True)
+            self._slots[model], compute.progress = slot, slot.progress
         if isinstance(message, Leases):
-            self._compute.read_ahead(message.leases)
+            for model, compute in enumerate(self._models):
+                compute.read_ahead([one for one in message.leases if one.key.model == model])
         self._handle(message)  # type: ignore[arg-type]
 
     def _handle(self, event: protocol.Event) -> None:
         from elastic.core.protocol.messages import Commit
         from elastic.core.protocol.worker import Exit, Send
 
-        for action in self._protocol.handle(event, (self._compute.key_word(),)):
+        words = [compute.key_word() for compute in self._models]
+        for action in self._protocol.handle(event, words):
             if isinstance(action, Send):
                 if isinstance(action.message, Commit):
                     self._held = action.message
@@ -183,7 +202,7 @@ class WorkerShell:
 
     def _send_held(self) -> None:
         """Ask only once the sum is in the slot: it may be on its way while the next is computed."""
-        if self._held is not None and self._compute.device.arrived():
+        if self._held is not None and self._computed.device.arrived():
             message, self._held = self._held, None
             self._send(message)
 
@@ -214,25 +233,35 @@ class WorkerShell:
         if not self._exit:
             self._handle(event)
 
+    def _turn_to(self, model: int) -> MicroBatches:
+        """The gradients of one model at a time are in memory."""
+        compute = self._models[model]
+        if compute is not self._computed:
+            self._computed.device.wait()
+            self._send_held()
+            self._computed.forget()
+            self._computed = compute
+        return compute
+
     def _run_compute(self, action: protocol.Compute) -> protocol.Event:
         from elastic.core.compute import AbandonedError
-        from elastic.core.protocol.messages import Combine
+        from elastic.core.protocol.messages import Combine, step_of_job
         from elastic.core.protocol.worker import Abandoned, Computed
 
-        lease = action.lease
-        step = lease.key.step
+        lease, compute = action.lease, self._turn_to(action.lease.key.model)
+        step = step_of_job(lease.key, len(self._models))
         try:
-            self._injector.sleep(step, self._compute.members, lambda: self._compute.runs(lease))
+            self._injector.sleep(step, compute.members, lambda: compute.runs(lease))
             self._injector.at("before_compute", step)
-            outcome = self._compute.compute(lease)
+            outcome = compute.compute(lease)
             took_s = outcome.end_s - outcome.start_s
-            late_s = self._injector.stretch(step, took_s, self._compute.progress)
+            late_s = self._injector.stretch(step, took_s, compute.progress)
             outcome = replace(outcome, end_s=outcome.end_s + late_s)
             if self._injector.poisons(step):
-                outcome = self._compute.poisoned(outcome)
+                outcome = compute.poisoned(outcome)
             has_gradient = lease.combine is not Combine.EVALUATE
             if has_gradient and self._injector.flips(step):
-                outcome = self._compute.flipped(outcome)
+                outcome = compute.flipped(outcome)
             self._injector.at("after_compute", step)
         except AbandonedError:
             return Abandoned(lease)
@@ -240,15 +269,16 @@ class WorkerShell:
 
     def _run_encode(self, action: protocol.Encode) -> protocol.Event:
         from elastic.core.compute import AbandonedError
+        from elastic.core.protocol.messages import step_of_job
         from elastic.core.protocol.worker import Abandoned, Encoded
 
-        assert self._slot is not None
+        lease, half, base = action.lease, action.half, action.base
+        model = lease.key.model
         try:
-            lease, half, base = action.lease, action.half, action.base
-            digest = self._compute.encode(lease, self._slot, half=half, base=base)
+            digest = self._models[model].encode(lease, self._slots[model], half=half, base=base)
         except AbandonedError:
-            return Abandoned(action.lease)
-        self._injector.at("after_encode", action.lease.key.step)
+            return Abandoned(lease)
+        self._injector.at("after_encode", step_of_job(lease.key, len(self._models)))
         return Encoded(digest)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,14 +122,25 @@ def _run_once(
     """Run the job until it ends or fails, on the cluster at hand or one of its own."""
     owner = Owner.here(setup.run_id, str(setup.run.path))
     with (
-        owned(open_storage(setup.checkpoints), owner),
+        _storages_owned(setup, owner),
         local_cluster() as address,
         signals.taken(),
     ):
         if _clear_the_way(setup.run, setup.job.name) and resume:
-            setup = _from_checkpoint(setup)  # an orphan may have written another one meanwhile
+            setup = _of_all(
+                setup, _from_checkpoint
+            )  # an orphan may have written another one meanwhile
         _begin_run(setup, address, follower)
         _launch_and_watch(setup, follower, signals, on_status)
+
+
+@contextlib.contextmanager
+def _storages_owned(setup: JobSetup, owner: Owner) -> Iterator[None]:
+    """Those of all models."""
+    with contextlib.ExitStack() as stack:
+        for lane in setup.lanes:
+            stack.enter_context(owned(open_storage(lane.checkpoints), owner))
+        yield
 
 
 def _clear_the_way(run: RunFolder, name: str) -> bool:
@@ -222,11 +234,18 @@ def _make_setup(
     """Check what can be checked here, before anything is started."""
     if task is None and not job.task:
         raise ConfigError("task: the job file names none; write 'task: package.module:Class'")
-    if job.num_models > 1:
-        raise ConfigError(f"models: got {job.num_models}; only 1 is possible so far")
-    if task is None:
-        load_task(job.task, job.task_args)
+    models = [job.of_model(one) for one in range(job.num_models)]
+    for one in models:
+        if task is None:
+            load_task(job.task, one.task_args)
+        elif one.task_args != job.task_args:
+            raise ConfigError(
+                f"models: got task_args {one.task_args}, and a task object, which has its own"
+                " already; name the task by package.module:Class"
+            )
     check_device(job.device)
+    if resume:
+        _check_models(job, run)
     paths = tuple(dict.fromkeys(path or os.getcwd() for path in (os.getcwd(), *sys.path)))
     setup = JobSetup(
         job=job,
@@ -238,7 +257,40 @@ def _make_setup(
         task=pickle_task(task) if task is not None else None,
         faults=faults,
     )
-    return _from_checkpoint(setup) if resume else _begun(setup)
+    if len(models) > 1:
+        lanes = (
+            replace(setup, job=one, run=run.of_model(number), model=number)
+            for number, one in enumerate(models)
+        )
+        setup = replace(setup, models=tuple(lanes))
+    return _of_all(setup, _from_checkpoint if resume else _begun)
+
+
+def _check_models(job: JobConfig, run: RunFolder) -> None:
+    """Refuse to go on with other models: those that have no checkpoint would begin anew."""
+    if run.job_json.exists():
+        begun = run.read_json(run.job_json)
+        if job.num_models > 1 or begun.get("models", 1) != 1:
+            check_resume(begun, job)
+
+
+def _of_all(setup: JobSetup, begin: Callable[[JobSetup], JobSetup]) -> JobSetup:
+    """How each model begins, and the job with them."""
+    if not setup.models:
+        return begin(setup)
+    models = tuple(begin(one) for one in setup.models)
+    resumed = [
+        f"model {number}: {one.resume_from or 'from the beginning'}"
+        for number, one in enumerate(models)
+    ]
+    return replace(
+        setup,
+        models=models,
+        resume_from=", ".join(resumed) if any(one.resume_from for one in models) else None,
+        first_step=sum(one.first_step for one in models),
+        damaged=tuple(problem for one in models for problem in one.damaged),
+        initial=models[0].initial,
+    )
 
 
 def _from_checkpoint(setup: JobSetup) -> JobSetup:
@@ -329,9 +381,11 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
         if resumed is None:  # another job may have ended here before its first checkpoint
             run.metrics_jsonl.unlink(missing_ok=True)
             run.evaluations_jsonl.unlink(missing_ok=True)
-        follower.start(job, 0 if resumed is None else checkpoint.step_of(resumed))
+        follower.start(job, setup.first_step)
         if follower.error is not None:
             raise follower.error
+    for lane in setup.models:
+        _begin_model(lane)
     run.result_json.unlink(missing_ok=True)
     run.write_json(run.job_json, job.model_dump(mode="json"))
     run.write_json(
@@ -356,6 +410,21 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
     if resumed is None and setup.initial is not None:
         reason = f"from {setup.initial.file}, sha256 {setup.initial.sha256}"
         run.tell("initialized", reason)
+
+
+def _begin_model(setup: JobSetup) -> None:
+    """The run folder of one of several models."""
+    run = setup.run
+    run.create()
+    if setup.resume_from is None:
+        run.metrics_jsonl.unlink(missing_ok=True)
+        run.evaluations_jsonl.unlink(missing_ok=True)
+    run.result_json.unlink(missing_ok=True)
+    run.write_json(run.job_json, setup.job.model_dump(mode="json"))
+    kind, whence = "job_started", f"{setup.job.steps} steps"
+    if setup.resume_from is not None:
+        kind, whence = "job_resumed", f"from {setup.resume_from}"
+    run.tell(kind, whence)
 
 
 def _written(

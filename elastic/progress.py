@@ -151,7 +151,9 @@ def numbers_line(status: Status) -> Text:
     parts: list[tuple[str, str]] = []
     if status.phase != "training":
         parts.append(("phase", status.phase))
-    if status.loss is not None:
+    if status.models:
+        parts.append(("losses", " ".join(_loss(one.loss) for one in status.models)))
+    elif status.loss is not None:
         came = "" if status.first_loss is None else f" (from {status.first_loss:.4f})"
         parts.append(("loss", f"{status.loss:.4f}{came}"))
     if status.samples_per_s is not None:
@@ -195,6 +197,10 @@ class PlainProgress:
             self._console.print(head.append_text(numbers_line(status)), soft_wrap=True)
 
 
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
+
+
 def print_summary(
     console: Console, run_dir: Path, metrics: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -212,6 +218,11 @@ def print_summary(
         if metrics.get("exact")
         else Text("no: see result.json and events.jsonl", style="yellow")
     )
+    for number, one in enumerate(metrics.get("models", ())):
+        own = ", ".join(f"{name} {value}" for name, value in one["task_args"].items())
+        seed = f"seed {one['seed']}" + (f", {own}" if own else "")
+        ends = f"loss {_loss(one['loss'])}, {one['params_sha256'][:12]}"
+        rows[f"model {number}"] = f"{seed}: {one['outcome']}, {ends}, {one['run']}"
     counts = Counter(str(event["kind"]) for event in events)
     told = [f"{num} {kind.replace('_', ' ')}" for kind, num in sorted(counts.items())]
     rows["events"] = ", ".join(told) or "none"

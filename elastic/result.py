@@ -33,6 +33,8 @@ class Result(ray.train.Result):
         exact: False if a part of the run was computed elsewhere, so that bits may differ, or if
             slow workers could change the result: docs/stragglers.md, inexact kinds.
         events: what happened, in order: each with time_s, kind, step, generation, worker, reason.
+        models: of a job of several models, the result of each; then the sums here are of all of
+            them, and there are no checkpoints but theirs.
     """
 
     metrics: dict[str, Any]
@@ -40,6 +42,7 @@ class Result(ray.train.Result):
     samples_sha256: str = ""
     exact: bool = True
     events: list[dict[str, Any]] = field(default_factory=list)
+    models: list[Result] = field(default_factory=list)
 
 
 def read_result(run: RunFolder) -> Result:
@@ -52,6 +55,7 @@ def read_result(run: RunFolder) -> Result:
     if metrics["failure"]:
         raise FatalError(f"{metrics['failure']} (run folder: {run.path})")
     job = load_job(run.job_json)
+    models = [read_result(run.of_model(one)) for one in range(len(metrics.get("models", ())))]
     location = checkpoints_of(run.path)
     newest = latest_checkpoint(location)
     return Result(
@@ -68,4 +72,5 @@ def read_result(run: RunFolder) -> Result:
         samples_sha256=metrics["samples_sha256"],
         exact=metrics["exact"],
         events=run.read_events(),
+        models=models,
     )

@@ -45,7 +45,7 @@ from elastic.core.protocol.messages import (
     State,
 )
 from elastic.core.store import Store
-from elastic.core.task import Task
+from elastic.core.task import Dataset, Task
 from elastic.core.update import Snapshot
 from policies.auditing import Audits
 
@@ -94,14 +94,20 @@ class MicroBatches:
     """
 
     def __init__(
-        self, job: JobConfig, task: Task, spec: ModelSpec, store: Store, device: Device
+        self,
+        job: JobConfig,
+        task: Task,
+        spec: ModelSpec,
+        store: Store,
+        device: Device,
+        dataset: Dataset | None = None,
     ) -> None:
         self.sizes = make_sizes(spec, job)
         self.device = device
         self._job = job
         self._task = task
         self._spec = spec
-        self._dataset = as_dataset(task.dataset())
+        self._dataset = as_dataset(task.dataset()) if dataset is None else dataset
         self._stream = sample_stream(job, self._dataset)
         self._ahead = ReadAhead(self._prefetch) if hasattr(self._dataset, "prefetch") else None
         if job.evaluate.every:
@@ -315,6 +321,11 @@ class MicroBatches:
             self._audited = step, self._audits.audited(step, num)
         return bool(self._audited[1][lease.micro_batches[0]])
 
+    def forget(self) -> None:
+        """Give the memory of the gradients back: another model is computed next."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
     def flipped(self, outcome: Outcome) -> Outcome:
         """The outcome after failing hardware flipped a bit of the gradient. For fault schedules."""
         gradient = next(one.grad for one in self._trained if one.grad is not None)
@@ -348,8 +359,7 @@ class MicroBatches:
         values = self.device.bring(wanted, (key, averaged))
         for parameter, view in zip(self._trained, self._parameter_views(values), strict=True):
             parameter.data = view
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        self.forget()
         buffers = source.values if averaged else values
         with torch.no_grad():
             for field in self._spec.layout.buffers:

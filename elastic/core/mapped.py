@@ -32,7 +32,8 @@ from elastic.core.store import ROOT
 PAGE = 4096
 EMA = "ema"  # the key of the averaged parameters beside the tensors of the optimizer
 _ENLARGE = (
-    "Lower workers.max, train a smaller model, or enlarge it: mount -o remount,size=... /dev/shm"
+    "Lower workers.max, train fewer or smaller models, or enlarge it: mount -o remount,size=..."
+    " /dev/shm"
 )
 _SLOT_HEADER = PAGE
 _MEMBERSHIP_BYTES = 16 * PAGE  # 1024 workers
@@ -146,10 +147,15 @@ class Sizes:
 
     def total_bytes(self, *, max_workers: int) -> int:
         """Shared memory that a job may come to use, one snapshot included."""
-        versions = 2 * (self.parameters_bytes + self.optimizer_bytes)
         snapshot = self.parameters_bytes + self.optimizer_bytes
         slots = max_workers * (self.slot_bytes + self.manifest_bytes)
-        return versions + snapshot + slots + self.constants_bytes + self.control_bytes
+        return self.fixed_bytes + snapshot + slots
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What of that is there from the beginning."""
+        versions = 2 * (self.parameters_bytes + self.optimizer_bytes)
+        return versions + self.constants_bytes + self.control_bytes
 
 
 class MappedFile:

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder
@@ -21,13 +21,20 @@ MAX_AGE_S = 5.0
 PhaseName = Literal["starting", "training", "finishing", "done", "failed"]
 
 
+class ModelStatus(NamedTuple):
+    """Where one of several models is: its committed steps, and the loss of the newest."""
+
+    step: int = 0
+    loss: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """One snapshot of a job."""
 
     phase: PhaseName
     num_steps: int
-    """Steps in all."""
+    """Steps in all; of several models, of all together."""
     run_dir: str
     step: int = 0
     """Committed steps."""
@@ -51,6 +58,8 @@ class Status:
     generation: int = 0
     aggregator: str = ""
     """In words, such as 'pid 4242 + standby'."""
+    models: tuple[ModelStatus, ...] = ()
+    """Of each of several models; nothing if there is but one."""
     events: tuple[Mapping[str, Any], ...] = ()
     """The newest ones, oldest first, as in events.jsonl."""
 
@@ -65,5 +74,6 @@ def read_status(run: RunFolder) -> Status | None:
     with contextlib.suppress(FileNotFoundError, ConfigError):  # the job ends just now
         if time.time() - run.status_json.stat().st_mtime < MAX_AGE_S:
             fields = run.read_json(run.status_json)
-            return Status(**fields | {"events": tuple(fields["events"])})
+            models = tuple(ModelStatus(*one) for one in fields["models"])
+            return Status(**fields | {"events": tuple(fields["events"]), "models": models})
     return None

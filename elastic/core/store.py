@@ -7,6 +7,7 @@
         spec                    how to read the rest, written last by `prepare`
         journal                 records that are not in the run folder yet
         ...                     the state itself: see `elastic.core.mapped`
+        model-0/, model-1/ ...  with several models: the spec and the state of each
 
 Light to import: no torch.
 """
@@ -35,6 +36,10 @@ class Store:
     @classmethod
     def named(cls, job: str, run: str, node: str) -> Store:
         return cls(ROOT / f"{job}.{run}.{node}")
+
+    def of_model(self, model: int) -> Store:
+        """The part of one of several models, which lives and acts with the whole."""
+        return Store(self.path / f"model-{model}")
 
     def create(self) -> None:
         while not self._locks:

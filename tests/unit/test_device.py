@@ -160,7 +160,8 @@ def shell() -> Any:
     shell: Any = WorkerShell(SimpleNamespace(), 0)  # type: ignore[arg-type]
     shell.sent = []
     shell._channel = SimpleNamespace(send=shell.sent.append)
-    shell._compute = SimpleNamespace(device=Lagging(LAYOUT), key_word=lambda: 1)
+    shell._computed = SimpleNamespace(device=Lagging(LAYOUT), key_word=lambda: 1)
+    shell._models = [shell._computed]
     return shell
 
 
@@ -176,7 +177,7 @@ def test_a_worker_asks_once_its_sum_has_arrived(shell: Any) -> None:
     play(shell, Send(COMMIT))
     shell._send_held()
     assert shell.sent == []
-    shell._compute.device.here = True
+    shell._computed.device.here = True
     shell._send_held()
     shell._send_held()
     assert shell.sent == [COMMIT]

@@ -41,7 +41,7 @@ class World:
         """
         run = run or self.run
         setup = JobSetup(self.node.job, run, "12ab", bytes(32))
-        log = EventLog(run, lambda: (self.where[0], self.where[1]))
+        log = EventLog(Scribe(run), lambda: (self.where[0], self.where[1]))
         log.journal = Journal(self.memory / "journal", Scribe(run), beat=lambda: None)
         self.journals.append(log.journal)
         return Recorder(setup, self.node.spec, self.node.task, log, log.journal)
@@ -110,7 +110,7 @@ def test_an_event_says_where_the_run_was(world: World) -> None:
 
 def test_who_has_no_journal_writes_an_event_at_once(world: World) -> None:
     """Such as a standby, which ends an aggregator that hangs."""
-    EventLog(world.run, lambda: (7, 3))("aggregator_hung", "killed")
+    EventLog(Scribe(world.run), lambda: (7, 3))("aggregator_hung", "killed")
     (event,) = world.run.read_events()
     assert (event["kind"], event["step"], event["generation"]) == ("aggregator_hung", 7, 3)
 

@@ -27,9 +27,10 @@ from elastic.core.protocol.messages import (
     State,
     Stop,
     Welcome,
+    step_of_job,
 )
 from elastic.core.protocol.node import Node
-from elastic.core.protocol.turns import Actions, Turns, step_of_job
+from elastic.core.protocol.turns import Actions, Turns
 
 T = TypeVar("T")
 RUNNING = State(step=3, attempt=0, exponents=(10,))

@@ -42,6 +42,11 @@ class Key(NamedTuple):
         return (self.model << 56 | self.step << 16 | self.attempt) + 1
 
 
+def step_of_job(key: Key, num_models: int) -> int:
+    """Which step of the job a step of one of several models is: they are trained in turn."""
+    return key.step * num_models + key.model
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to compute: (model, step, attempt, set of micro-batches, how to combine).

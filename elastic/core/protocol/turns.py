@@ -27,17 +27,12 @@ from elastic.core.protocol.events import (
     Turn,
     Update,
 )
-from elastic.core.protocol.messages import Commit, Hello, Key, Membership, Release, Report
+from elastic.core.protocol.messages import Commit, Hello, Membership, Release, Report, step_of_job
 from elastic.core.protocol.node import Node, NodeAction, NodeEvent
 from elastic.core.protocol.sequential import Rounds, Sequential
 
 Actions = list[tuple[int, NodeAction]]
 """What to do, in order, and for which model."""
-
-
-def step_of_job(key: Key, num_models: int) -> int:
-    """Which step of the job a step of one model is."""
-    return key.step * num_models + key.model
 
 
 class Turns:
