@@ -87,6 +87,10 @@ def event_line(event: Mapping[str, Any], start_s: float) -> Text:
         words = words.replace("worker", f"worker-{event['worker']}", 1)
         if "worker" not in kind and kind != "fault":
             words += f" worker-{event['worker']}"
+    if event.get("model") is not None:
+        words = words.replace("model", f"model-{event['model']}", 1)
+        if "model" not in kind:
+            words += f" model-{event['model']}"
     line.append(f"{words:<22}", style=event_style(kind))
     line.append(f" step {event.get('step', 0)}", style="dim")
     reason = " ".join(str(event.get("reason") or "").split())

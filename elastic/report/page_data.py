@@ -94,9 +94,9 @@ def _summary(story: Story, result: Mapping[str, Any] | None) -> list[list[str]]:
     low, high = int(story.num_workers.min()), int(story.num_workers.max())
     refused = int((~story.work.granted).sum())
     figures = [
-        ["steps", f"{len(story.step):,}", f"of {int(story.job['steps']):,}"],
+        ["steps", f"{len(story.step):,}", f"of {story.num_steps:,}"],
         ["training time", duration(took_s), f"median step {_ms(np.median(story.step_s))}"],
-        ["loss", _number(story.loss[-1]), f"from {_number(story.loss[0])}"],
+        *_losses(story),
         ["samples/s", f"{story.samples.sum() / took_s:,.4g}", f"{story.samples.sum():,} samples"],
         [
             "workers",
@@ -114,6 +114,15 @@ def _summary(story: Story, result: Mapping[str, Any] | None) -> list[list[str]]:
         last = story.evaluations[-1]
         figures.insert(3, ["evaluation loss", _number(last.loss), f"at step {last.step:,}"])
     return figures
+
+
+def _losses(story: Story) -> list[list[str]]:
+    if len(story.losses) > 1:
+        lasts = [loss[-1] for loss in story.losses.values()]
+        return [
+            ["losses", f"{_number(min(lasts))} to {_number(max(lasts))}", f"{len(lasts)} models"]
+        ]
+    return [["loss", _number(story.loss[-1]), f"from {_number(story.loss[0])}"]]
 
 
 def _generation(story: Story) -> int:
@@ -183,6 +192,8 @@ def _charts(story: Story, steps: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
         _curve("each step", story.loss[steps], style="thin"),
         _curve(f"mean of {2 * half + 1} steps", smoothed(story.loss, half=half)[steps]),
     ]
+    if len(story.losses) > 1:
+        loss = [_curve(f"model {one}", y[steps]) for one, y in story.losses.items()]
     charts = [
         _chart("Loss", "", [*loss, *_evaluated(story, "loss")], log=_is_steep(story.loss)),
         _chart(

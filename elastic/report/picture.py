@@ -44,6 +44,8 @@ from elastic.report.story import Floats, Story, read_story
 DPI = 130
 MAX_POINTS = 1200
 """More steps than this are drawn as bands: median, and from least to greatest."""
+MAX_NAMED = 8
+"""Models in the legend; the curves of others have no name."""
 LEFT, RIGHT = 0.068, 0.975
 
 
@@ -179,14 +181,20 @@ def _settings(job: Any) -> str:
 def _outcome(story: Story) -> str:
     num_faults = sum(mark.is_fault for mark in story.marks)
     parts = [
-        f"{len(story.step):,} of {story.job.get('steps', '?')} steps in "
+        f"{len(story.step):,} of {story.num_steps or '?'} steps in "
         f"{story.end_s - story.first_step_s:,.1f} s",
-        f"loss {story.loss[0]:.4f} → {story.loss[-1]:.4f}",
+        *_losses(story),
         f"median step {np.median(story.step_s) * 1000:,.1f} ms",
         f"{num_faults} fault{'' if num_faults == 1 else 's'} injected",
         f"{story.num_duplicates:,} duplicate leases",
     ]
     return "  ·  ".join(parts)
+
+
+def _losses(story: Story) -> list[str]:
+    if len(story.losses) > 1:
+        return [f"{len(story.losses)} models"]
+    return [f"loss {story.loss[0]:.4f} → {story.loss[-1]:.4f}"]
 
 
 def _bands(x: Any, y: Floats) -> tuple[Floats, Floats, Floats, Floats]:
@@ -212,10 +220,15 @@ def _smoothed(values: Floats) -> Floats:
 
 
 def _loss_panel(axes: Axes, story: Story) -> None:
-    x, middle, least, greatest = _bands(story.step, story.loss)
-    axes.fill_between(x, least, greatest, color=PALE_BLUE, alpha=0.45, linewidth=0)
-    axes.plot(x, middle, color=PALE_BLUE, linewidth=1, label="each step")
-    axes.plot(story.step, _smoothed(story.loss), color=BLUE, linewidth=2, label="smoothed")
+    if len(story.losses) > 1:
+        for model, loss in story.losses.items():
+            label = f"model {model}" if model < MAX_NAMED else None
+            axes.plot(story.step, loss, linewidth=1.2, label=label)
+    else:
+        x, middle, least, greatest = _bands(story.step, story.loss)
+        axes.fill_between(x, least, greatest, color=PALE_BLUE, alpha=0.45, linewidth=0)
+        axes.plot(x, middle, color=PALE_BLUE, linewidth=1, label="each step")
+        axes.plot(story.step, _smoothed(story.loss), color=BLUE, linewidth=2, label="smoothed")
     finite = story.loss[np.isfinite(story.loss)]
     if len(finite) and finite.min() > 0 and finite.max() > 5 * finite.min():
         _log_scale(axes)
@@ -233,7 +246,11 @@ def _log_scale(axes: Axes) -> None:
 
 def _legend_above(axes: Axes) -> None:
     axes.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=3, handlelength=1.6, borderpad=0.2
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.99),
+        ncols=MAX_NAMED,
+        handlelength=1.6,
+        borderpad=0.2,
     )
 
 

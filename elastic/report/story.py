@@ -108,6 +108,29 @@ class Story:
     lives: tuple[tuple[int, float, float], ...]
     """(worker, joined, gone)."""
     end_s: float
+    model: Ints
+    """Whose step each is; all 0 where there is but one model."""
+
+    @property
+    def num_steps(self) -> Any:
+        """What the job asks for, of all models together, as far as that is known."""
+        models = self.job.get("models", 1)
+        num = models if isinstance(models, int) else len(models)
+        steps = self.job.get("steps")
+        return None if steps is None else int(steps) * num
+
+    @cached_property
+    def losses(self) -> dict[int, Floats]:
+        """The newest loss of each model after each step; NaN before its first one."""
+        place = np.arange(len(self.step))
+        newest = {
+            int(one): np.maximum.accumulate(np.where(self.model == one, place, -1))
+            for one in np.unique(self.model)
+        }
+        return {
+            one: np.where(at >= 0, self.loss[np.maximum(at, 0)], np.nan)
+            for one, at in newest.items()
+        }
 
     @cached_property
     def marks(self) -> tuple[Mark, ...]:
@@ -202,6 +225,7 @@ def read_story(path: str | Path) -> Story:
         workers=workers,
         lives=tuple(_lives(marks, work, workers, end_s)),
         end_s=end_s,
+        model=np.array([int(line.get("model", 0)) for line in metrics], dtype=np.int64),
     )
 
 
