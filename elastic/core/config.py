@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -31,12 +31,16 @@ from elastic.core.yaml_file import (
     with_overrides,
 )
 
+if TYPE_CHECKING:
+    from policies.coding.m_sgc import MSgc
+    from policies.coding.sr_sgc import SrSgc
+
 MAX_SEED = 2**63 - 1
 MAX_MICRO_BATCHES = 4096
 MAX_WORKERS = 1024
 MAX_NODES = 64
 MAX_MODELS = 64
-OF_SEVERAL_MODELS = ("speculation", "frc", "uncoded", "auto")
+OF_SEVERAL_MODELS = ("speculation", "frc", "sr_sgc", "m_sgc", "uncoded", "auto")
 """Kinds of `stragglers` with which a job may have several models."""
 FREE_AT_RESUME = frozenset(
     {
@@ -135,6 +139,8 @@ class Stragglers(_Section):
         "crc",
         "uncoded",
         "auto",
+        "sr_sgc",
+        "m_sgc",
         "drop_compute",
         "erasure_head",
     ] = "speculation"
@@ -145,6 +151,11 @@ class Stragglers(_Section):
     same with even shares. uncoded: even shares, nobody helps; to compare with. auto: what is the
     fastest by what the last steps have shown, looked at again and again.
 
+    Of several `models`, in rounds that end without who is late: sr_sgc: in each round all work on
+    one model's step, by a code, and some on what a step begun `burst` rounds before lacks. m_sgc:
+    on window - 1 + `burst` steps at once, most parts with one worker only, which retries what it
+    has missed.
+
     Inexact, never chosen by auto, the result says `exact: false`: drop_compute: as speculation, but
     a step ends at a deadline, without the micro-batches that are not done by then. erasure_head: as
     frc, but a step ends once `wait_for` workers have done their shares. The step is divided by the
@@ -152,6 +163,15 @@ class Stragglers(_Section):
     stragglers: int = Field(default=0, ge=0, lt=MAX_WORKERS)
     """With frc, c_code, crc, erasure_head: so many workers may straggle, whichever they are, and no
     step waits for them."""
+    burst: int = Field(default=0, ge=0)
+    """With sr_sgc and m_sgc: a worker straggles in so many rounds one after the other (B)."""
+    window: int = Field(default=0, ge=0)
+    """With sr_sgc and m_sgc: rounds in which at most `distinct` straggle (W). `burst` is less; with
+    sr_sgc it divides window - 1."""
+    distinct: int = Field(default=0, ge=0, le=MAX_WORKERS)
+    """With sr_sgc and m_sgc: so many workers straggle within a window (lambda)."""
+    inner: Literal["frc", "coded"] = "frc"
+    """With m_sgc: how many workers compute what is not retried: a repetition, or cyclic shares."""
     deadline_s: float | None = Field(default=None, gt=0)
     """With drop_compute: from the beginning of each step. null: the one that gets the most done in
     the same time, by the steps that waited for all: ten, then one in ten."""
@@ -170,6 +190,13 @@ class Stragglers(_Section):
                 f"got kind {self.kind}, wait_for {self.wait_for}; needs wait_for, at least 1, with"
                 " erasure_head, and none with other kinds"
             )
+        if self.is_sequential:
+            _ = self.scheme  # which says what is wrong with it
+        elif any((self.burst, self.window, self.distinct)):
+            raise ValueError(
+                f"got kind {self.kind}, burst {self.burst}, window {self.window}, distinct"
+                f" {self.distinct}; needs none of them but with sr_sgc and m_sgc"
+            )
         if self.deadline_s is not None and self.kind != "drop_compute":
             raise ValueError(
                 f"got kind {self.kind}, deadline_s {self.deadline_s}; needs none but with"
@@ -181,6 +208,25 @@ class Stragglers(_Section):
     def is_code(self) -> bool:
         """Whether sums are coded."""
         return self.kind in ("c_code", "crc")
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether models are trained in rounds."""
+        return self.kind in ("sr_sgc", "m_sgc")
+
+    @property
+    def scheme(self) -> SrSgc | MSgc | None:
+        """The sequential code, if it is one. Raises ValueError if there is none such."""
+        from policies.coding.m_sgc import MSgc  # and numpy, which no other job needs yet
+        from policies.coding.sr_sgc import SrSgc
+
+        burst, window, distinct = self.burst, self.window, self.distinct
+        match self.kind:
+            case "sr_sgc":
+                return SrSgc(burst=burst, window=window, distinct=distinct)
+            case "m_sgc":
+                return MSgc(burst=burst, window=window, distinct=distinct, inner=self.inner)
+        return None
 
     @property
     def is_exact(self) -> bool:
@@ -465,6 +511,22 @@ class JobConfig(_Section):
                 "checkpoint": self.checkpoint.model_copy(update={"storage": storage}),
             }
         )
+
+    @model_validator(mode="after")
+    def _fits_its_rounds(self) -> JobConfig:
+        if not self.stragglers.is_sequential:
+            return self
+        from policies.coding.sequential import check_sequential, least_models
+
+        scheme, what = self.stragglers.scheme, f"stragglers.kind is {self.stragglers.kind}"
+        assert scheme is not None, "checked by the section itself"
+        least = least_models(scheme)
+        if self.num_models < least:
+            raise ValueError(f"{what}, and models are {self.num_models}; must be >= {least}")
+        if self.audit == "all":
+            raise ValueError(f"{what}, and audit is all; a round waits for no second opinion")
+        check_sequential(scheme, self.workers.start, self.batch.micro_batches)
+        return self
 
     @model_validator(mode="after")
     def _fits_what_is_dropped(self) -> JobConfig:

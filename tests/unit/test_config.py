@@ -87,7 +87,27 @@ WRONG = {
     ),
     "models with a code": (
         "models: 2\nstragglers: {kind: crc, stragglers: 1}",
-        "models are 2, and stragglers.kind is crc; must be one of speculation, frc, uncoded, auto",
+        "models are 2, and stragglers.kind is crc; must be one of speculation, frc, sr_sgc,",
+    ),
+    "rounds of what": (
+        "models: 2\nstragglers: {kind: m_sgc, burst: 1}",
+        "m_sgc: burst must be 1 to window - 1, not 1 of 0",
+    ),
+    "micro-batches that make no parts": (
+        "models: 2\nstragglers: {kind: m_sgc, burst: 1, window: 2, distinct: 1}",
+        "batch.micro_batches is 16: m_sgc (1, 2, 1) with 4 workers needs a multiple of 6, the nea",
+    ),
+    "no such rounds": (
+        "models: 4\nstragglers: {kind: sr_sgc, burst: 2, window: 4, distinct: 1}",
+        "burst must divide window - 1, not 2 of 3",
+    ),
+    "rounds of few models": (
+        "models: 2\nstragglers: {kind: m_sgc, burst: 2, window: 3, distinct: 1}",
+        "stragglers.kind is m_sgc, and models are 2; must be >= 4",
+    ),
+    "rounds without repetition": (
+        "stragglers: {kind: speculation, window: 2}",
+        "got kind speculation, burst 0, window 2, distinct 0",
     ),
     "threads": ("workers: {threads: 0}", "workers.threads: got 0"),
     "tpu": ("device: tpu", ":8: device: got 'tpu'; needs cpu or cuda"),
