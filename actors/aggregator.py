@@ -45,6 +45,7 @@ from elastic.core.protocol.messages import (
     step_of_job,
 )
 from elastic.core.protocol.orders import Ask
+from elastic.core.protocol.sequential import Sequential
 from elastic.core.protocol.turns import Turns
 from elastic.core.store import kill_and_wait
 
@@ -174,7 +175,7 @@ class AggregatorShell:
         for model, lane in enumerate(self._lanes):
             lane.admit(newest)  # whoever died may have told some
             lane.act(self._around(model, results), took_over=self._took_over)
-        self._turns = Turns([lane.protocol for lane in self._lanes])
+        self._turns = Turns([lane.protocol for lane in self._lanes], self._sequential())
         self._selector = selectors.DefaultSelector()
         self._channels: dict[int | None, Channel] = {}
         self._senders: dict[Channel, int | None] = {}
@@ -240,6 +241,15 @@ class AggregatorShell:
             return f"step {self._turns.step} of all models together"
         key = self._lanes[0].protocol.state.key
         return f"step {key.step}, attempt {key.attempt}"
+
+    def _sequential(self) -> Sequential | None:
+        """The code of whose rounds the models are trained in, if they are."""
+        scheme, job = self._job.stragglers.scheme, self._job
+        if scheme is None:
+            return None
+        first = max(lane.control.round[0] for lane in self._lanes)
+        num, every = job.batch.micro_batches, job.evaluate.every
+        return Sequential(scheme, num, job.steps, every, first_round=first)
 
     def _is_needed(self) -> bool:
         if self._left or self._turns.has_ended:

@@ -148,7 +148,7 @@ class WorkerInjector(Injector):
             fault.index: random.Random(derive_key("flip", seed, fault.index, worker))
             for fault in self._mine
         }
-        self._slept_step = -1
+        self._slept: tuple[int, int] = (0, -1)
         self._slow_since_s: dict[int, float] = {}
 
     def at(self, point: str, step: int) -> None:
@@ -164,14 +164,18 @@ class WorkerInjector(Injector):
         step: int,
         members: Callable[[], Sequence[int]],
         runs: Callable[[], bool] = lambda: True,
+        *,
+        round_: int = 0,
     ) -> None:
         """Sleep once in a step, as the schedule wants; no longer than the pass `runs`.
 
-        Slow work is given up in the middle, too, once nobody waits for it.
+        Where models are trained in rounds, once in a round, which works on several steps. Slow work
+        is given up in the middle, too, once nobody waits for it.
         """
-        if step == self._slept_step:
+        now = (round_, 0) if round_ else (0, step)
+        if now == self._slept:
             return
-        self._slept_step = step
+        self._slept = now
         seconds = sum(self._sleep_s(fault, step, members) for fault in self._mine)
         if seconds > 0:
             sleep_while(runs, seconds)

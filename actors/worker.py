@@ -187,7 +187,7 @@ class WorkerShell:
         from elastic.core.protocol.worker import Exit, Send
 
         words = [compute.key_word() for compute in self._models]
-        for action in self._protocol.handle(event, words):
+        for action in self._protocol.handle(event, words, self._models[0].round_word()):
             if isinstance(action, Send):
                 if isinstance(action.message, Commit):
                     self._held = action.message
@@ -251,7 +251,9 @@ class WorkerShell:
         lease, compute = action.lease, self._turn_to(action.lease.key.model)
         step = step_of_job(lease.key, len(self._models))
         try:
-            self._injector.sleep(step, compute.members, lambda: compute.runs(lease))
+            self._injector.sleep(
+                step, compute.members, lambda: compute.runs(lease), round_=lease.round
+            )
             self._injector.at("before_compute", step)
             outcome = compute.compute(lease)
             took_s = outcome.end_s - outcome.start_s

@@ -217,16 +217,15 @@ class Stragglers(_Section):
     @property
     def scheme(self) -> SrSgc | MSgc | None:
         """The sequential code, if it is one. Raises ValueError if there is none such."""
+        if not self.is_sequential:
+            return None
         from policies.coding.m_sgc import MSgc  # and numpy, which no other job needs yet
         from policies.coding.sr_sgc import SrSgc
 
         burst, window, distinct = self.burst, self.window, self.distinct
-        match self.kind:
-            case "sr_sgc":
-                return SrSgc(burst=burst, window=window, distinct=distinct)
-            case "m_sgc":
-                return MSgc(burst=burst, window=window, distinct=distinct, inner=self.inner)
-        return None
+        if self.kind == "sr_sgc":
+            return SrSgc(burst=burst, window=window, distinct=distinct)
+        return MSgc(burst=burst, window=window, distinct=distinct, inner=self.inner)
 
     @property
     def is_exact(self) -> bool:
@@ -506,6 +505,7 @@ class JobConfig(_Section):
         return self.model_copy(
             update={
                 "models": 1,
+                "stragglers": Stragglers() if self.stragglers.is_sequential else self.stragglers,
                 "seed": self.seed if own.seed is None else own.seed,
                 "task_args": {**self.task_args, **own.task_args},
                 "checkpoint": self.checkpoint.model_copy(update={"storage": storage}),
