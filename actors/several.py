@@ -80,9 +80,9 @@ class Scribes:
             case "committed":
                 self._committed(line)
             case "take_over":
-                newest = self._run.newest_metrics()
-                self._newest_s = newest["time_s"] if newest is not None else None
-                if newest is None or newest["step"] < line["step"]:
+                known = self._run.read_metrics()
+                self._newest_s = max((one["time_s"] for one in known), default=None)
+                if all(one["step"] != line["step"] for one in known):  # not always in order
                     self._committed(line)
 
     def _committed(self, line: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ class Follower:
         self.is_started = False
         self._callbacks = list(callbacks)
         self._run = run
-        self._next_step = self._next_evaluation = 0
+        self._next_step: dict[int, int] = {}
+        self._next_evaluation: dict[int, int] = {}
         self._untold: deque[tuple[str, Any]] = deque()
 
     def start(self, job: JobConfig, step: int) -> None:
@@ -68,14 +69,12 @@ class Follower:
         self._tell("on_end", result)
 
     def _deliver(self, kind: str, record: dict[str, Any]) -> None:
-        if kind == "on_step":
-            if record["step"] < self._next_step:
+        told = {"on_step": self._next_step, "on_evaluation": self._next_evaluation}.get(kind)
+        if told is not None:
+            step, model = record["step"], record.get("model", 0)  # models may overtake each other
+            if step < told.get(model, 0):
                 return  # told before the job had to begin again at a checkpoint
-            self._next_step = record["step"] + 1
-        elif kind == "on_evaluation":
-            if record["step"] < self._next_evaluation:
-                return
-            self._next_evaluation = record["step"] + 1
+            told[model] = step + 1
         self._tell(kind, record)
         if record.get("kind") == "checkpoint_written":
             match = _WRITTEN.fullmatch(record["reason"])
