@@ -89,11 +89,13 @@ class Outliers:
         *,
         scatter_E: Floats | None = None,
         is_sick_E: Bools | None = None,
+        patient: bool = False,
     ) -> Judged:
         """Whatever is off now. `peers`: places of things that are compared with each other.
 
         `scatter_E`: how many times as much as its peers each one varies from step to step.
         `is_sick_E`: known to be no healthy peer, beside those with a verdict.
+        `patient`: the shortest window alone says too little.
         """
         scatter_E = np.ones(len(history.id_E)) if scatter_E is None else scatter_E
         is_sick_E = history.is_open_E if is_sick_E is None else history.is_open_E | is_sick_E
@@ -101,6 +103,8 @@ class Outliers:
         short_E = history.mean(0, least=self._least(0))
         limit_E = self._limits(history, 0, short_E, peers, healthy) * scatter_E
         is_off_E = self._are_off(history, 0, short_E, limit_E)
+        if patient:
+            is_off_E[:] = False
         is_off_E |= history.is_open_E & ~(short_E < self.vote)
         by_E = np.zeros(len(is_off_E), np.int64)
         for k in range(1, len(self.steps)):

@@ -21,38 +21,53 @@ from policies.windows import History, lookup, places_by
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Paces:
-    """What is remembered: `usual_W` is each worker's own pace in seconds per load, over the healthy
-    past; `age_W` counts the steps in which it has computed, `num_W` is its micro-batches in a step,
-    smoothed."""
+    """What is remembered: `usual_W` is each worker's own pace in seconds per load, over `past_W`
+    healthy steps; `age_W` counts the steps in which it has computed, `num_W` is its micro-batches
+    in a step, smoothed."""
 
     history: History
     usual_W: Floats
+    past_W: Ints
     age_W: Ints
     num_W: Floats
 
     def of(self, worker_W: Ints) -> Paces:
-        """Of exactly these workers; newcomers begin."""
+        """Of exactly these workers; newcomers begin. Those that were there share their processors
+        with others from now on, so that their own past begins anew, but where there is a verdict on
+        one."""
         if np.array_equal(worker_W, self.history.id_E):
             return self
-        usual_W, age_W = np.full(len(worker_W), np.nan), np.zeros(len(worker_W), np.int64)
-        num_W = np.zeros(len(worker_W))
-        is_old_W = np.isin(worker_W, self.history.id_E)
+        zeros_W, is_old_W = np.zeros(len(worker_W)), np.isin(worker_W, self.history.id_E)
         place = np.searchsorted(self.history.id_E, worker_W[is_old_W])
-        usual_W[is_old_W], age_W[is_old_W] = self.usual_W[place], self.age_W[place]
-        num_W[is_old_W] = self.num_W[place]
+
+        def moved(old: Floats | Ints) -> Floats:
+            values_W = zeros_W.copy()
+            values_W[is_old_W] = old[place]
+            return values_W
+
         history = self.history.of(worker_W)
-        return Paces(history=history, usual_W=usual_W, age_W=age_W, num_W=num_W)
+        return Paces(
+            history=history,
+            usual_W=moved(self.usual_W),
+            past_W=np.where(history.is_open_E, moved(self.past_W), 0).astype(np.int64),
+            age_W=moved(self.age_W).astype(np.int64),
+            num_W=moved(self.num_W),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowComputation:
     """Compared with peers of the role; where there are fewer than `min_peers` of them, with its own
-    past, less what became slower for everybody."""
+    past, less what became slower for everybody. Two workers that share processors with others run
+    unevenly for seconds: there only the longest window of steps counts.
+    """
 
     outliers: Outliers = field(default_factory=Outliers)
     min_peers: int = 3
     warm_up: int = 3
     """A newcomer's first steps, in which it compiles and loads."""
+    least_past: int = 10
+    """With fewer steps its own past says nothing."""
     memory: float = 0.02
     """Of one step in a worker's usual pace and number of micro-batches."""
 
@@ -61,6 +76,7 @@ class SlowComputation:
         return Paces(
             history=History.empty(self.outliers.steps),
             usual_W=np.empty(0),
+            past_W=np.empty(0, np.int64),
             age_W=np.empty(0, np.int64),
             num_W=np.empty(0),
         )
@@ -75,7 +91,8 @@ class SlowComputation:
         if not view.is_exempt:
             paces = self._learn(view, paces, roles, excused_W)
         scatter_W = _scatter(paces.num_W, roles)
-        judged = self.outliers.judge(paces.history, roles, scatter_E=scatter_W)
+        are_few = len(fleet.worker_W) < self.min_peers
+        judged = self.outliers.judge(paces.history, roles, scatter_E=scatter_W, patient=are_few)
         found = self.outliers.findings(paces.history, judged)
         paces = replace(paces, history=paces.history.marked(judged.is_off_E))
         return [_verdict(one, fleet) for one in found], paces
@@ -91,13 +108,14 @@ class SlowComputation:
         history = paces.history.added(
             np.where(unknown_W, np.nan, excess_W), view.step, vote=self.outliers.vote
         )
-        is_usual_W = has_worked_W & ~unknown_W & (excess_W < self.outliers.vote)
-        begins_W = has_worked_W & ~unknown_W & np.isnan(paces.usual_W)
-        drift_W = paces.usual_W + self.memory * (pace_W - paces.usual_W)
-        usual_W = np.where(is_usual_W, drift_W, paces.usual_W)
+        is_past_W = paces.past_W >= self.least_past
+        learns_W = has_worked_W & ~unknown_W & (~is_past_W | (excess_W < self.outliers.vote))
+        weight_W = np.fmax(1 / (paces.past_W + 1), self.memory)
+        before_W = np.where(paces.past_W > 0, paces.usual_W, 0.0)
         return Paces(
             history=history,
-            usual_W=np.where(begins_W, pace_W, usual_W),
+            usual_W=np.where(learns_W, before_W + weight_W * (pace_W - before_W), paces.usual_W),
+            past_W=paces.past_W + learns_W,
             age_W=paces.age_W + has_worked_W,
             num_W=np.where(
                 paces.age_W > 0, paces.num_W + self.memory * (num_W - paces.num_W), num_W
@@ -107,10 +125,15 @@ class SlowComputation:
     def _excess(self, pace_W: Floats, paces: Paces, roles: Sequence[Ints]) -> Floats:
         """How much longer than usual each worker takes: 0.5 for half as long again."""
         has_worked_W = ~np.isnan(pace_W)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            own_W = pace_W / paces.usual_W
-        common = float(np.nanmedian(own_W)) if np.isfinite(own_W).any() else 1.0
+        is_past_W = paces.past_W >= self.least_past
+        own_W = np.full(len(pace_W), np.nan)
+        np.divide(pace_W, paces.usual_W, out=own_W, where=is_past_W)
+        num_known = np.count_nonzero(~np.isnan(own_W))
+        # who did not become faster, as others did, is not slow by that
+        common = max(1.0, float(np.nanmedian(own_W))) if num_known else 1.0
         excess_W = own_W / common - 1
+        if 2 * num_known <= np.count_nonzero(has_worked_W):
+            excess_W[:] = np.nan  # what became slower for everybody is not known
         for places in roles:
             usual = pace_W[healthy_of(places, paces.history.is_open_E)]
             usual = usual[~np.isnan(usual)]
