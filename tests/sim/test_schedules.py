@@ -19,6 +19,8 @@ from mutations import (
 )
 
 from elastic.core.protocol import aggregator, worker
+from elastic.core.protocol.events import Send
+from elastic.core.protocol.messages import Leases, step_of_job
 from elastic.core.simulator.build import Build
 from elastic.core.simulator.faults import (
     AGGREGATOR_POINTS,
@@ -265,11 +267,40 @@ def test_a_code_does_not_wait_for_one_that_stops() -> None:
         calm = replace(coded(seed, stop), evaluate_every=0, num_workers=5, skip_nonfinite=True)
         job = Job(calm, Build(), trace_length=None)
         job.run()
-        if 3 not in job.truth.states[-1].skipped:
+        if 3 not in job.truths[0].states[-1].skipped:
             num_seen += 1
             took_s = job.commits_s[3] - job.commits_s[2]
             assert took_s < 0.5, f"seed {seed}: one that hangs is noticed after a second"
     assert num_seen > 6
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+def test_models_in_turn_change_nothing_that_is_computed(num_models: int) -> None:
+    """Each has a truth of its own, which knows of no other. Kills, stops, joins, NaN, liars."""
+    tried = Tried()
+    for seed in range(5000, 5030):
+        schedule = random_schedule(seed)
+        faults = tuple(one for one in schedule.faults if one.do not in OF_HOSTS)
+        schedule = replace(schedule, num_models=num_models, num_nodes=1, code="", faults=faults)
+        assert check(schedule, tried=tried), str(tried.failure)
+    assert tried.seen["takeover mid-step"]
+    assert tried.seen["worker_hung"]
+    assert tried.seen["membership made up for"], "a successor finds models behind"
+    assert not any(tried.seen[what] for what in NEVER)
+
+
+def test_models_take_turns() -> None:
+    """A step of each after the other: what is leased is of the model with the least step."""
+    calm = replace(directed(1), num_models=3, num_nodes=1, code="", skip_nonfinite=True)
+    job = Job(calm, Build(), trace_length=None)
+    job.run()
+    order = [
+        step_of_job(told.message.leases[0].key, 3)
+        for _, _, _, told in job.clock.trace
+        if isinstance(told, Send) and isinstance(told.message, Leases)
+    ]
+    assert order == sorted(order)
+    assert set(order) >= set(range(3 * job.schedule.num_steps))
 
 
 def test_choosing_by_measurement_changes_nothing_that_is_computed() -> None:

@@ -7,14 +7,16 @@ the protocol decides.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
-from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import node
 from elastic.core.protocol.holdings import VOID
 from elastic.core.protocol.messages import Hello, Message
 from elastic.core.protocol.orders import NodeMessage, Order
+from elastic.core.protocol.turns import Turns
+from elastic.core.simulator.memory import Memory
 from elastic.core.simulator.updating import Updating
 from elastic.core.simulator.world import (
     END_OF_FILE,
@@ -43,15 +45,16 @@ class AggregatorProcess(Process):
         self.job = job
         self.machine = machine
         self.node = machine.node
-        self.proto: node.Node | None = None
+        self.turns: Turns | None = None
+        self.proto: node.Node | None = None  # of the first model
         self.acting = False
         self.ready = False
         self.silent_since_s = float("inf")
         self.peers: dict[int, Connection] = {}
         self._coordinator: Link | None = None
         self._dropped: list[Connection] = []
-        self._todo: deque[node.NodeAction | int] = deque()
-        self._events: deque[node.NodeEvent] = deque()
+        self._todo: deque[tuple[int, node.NodeAction | int]] = deque()
+        self._events: deque[tuple[node.NodeEvent, int | None]] = deque()
         self.links: dict[int, Link] = {}
         self.busy = False
         self._updating = Updating(self)
@@ -88,40 +91,48 @@ class AggregatorProcess(Process):
     def _act(self) -> None:
         if self.acting:
             return
-        memory = self.machine.memory
+        memories = self.machine.memories
         self.acting = True
         self.job.acting.append(self)
-        memory.active_pid = self.pid
-        if any(version.torn for version in memory.versions):
+        memories[0].active_pid = self.pid
+        if any(version.torn for memory in memories for version in memory.versions):
             self.clock.seen["takeover mid-update"] += 1
-        if memory.counting():
+        if any(memory.counting() for memory in memories):
             self.clock.seen["takeover mid-step"] += 1
-        recovered = memory.recover(self.node)
-        self.clock.note(self.name, "acts", memory.state)
+        newest = max((one.membership for one in memories), key=lambda one: one.generation)
+        for memory in memories:
+            if memory.membership.generation < newest.generation:
+                self.clock.seen["membership made up for"] += 1
+                memory.membership = newest
+        self.clock.note(self.name, "acts", [memory.state for memory in memories])
+        self.turns = Turns([self._lane(memory) for memory in memories])
+        self.proto = self.turns.lanes[0]
+        self._events.append((ev.Started(), None))
+        self.job.listen(self)
+        self.wake()
+
+    def _lane(self, memory: Memory) -> node.Node:
         build, seen = self.job.build, self.clock.seen
-        self.proto = build.node(
+        return build.node(
             self.node,
             self.job.rules,
-            recovered,
+            memory.recover(self.node),
             term=self.pid,
             prepared=memory.prepared,
             lead=lambda rules, known, here: build.aggregator(rules, known, here, seen),
         )
-        self._events.append(ev.Started())
-        self.job.listen(self)
-        self.wake()
 
     def linked(self, link: Link, peer: int) -> None:
         """A link to another node is open; one that was open before is not."""
         if peer in self.links:
-            self._events.append(node.Lost(peer))
+            self._events.append((node.Lost(peer), None))
         self.links[peer] = link
-        self._events.append(node.Reached(peer))
+        self._events.append((node.Reached(peer), None))
         self.wake()
 
-    def hear(self, event: ev.Event) -> None:
+    def hear(self, event: ev.Event, model: int) -> None:
         """Something that this process began is done."""
-        self._events.append(event)
+        self._events.append((event, model))
         self.wake()
 
     def holds(self, link: Link) -> bool:
@@ -131,11 +142,11 @@ class AggregatorProcess(Process):
         """Nothing was heard for too long."""
         if link is self._coordinator:
             self._coordinator = None
-            self._events.append(ev.Disconnected(None))
+            self._events.append((ev.Disconnected(None), None))
         for peer, one in list(self.links.items()):
             if one is link:
                 del self.links[peer]
-                self._events.append(node.Lost(peer, for_good=True))
+                self._events.append((node.Lost(peer, for_good=True), None))
         self.wake()
 
     def stop(self) -> None:
@@ -154,27 +165,27 @@ class AggregatorProcess(Process):
 
     def run(self) -> None:
         """Do one thing that others can see; then let them run."""
-        if self.proto is None:
+        if self.turns is None:
             return
         while self.alive and not self.stopped and not self.busy:
             if self._todo:
-                if self._carry_out(self._todo.popleft()):
+                if self._carry_out(*self._todo.popleft()):
                     break
             elif self._events:
-                self._handle(self._events.popleft())
+                self._handle(*self._events.popleft())
             elif self.inbox:
                 self._read(*self.inbox.popleft())
-            elif self.proto.next_tick_s <= self.clock.now_s:
+            elif self.turns.next_tick_s <= self.clock.now_s:
                 self._tick()
                 break
             else:
-                self._set_alarm(self.proto.next_tick_s)
+                self._set_alarm(self.turns.next_tick_s)
                 return
         if self.alive and not self.busy:
             self.wake(self.clock.rng.uniform(2e-6, 4e-5))
 
     def _set_alarm(self, at_s: float) -> None:
-        if self.proto is not None and self.proto.phase is agg.Phase.ENDED:
+        if self.turns is not None and self.turns.has_ended:
             return
         if at_s < self._alarm_s:
             self._alarm_s = at_s
@@ -185,14 +196,18 @@ class AggregatorProcess(Process):
         self.wake()
 
     def _tick(self) -> None:
-        slots = self.machine.memory.slots
-        progress = {one: slots[one].progress for one in self.peers if one in slots}
+        slots = [memory.slots for memory in self.machine.memories]
+        progress = {
+            one: sum(of_model[one].progress for of_model in slots if one in of_model)
+            for one in self.peers
+            if any(one in of_model for of_model in slots)
+        }
         self._handle(ev.Tick(progress))
 
-    def _handle(self, event: node.NodeEvent) -> None:
-        assert self.proto is not None
-        self._todo.extend(self.proto.handle(event, self.clock.now_s))
-        self.job.finished |= self.proto.phase is agg.Phase.ENDED
+    def _handle(self, event: node.NodeEvent, model: int | None = None) -> None:
+        assert self.turns is not None
+        self._todo.extend(self.turns.handle(event, self.clock.now_s, model))
+        self.job.finished |= self.turns.has_ended
 
     def _read(self, connection: Connection, item: Item) -> None:
         if isinstance(connection, Link):
@@ -242,21 +257,21 @@ class AggregatorProcess(Process):
             self._dropped.append(before)
         self._handle(ev.Received(None, item))  # type: ignore[arg-type]
 
-    def _carry_out(self, action: node.NodeAction | int) -> bool:
+    def _carry_out(self, model: int, action: node.NodeAction | int) -> bool:
         """True when others may have seen it."""
         name = type(action).__name__
         self.job.point(self, name, "before")
         if self.stopped:
-            self._todo.appendleft(action)
+            self._todo.appendleft((model, action))
         if self.stopped or not self.alive:
             return True
         self.clock.note(self.name, "does", action)
-        visible = self._do(action)
+        visible = self._do(model, action)
         self.job.point(self, name, "after")
         return visible
 
-    def _do(self, action: node.NodeAction | int) -> bool:
-        memory = self.machine.memory
+    def _do(self, model: int, action: node.NodeAction | int) -> bool:
+        memory, checker = self.machine.memories[model], self.job.checkers[model]
         match action:
             case ev.Send(worker, message):
                 self._send(worker, message)
@@ -273,7 +288,7 @@ class AggregatorProcess(Process):
                 memory.prepared = word
                 memory.serial += 1
                 if word == VOID:
-                    self.job.checker.begins_anew(self.node)
+                    checker.begins_anew(self.node)
             case node.Leave():
                 self.job.node_left(self.machine)
             case ev.Note(kind, _, worker):
@@ -286,7 +301,7 @@ class AggregatorProcess(Process):
                 return False
             case ev.Evaluated():
                 self.clock.seen["evaluated"] += 1
-                self.job.checker.evaluated(memory.state, action)
+                checker.evaluated(memory.state, action)
             case ev.HangUp(worker):
                 connection = self.peers.pop(worker, None)
                 if connection is not None:
@@ -318,20 +333,18 @@ class AggregatorProcess(Process):
                 memory.membership = membership
             case ev.SaveState(state):
                 self.job.save_state(self.machine, state)
-                self._todo.appendleft(state.key.word)
+                self._todo.appendleft((model, state.key.word))
             case int(word):
                 memory.key_word = word
             case ev.Update():
-                self._updating.begin((self._term, action.round), action)
+                self._updating.begin((self._term, action.round), action, model)
             case ev.GiveUp(number):
                 self._updating.give_up(number)
             case ev.Finish():
-                self.job.checker.finished(memory.state, action, self.job.stops)
-                self.after(self.clock.rng.uniform(0.0, 0.02), self._finished)
+                checker.finished(memory.state, action, self.job.stops)
+                seconds = self.clock.rng.uniform(0.0, 0.02)
+                self.after(seconds, partial(self.hear, ev.Finished(), model))
         return True
-
-    def _finished(self) -> None:
-        self.hear(ev.Finished())
 
     @property
     def _term(self) -> int:

@@ -114,6 +114,7 @@ class Schedule:
     copies: int = 1
     audited: float = 0.0
     code: Literal["", "c_code", "crc"] = ""
+    num_models: int = 1
 
     def __str__(self) -> str:
         head = (
@@ -126,6 +127,8 @@ class Schedule:
             head += f", each computed by {self.copies}"
         if self.code:
             head += f" ({self.code})"
+        if self.num_models > 1:
+            head += f", {self.num_models} models in turn"
         if self.audited:
             head += f", {self.audited:.0%} audited"
         if self.evaluate_every:

@@ -58,21 +58,28 @@ class Job:
         self.schedule = schedule
         self.build = build
         self.clock = Clock(schedule.seed, trace_length=trace_length)
-        self.truth = make_truth(
-            schedule.seed,
-            num_steps=schedule.num_steps,
-            num_micro_batches=schedule.num_micro_batches,
-            skip=schedule.skip_nonfinite,
-            evaluate_every=schedule.evaluate_every,
-            num_evaluated=schedule.num_evaluated,
-        )
+        self.truths = [
+            make_truth(
+                schedule.seed,
+                num_steps=schedule.num_steps,
+                num_micro_batches=schedule.num_micro_batches,
+                skip=schedule.skip_nonfinite,
+                evaluate_every=schedule.evaluate_every,
+                num_evaluated=schedule.num_evaluated,
+                model=model,
+            )
+            for model in range(schedule.num_models)
+        ]
         self.machines: dict[int, Machine] = {}
         for _ in range(schedule.num_nodes):
             self._add_machine()
         self.generations: dict[int, Membership] = {}
-        first_memory = {0: self.machines[0].memory}
-        self.checker = Checker(self.truth, first_memory, num_nodes=schedule.num_nodes)
-        self.checker.may_redo = bool(schedule.code)
+        self.checkers = [
+            Checker(truth, {0: memory}, num_nodes=schedule.num_nodes)
+            for truth, memory in zip(self.truths, self.machines[0].memories, strict=True)
+        ]
+        for checker in self.checkers:
+            checker.may_redo = bool(schedule.code)
         self.rules = Rules(
             num_steps=schedule.num_steps,
             num_micro_batches=schedule.num_micro_batches,
@@ -121,11 +128,12 @@ class Job:
         """Raises Violation at the first event after which an invariant does not hold."""
         self._start_coordinator()
         self._begin_step(0)
-        clock, after_event, acting = self.clock, self.checker.after_event, self.acting
-        most = MAX_EVENTS + MAX_EVENTS_OF_A_STEP * self.schedule.num_steps
+        clock, acting = self.clock, self.acting
+        most = MAX_EVENTS + MAX_EVENTS_OF_A_STEP * self.schedule.num_steps * len(self.truths)
         while not self.finished:
             clock.pop()
-            after_event(acting)
+            for checker in self.checkers:
+                checker.after_event(acting)
             if self._all_lost():
                 clock.seen["all nodes lost"] += 1
                 return
@@ -242,10 +250,11 @@ class Job:
     # ------------------------------------------------------------------- nodes
 
     def _add_machine(self) -> None:
-        node, first, schedule = len(self.machines), self.truth.states[0], self.schedule
+        node, schedule = len(self.machines), self.schedule
         num = max(schedule.num_micro_batches, schedule.num_evaluated)
-        memory = Memory(num, first, first.key.word)
-        self.machines[node] = Machine(node, memory, comes_s=self.clock.now_s)
+        first = [truth.states[0] for truth in self.truths]
+        memories = tuple(Memory(num, state, state.key.word) for state in first)
+        self.machines[node] = Machine(node, memories, comes_s=self.clock.now_s)
 
     def _heal(self, machine: Machine) -> None:
         self._disturb(0.0)
@@ -259,20 +268,23 @@ class Job:
             return exists
         self.generations[membership.generation] = membership
         newest = self._newest
-        self.checker.memories = self._memories(newest.nodes)
-        self.checker.joining = self._memories(newest.joining)
-        self.checker.is_alone = len(self.machines) == 1
+        for model, checker in enumerate(self.checkers):
+            checker.memories = self._memories(newest.nodes, model)
+            checker.joining = self._memories(newest.joining, model)
+            checker.is_alone = len(self.machines) == 1
         return None
 
     @property
     def _newest(self) -> Membership:
         return self.generations[max(self.generations)]
 
-    def _memories(self, nodes: Iterable[int]) -> dict[int, Memory]:
+    def _memories(self, nodes: Iterable[int], model: int = 0) -> dict[int, Memory]:
         """Those that are still there."""
         machines = {node: self.machines[node] for node in nodes}
         return {
-            node: one.memory for node, one in machines.items() if one.is_alive and not one.has_left
+            node: one.memories[model]
+            for node, one in machines.items()
+            if one.is_alive and not one.has_left
         }
 
     def node_left(self, machine: Machine) -> None:
@@ -288,8 +300,9 @@ class Job:
 
     def _end_processes(self, machine: Machine) -> None:
         self._disturb(0.0)
-        self.checker.memories.pop(machine.node, None)
-        self.checker.joining.pop(machine.node, None)
+        for checker in self.checkers:
+            checker.memories.pop(machine.node, None)
+            checker.joining.pop(machine.node, None)
         aggregators = [one for one in self.aggregators if one.machine is machine]
         workers = [one for one in self.workers.values() if one.machine is machine]
         for process in (*aggregators, *workers):
@@ -329,13 +342,16 @@ class Job:
     # ------------------------------------------------------------------ the step
 
     def save_state(self, machine: Machine, state: State) -> None:
-        self.checker.saving(machine.node, state)
-        if state.step > max(self._step, 0):
-            self.checker.committing(state.step, machine.memory.membership)
-        machine.memory.state = state
-        machine.memory.serial += 1
-        if state.step > self._step:
-            self._begin_step(state.step)
+        """`_step` counts those of all models."""
+        memory, checker = machine.memories[state.model], self.checkers[state.model]
+        checker.saving(machine.node, state)
+        step = state.step - memory.state.step + sum(one.state.step for one in machine.memories)
+        if step > max(self._step, 0):
+            checker.committing(state.step, memory.membership)
+        memory.state = state
+        memory.serial += 1
+        if step > self._step:
+            self._begin_step(step)
 
     def _begin_step(self, step: int) -> None:
         self._step = step
@@ -363,7 +379,7 @@ class Job:
         if not report.leads or report.node != newest.nodes[0]:
             return  # it does not know yet that it leads no more
         for node, memory in self._memories(report.ready).items():
-            self.checker.ready(node, memory, report.step)
+            self.checkers[0].ready(node, memory, report.step)
 
     def committed(self, committed: Committed) -> None:
         self.commits_s.append(self.clock.now_s)
@@ -549,7 +565,7 @@ class Job:
         """Never the last member that could go on."""
         others = [
             self.machines[node]
-            for node in self.checker.memories
+            for node in self.checkers[0].memories
             if node != machine.node and not self.machines[node].is_lost
             if fault.do == "kill_node" or not self.machines[node].departs
         ]
@@ -601,7 +617,8 @@ class Job:
             case "machine_nan":
                 self._errs.add(process.name)
             case "lying_worker":
-                self.checker.has_liars = True
+                for checker in self.checkers:
+                    checker.has_liars = True
                 self._liars.add(process.worker)
                 process.lies = fault.factor
             case "sick_worker":

@@ -12,8 +12,6 @@ from elastic.core.protocol.aggregator import Recovered
 from elastic.core.protocol.messages import Key, Manifest, Membership, Outcome, State
 from elastic.core.simulator.truth import FIRST_DIGEST, NUM_CHUNKS, Entry
 
-EMPTY = Manifest(Key(0, 0, 0))
-
 
 @dataclass(slots=True)
 class Half:
@@ -86,7 +84,7 @@ class Memory:
     def open_slot(self, worker: int) -> None:
         self.serial += 1
         self.slots.setdefault(worker, Slot(worker))
-        self.manifests.setdefault(worker, EMPTY)
+        self.manifests.setdefault(worker, Manifest(Key(self.state.model, 0, 0)))
 
     def drop_slot(self, worker: int) -> None:
         self.serial += 1

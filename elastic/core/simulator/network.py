@@ -27,7 +27,8 @@ class Machine:
     """
 
     node: int
-    memory: Memory
+    memories: tuple[Memory, ...]
+    """Of each model; who acts is said by the first."""
     listener: AggregatorProcess | None = None
     lock_owner: AggregatorProcess | None = None
     workers: set[int] = field(default_factory=set)
@@ -38,6 +39,10 @@ class Machine:
     departs: bool = False
     comes_s: float = 0.0
     dead_s: float = 0.0
+
+    @property
+    def memory(self) -> Memory:
+        return self.memories[0]
 
 
 class Network:

@@ -74,13 +74,14 @@ def make_truth(
     skip: bool,
     evaluate_every: int,
     num_evaluated: int,
+    model: int = 0,
 ) -> Truth:
     """Draw the answers of all micro-batches and work out the committed sequence."""
-    rng = random.Random(f"truth {seed}")
+    rng = random.Random(f"truth {seed} {model}" if model else f"truth {seed}")
     steps = [_draw_step(rng, num_micro_batches) for _ in range(num_steps)]
     due = {*range(evaluate_every, num_steps, evaluate_every), num_steps} if evaluate_every else ()
     truth = Truth(steps, {step: _draw_step(rng, num_evaluated) for step in sorted(due)})
-    state = State(step=0, attempt=0, exponents=None)
+    state = State(step=0, attempt=0, exponents=None, model=model)
     truth.states.append(state)
     for step, answers in enumerate(truth.answers):
         state = _evaluate(truth, state)

@@ -29,15 +29,17 @@ class Updating:
         self._name: Name = (0, 0)
         self._update: Update | None = None
         self._sum: Sum | None = None
+        self._model = 0
 
-    def begin(self, name: Name, update: Update) -> None:
+    def begin(self, name: Name, update: Update, model: int) -> None:
         """Begin a round; the process is busy until its slots are added."""
         process = self._process
-        memory, job, clock = process.machine.memory, process.job, process.clock
+        memory, job, clock = process.machine.memories[model], process.job, process.clock
+        self._model = model
         observes = process.node in update.observers
         workers = set() if observes else process.machine.workers
         self._name, self._update = name, update
-        self._sum = Sum(memory, job.truth, update, workers, observes=observes)
+        self._sum = Sum(memory, job.truths[model], update, workers, observes=observes)
         seconds = clock.rng.uniform(0.004, 0.012)
         if observes:
             self._go_on()
@@ -112,7 +114,7 @@ class Updating:
 
     def _end(self, update: Update) -> None:
         self._update = self._sum = None
-        self._process.hear(Updated(round=update.round))
+        self._process.hear(Updated(round=update.round), self._model)
 
     @property
     def _node(self) -> int:

@@ -50,7 +50,7 @@ class WorkerProcess(Process):
         self.sick_until_s = 0.0
         self.wants_leave = False
         self.lies = 0.0
-        self.slot: Slot | None = None
+        self._slots: dict[int, Slot] = {}
         self._proto = job.build.worker(worker, self.pid, job.clock.seen)
         self._todo: deque[wrk.Send | wrk.Exit] = deque()
         self._pending: wrk.Compute | wrk.Encode | None = None
@@ -80,7 +80,8 @@ class WorkerProcess(Process):
                 return
 
     def _handle(self, event: wrk.Event) -> None:
-        for action in self._proto.handle(event, (self.machine.memory.key_word,)):
+        words = [memory.key_word for memory in self.machine.memories]
+        for action in self._proto.handle(event, words):
             if isinstance(action, wrk.Send | wrk.Exit):
                 self._todo.append(action)
             else:
@@ -96,16 +97,15 @@ class WorkerProcess(Process):
             self._handle(wrk.Disconnected())
             return
         if isinstance(item, Welcome):
-            self._map_slot()
+            self._map_slot(item.manifest.key.model)
         assert isinstance(item, wrk.Event)
         self._handle(item)
 
-    def _map_slot(self) -> None:
+    def _map_slot(self, model: int) -> None:
         """Map the slot at the first welcome; it must be the same file for ever after."""
-        slot = self.machine.memory.slots.get(self.worker)
-        if self.slot is None:
-            self.slot = slot
-        elif slot is not self.slot:
+        slot = self.machine.memories[model].slots.get(self.worker)
+        assert slot is not None, "it was opened before"
+        if self._slots.setdefault(model, slot) is not slot:
             raise Violation(f"{self.name} was welcomed with another slot than the one it maps")
 
     def _connect(self, listener: AggregatorProcess) -> None:
@@ -147,7 +147,7 @@ class WorkerProcess(Process):
 
     def _compute(self, lease: Lease) -> None:
         self.clock.note(self.name, "computes", lease)
-        version = self.machine.memory.versions[lease.key.step % 2]
+        version = self.machine.memories[lease.key.model].versions[lease.key.step % 2]
         seconds = self._pace_s * self.slow * self.clock.rng.uniform(0.8, 1.3)
         layer = partial(self._layer, lease, version.writes, self.clock.now_s, seconds / LAYERS)
         self.job.point(self, "Compute", "during", seconds)
@@ -156,9 +156,8 @@ class WorkerProcess(Process):
     def _layer(
         self, lease: Lease, writes: int, start_s: float, layer_s: float, number: int
     ) -> None:
-        if self.slot is not None:
-            self.slot.progress += 1
-        memory, word = self.machine.memory, lease.key.word
+        memory, word = self.machine.memories[lease.key.model], lease.key.word
+        self._slots[lease.key.model].progress += 1
         done = any(memory.done[one] == word for one in lease.micro_batches) and not lease.audits
         if memory.key_word != word or done:
             self._end_work(wrk.Abandoned(lease))
@@ -172,7 +171,8 @@ class WorkerProcess(Process):
 
     def _outcome(self, lease: Lease, micro_batch: int, start_s: float) -> Outcome:
         evaluates = lease.combine is Combine.EVALUATE
-        steps = self.job.truth.evaluations if evaluates else self.job.truth.answers
+        truth = self.job.truths[lease.key.model]
+        steps = truth.evaluations if evaluates else truth.answers
         answer = steps[lease.key.step][micro_batch]
         outcome = answer.outcome(micro_batch, start_s, self.clock.now_s)
         if self._lies() and not evaluates:
@@ -186,7 +186,7 @@ class WorkerProcess(Process):
 
     def _gradient(self, lease: Lease, writes: int) -> tuple[Entry, ...]:
         """The entries of this lease; of no digest if the version changed meanwhile."""
-        version = self.machine.memory.versions[lease.key.step % 2]
+        version = self.machine.memories[lease.key.model].versions[lease.key.step % 2]
         clean = version.writes == writes and not version.torn
         digest = version.digest if clean else 0
         _, step, attempt = lease.key
@@ -209,30 +209,30 @@ class WorkerProcess(Process):
         self.run()
 
     def _encode(self, lease: Lease, half: int, base: int | None) -> None:
-        assert self.slot is not None
+        memory, slot = self.machine.memories[lease.key.model], self._slots[lease.key.model]
         self.clock.note(self.name, "encodes", (lease, half, base))
         is_coded = lease.combine is Combine.CODED
-        target = self.slot.begin(half, coded=is_coded)
-        source = target if is_coded else self.slot.halves[base or 0]
+        target = slot.begin(half, coded=is_coded)
+        source = target if is_coded else slot.halves[base or 0]
         before: tuple[Entry, ...] = ()
         multiplied: tuple[int, ...] = ()
         if base is not None:
             before, multiplied = source.entries, source.coefficients
         if is_coded:
             multiplied = (*multiplied, lease.coefficient)
-        self.machine.memory.serial += 1
+        memory.serial += 1
         seconds = self.clock.rng.uniform(0.001, 0.006) * self.slow
         self.job.point(self, "Encode", "during", seconds)
-        self.after(seconds, partial(self._end_encode, target, before, multiplied))
+        end = partial(self._end_encode, lease.key.model, target, before, multiplied)
+        self.after(seconds, end)
 
     def _end_encode(
-        self, target: Half, before: tuple[Entry, ...], multiplied: tuple[int, ...]
+        self, model: int, target: Half, before: tuple[Entry, ...], multiplied: tuple[int, ...]
     ) -> None:
-        assert self.slot is not None
         target.entries = before + self._gradients
         target.coefficients = multiplied
         target.torn = False
-        self.slot.progress += 1
-        self.machine.memory.serial += 1
+        self._slots[model].progress += 1
+        self.machine.memories[model].serial += 1
         told = repr(self._gradients).encode()
         self._end_work(wrk.Encoded(hashlib.blake2b(told, digest_size=16).digest()))
