@@ -152,11 +152,12 @@ class Ledger:
 
     Args:
         every: steps between checkpoints, 0 for none.
+        num_models: of the job, which are trained in turn: so many of its steps are one of each.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, num_models: int = 1) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._every = every
+        self._every, self._num_models = every, num_models
         self._begin_s: float | None = None
         self._newest_s = 0.0
         self._starts = True
@@ -216,7 +217,7 @@ class Ledger:
             lives=self._lives(work, end_s),
             usual=Usual(_median(self._first_s), _median(self._last_s)),
             cause=cause_of(
-                step=int(line["step"]),
+                step=int(line["step"]) // self._num_models,
                 attempt=int(line.get("attempt", 0)),
                 every=self._every,
                 is_trouble=bool(self._kinds & TROUBLE),

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from elastic.core.runs import num_models
 from elastic.core.status import Status
 from monitoring.account import BEGINS, GONE, Ledger, done_of
 from monitoring.metrics import SECONDS
@@ -79,7 +80,9 @@ class Tally:
     """
 
     def __init__(self, job: Mapping[str, Any]) -> None:
-        self.ledger = Ledger(int((job.get("checkpoint") or {}).get("every") or 0))
+        self._num_models = num_models(job)
+        every = int((job.get("checkpoint") or {}).get("every") or 0)
+        self.ledger = Ledger(every, self._num_models)
         self.num_steps = self.num_samples = self.num_duplicates = self.num_unaudited = 0
         self.num_dropped = self.num_overflows = self.num_nonfinite = self.num_skipped = 0
         self.step_s = Histogram()
@@ -95,7 +98,10 @@ class Tally:
         self.done: dict[int, int] = {}
         """Micro-batches of each worker that counted, in the last step."""
         self._pace_s: dict[int, float] = {}
-        self._committed_s: deque[tuple[int, float]] = deque(maxlen=_NUM_STEPS)
+        self._committed_s: deque[tuple[tuple[int, int], float]] = deque(
+            maxlen=_NUM_STEPS * self._num_models
+        )
+        """When each model had so many steps."""
 
     def take(
         self, *, steps: Iterable[Line], events: Iterable[Line], evaluations: Iterable[Line]
@@ -134,7 +140,8 @@ class Tally:
         self.num_unaudited += int(line.get("num_unaudited", 0))  # runs of before do not say
         self.num_dropped += int(line.get("num_dropped", 0))
         self.step_s.add(float(line["step_s"]))
-        self._committed_s.append((int(line["step"]) + 1, float(line["time_s"])))
+        step, model = divmod(int(line["step"]), self._num_models)
+        self._committed_s.append(((model, step + 1), float(line["time_s"])))
         took_s: dict[int, list[float]] = {}
         for one in done_of(line):
             if one.granted:
@@ -186,7 +193,8 @@ class Tally:
     def _checkpoint(self, event: Line) -> None:
         self.newest_checkpoint_s = float(event["time_s"])
         match = _OF_CHECKPOINT.match(str(event["reason"]))
-        committed_s = dict(self._committed_s).get(int(match[1])) if match else None
+        model = int(event.get("model", 0))
+        committed_s = dict(self._committed_s).get((model, int(match[1]))) if match else None
         if committed_s is not None:
             self.checkpoint_s.add(max(0.0, self.newest_checkpoint_s - committed_s))
 

@@ -246,6 +246,12 @@ class RunFolder:
         return False
 
 
+def num_models(job: Mapping[str, Any]) -> int:
+    """Of a job as in job.json; those of before did not say."""
+    models = job.get("models", 1)
+    return models if isinstance(models, int) else len(models)
+
+
 def make_event(
     kind: str, reason: str, *, step: int, generation: int, worker: int | None
 ) -> dict[str, Any]:

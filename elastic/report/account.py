@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from elastic.core.runs import num_models
 from elastic.report.marks import AGGREGATOR, COORDINATOR, JOB, KILL, LOST, NAN, STOP, Mark
 from elastic.report.story import Story, Work
 from elastic.report.trace import COMMUNICATE, COMPUTE, OPERATIONS, Trace
@@ -48,6 +49,7 @@ def account_of(story: Story) -> Account:
     resumed_s = [mark.time_s for mark in story.events if mark.kind == "job_resumed"]
     begin_s = 0.0
     every = int((story.job.get("checkpoint") or {}).get("every") or 0)
+    num = num_models(story.job)
     events = _Events(story.events)
     for row, end_s in enumerate(ends_s.tolist()):
         work = work_of[row]
@@ -75,7 +77,7 @@ def account_of(story: Story) -> Account:
             lives=lives,
             usual=usual,
             cause=cause_of(
-                step=int(story.step[row]),
+                step=int(story.step[row]) // num,
                 attempt=int(story.attempt[row]),
                 every=every,
                 is_trouble=any(map(is_trouble, inside)),

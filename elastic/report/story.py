@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elastic.core.errors import ConfigError
-from elastic.core.runs import RunFolder
+from elastic.core.runs import RunFolder, num_models
 from elastic.report.clock import Clock
 from elastic.report.marks import (
     CHECKPOINT,
@@ -114,10 +114,8 @@ class Story:
     @property
     def num_steps(self) -> Any:
         """What the job asks for, of all models together, as far as that is known."""
-        models = self.job.get("models", 1)
-        num = models if isinstance(models, int) else len(models)
         steps = self.job.get("steps")
-        return None if steps is None else int(steps) * num
+        return None if steps is None else int(steps) * num_models(self.job)
 
     @cached_property
     def losses(self) -> dict[int, Floats]:
