@@ -293,6 +293,8 @@ class CoordinatorShell:
         self._event("node_unfit", reason)
         if node in self._links.unfit:
             self._growth.refused()
+            if node not in self._protocol.membership.nodes:
+                self._let_gone.add(node)  # nothing of it has to end first
 
     def _leave_out(self, worker: int, reason: str) -> None:
         """For the pre-flight: name who computes only where there would be too few without it."""

@@ -81,5 +81,6 @@ def test_a_host_that_comes_is_judged_while_others_train(bed: Testbed) -> None:
     assert "left out: link" in why
     run = training.stop()
     assert run.lost_steps() == []
+    assert "node_leaving" not in [one["kind"] for one in run.events]
     joined_s = [one["time_s"] for one in run.events if one["kind"] == "node_joined"]
     assert max(joined_s) == fit_s
