@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from elastic.core.runs import Lines, RunFolder
+from elastic.core.runs import Lines, RunFolder, num_models
 from elastic.core.status import Status, read_status
 from elastic.progress import event_line, numbers_line
 from monitoring.account import PARTS
@@ -105,7 +105,7 @@ class View:
         usual_s = statistics.median(float(one["step_s"]) for one in self.steps) if newest else None
         return Status(
             phase="training" if self.run.is_running() else "done",
-            num_steps=int(self.job["steps"]),
+            num_steps=int(self.job["steps"]) * num_models(self.job),
             run_dir=str(self.run.path),
             step=int(newest["step"]) + 1 if newest else 0,
             loss=newest["loss"] if newest else None,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from actors.setup import JobSetup, load_tasks
 from actors.several import Results, Scribes
@@ -14,6 +16,8 @@ from elastic import driver
 from elastic.core.config import JobConfig, load_job
 from elastic.core.errors import ConfigError
 from elastic.core.runs import RunFolder
+from elastic.core.status import ModelStatus, Status, read_status, write_status
+from elastic.progress import event_line, numbers_line, print_summary
 from elastic.report.story import read_story
 from monitoring.tally import Tally
 from tests.fake_steps import event, healthy, step_line
@@ -155,3 +159,23 @@ def test_a_task_object_takes_no_arguments_of_a_model(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_other_models(models: Any, setup: JobSetup) -> None:
     with pytest.raises(ConfigError, match="models: the run was begun with 2, got"):
         driver.run_job(make_job(models=models), run_dir=setup.run.path, resume=True)
+
+
+def test_progress_shows_each_model(tmp_path: Path) -> None:
+    models = (ModelStatus(3, 0.5), ModelStatus(3, None), ModelStatus())
+    status = Status(phase="training", num_steps=30, run_dir=str(tmp_path), step=6, models=models)
+    assert "losses 0.5000 - -" in numbers_line(status).plain
+    run = RunFolder(tmp_path)
+    write_status(run, status)
+    assert read_status(run) == status
+    line = {**event("evaluated", 3.0), "model": 2}
+    assert "evaluated model-2" in event_line(line, 0.0).plain
+    ended = {**event("model_finished", 3.0), "model": 2}
+    assert "model-2 finished" in event_line(ended, 0.0).plain
+
+
+def test_the_summary_lists_each_model(tmp_path: Path) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    one = {"run": "/run/models/0", "seed": 3, "task_args": {"lr": 0.1}, **result(0)}
+    print_summary(console, tmp_path, {**result(0), "loss": None, "models": [one]}, [])
+    assert "model 0        seed 3, lr 0.1: finished, loss 1.0000, p0" in console.export_text()
