@@ -22,14 +22,20 @@ from benchmarks.record import Figure, figure
 from elastic.core.config import JobConfig, load_job
 from elastic.core.faults import read_trace
 from policies.coding.codes import Floats
+from policies.coding.delays import additive
 from policies.coding.field import holders_of
 from policies.coding.leases import Step
-from policies.coding.simulation import Coded
+from policies.coding.m_sgc import MSgc
+from policies.coding.simulation import Coded, simulate
+from policies.coding.sr_sgc import SrSgc
 from policies.scheduling import Shares
 
 NUM_WORKERS = 8
 NUM_MICRO_BATCHES = 16
-POLICIES = ("uncoded", "speculation", "frc/1", "frc/3", "c_code/1", "crc/1", "auto")
+SEQUENTIAL = ("sr_sgc/1/2/2", "m_sgc/1/2/8")
+"""Of two models, trained in rounds."""
+POLICIES = ("uncoded", "speculation", "frc/1", "frc/3", "c_code/1", "crc/1", *SEQUENTIAL, "auto")
+OF_AUTO = [one for one in POLICIES if one not in (*SEQUENTIAL, "auto")]
 NEAR = 1.15
 """Steps on real workers may take so many times what is simulated."""
 PROBE = 12
@@ -38,25 +44,33 @@ PROBE = 12
 
 def make_job(policy: str, num_steps: int) -> JobConfig:
     """A job whose steps are nothing but control and delays."""
-    kind, _, stragglers = policy.partition("/")
+    kind, *numbers = policy.split("/")
+    names = ("burst", "window", "distinct") if policy in SEQUENTIAL else ("stragglers",)
+    models = 2 if policy in SEQUENTIAL else 1
+    given = dict(zip(names, map(int, numbers), strict=False))
     return load_job(
         {
             "name": f"stragglers-{policy.replace('/', '-')}",
             "task": "benchmarks.tiny:Tiny",
-            "steps": num_steps,
+            "steps": num_steps // models,
+            "models": models,
             "batch": {"micro_batches": NUM_MICRO_BATCHES, "micro_batch_size": 4},
             "workers": {"start": NUM_WORKERS, "max": NUM_WORKERS, "spare": 0},
             "standby": False,
             "checkpoint": {"every": 0},
             "chunk_elements": 1024,
             "monitoring": {"detect": False, "port": None},
-            "stragglers": {"kind": kind, "stragglers": int(stragglers or 0)},
+            "stragglers": {"kind": kind, **given},
         }
     )
 
 
-def fixed(policy: str) -> Shares | Coded:
+def fixed(policy: str) -> Shares | Coded | SrSgc | MSgc:
     """What a fixed policy runs."""
+    if policy in SEQUENTIAL:
+        scheme = make_job(policy, 2).stragglers.scheme
+        assert scheme is not None, "it is one"
+        return scheme
     kind, _, stragglers = policy.partition("/")
     if kind in ("c_code", "crc"):
         return Coded(stragglers=int(stragglers), kind="crc" if kind == "crc" else "c_code")
@@ -64,9 +78,12 @@ def fixed(policy: str) -> Shares | Coded:
 
 
 def simulated_s(
-    policy: Shares | Coded, delays_RN: Floats, steps: list[int], cost_s: float
+    policy: Shares | Coded | SrSgc | MSgc, delays_RN: Floats, steps: list[int], cost_s: float
 ) -> float:
     """Mean seconds of these steps, answers alone."""
+    if isinstance(policy, SrSgc | MSgc):  # rounds, each of which begins a step
+        delays = additive(delays_RN, 0.0, NUM_MICRO_BATCHES * cost_s)
+        return float(simulate(policy, delays, len(steps)).rounds_R.mean())
     if isinstance(policy, Coded):
         return coded_s(
             policy.stragglers, delays_RN[[step % len(delays_RN) for step in steps]], cost_s
@@ -106,7 +123,7 @@ def measure(policy: str, trace: Path, scale: float, num_steps: int) -> Iterator[
         note="; ".join([run.result["params_sha256"][:12], *chosen]),
     )
     cost_s = statistics.median(jobs.work_s(whole))
-    candidates = [policy] if policy != "auto" else [one for one in POLICIES if one != "auto"]
+    candidates = [policy] if policy != "auto" else OF_AUTO
     for one in candidates:
         wanted_s = simulated_s(fixed(one), delays_RN, steps, cost_s)
         yield figure(
