@@ -136,6 +136,18 @@ def test_a_step_computed_again_is_told_once(run: RunFolder, job: JobConfig) -> N
     assert told.of("on_step") == [0, 1, 2, 3]
 
 
+def test_models_that_overtake_each_other_are_told_of(run: RunFolder, job: JobConfig) -> None:
+    told = Recorder()
+    follower = Follower([told], run)
+    follower.start(job, 0)
+    for step in (0, 2, 1, 3, 2, 5, 4):
+        run.append_metrics({**a_step(step), "model": step % 2})
+        run.append_evaluation({**an_evaluation(step), "model": step % 2})
+    follower.end(None)
+    assert told.of("on_step") == [0, 2, 1, 3, 5, 4]
+    assert told.of("on_evaluation") == [0, 2, 1, 3, 5, 4]
+
+
 @pytest.mark.parametrize(
     "reason", ["step 50: {}", "the last one, step 50: {}"], ids=["on the way", "the last one"]
 )

@@ -350,3 +350,19 @@ def test_more_stragglers_than_the_code_withstands_are_helped() -> None:
     made.run(until_s=3000.0)
     all_steps(made, 4)
     assert any("more straggle than it withstands" in one for one in made.notes), made.notes
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_who_is_slow_for_good_is_waited_for_ever_less_often(name: str) -> None:
+    """With it rounds of m_sgc end in vain; then steps take turns, for longer each time."""
+    made, calm = world(name, steps=24), world(name, steps=24)
+
+    def stand_still() -> None:
+        made.fakes[2].slowness = lambda: 1e6
+
+    made.later(1.0, stand_still)
+    made.run(until_s=3000.0)
+    calm.run()
+    all_steps(made, 24)
+    assert len(made.notes) <= 2 * 6 + 1, made.notes
+    assert made.now_s < 2.5 * calm.now_s, "of three workers 1.5 times that"

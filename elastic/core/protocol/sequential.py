@@ -35,6 +35,8 @@ GIVE_UP = 4.0
 """After so many times as long more straggle than the code withstands: others help then."""
 FLOOR_S = 0.03
 """Neither is shorter than this after the first: a process that may run may wait for a core."""
+MAX_PAUSE = 63
+"""Steps that take turns after that, at most; the first time one, then ever more."""
 
 Order = tuple[int, Lend | Recall | SaveRound | Note]
 """For which model, and what it is to hear or to have carried out."""
@@ -73,6 +75,9 @@ class Rounds:
         self._begin_s = 0.0
         self._first_s = math.inf
         self._busy: list[int] = []
+        self._pause = 0
+        """Steps of the job that took turns, or will, since there were too many stragglers."""
+        self._resume_at = 0
         self._told = ""
 
     @property
@@ -100,6 +105,7 @@ class Rounds:
             if not self._is_begun:
                 return orders
         if self._first_s < math.inf and now_s >= self._after(GIVE_UP):
+            self._back_off(self._leases.round)
             orders += self._leave(f"round {self._leases.round}: more straggle than it withstands")
         return orders
 
@@ -109,6 +115,8 @@ class Rounds:
         """Begin with rounds, if a step is about to begin and everything fits."""
         num = len(self._lanes)
         self._base = min(_position(lane, model, num) for model, lane in enumerate(self._lanes))
+        if self._base < self._resume_at:
+            return []
         first = self._lane(0)
         num_gradients = self._until_something_else()
         if not first.is_fresh or num_gradients <= self._job.scheme.delay:
@@ -163,6 +171,11 @@ class Rounds:
         """On with plain turns. Who holds something may finish it."""
         self._leases, self._is_begun = None, False
         return self._tell(f"{reason}: steps take turns until one is about to begin")
+
+    def _back_off(self, num_rounds: int) -> None:
+        """Take turns, for longer each time that rounds end in vain: one may be slow for good."""
+        self._pause = 1 if num_rounds > MAX_PAUSE else min(MAX_PAUSE, 2 * self._pause + 1)
+        self._resume_at = self._base + num_rounds + self._pause
 
     def _tell(self, reason: str) -> list[Order]:
         """What is new."""
