@@ -259,8 +259,7 @@ def test_all_steps_are_done_in_rounds_where_nobody_is_late(name: str) -> None:
     all_steps(made, 8)
     assert len(made.notes) == 1
     assert "rounds of 4 workers" in made.notes[0]
-    scheme = SCHEMES[name][0]
-    assert 7 * 4 <= made.round <= 7 * 4 + scheme.delay
+    assert made.round == 7 * 4 - 1, "the first step begins with the first worker"
     assert made.kinds["granted"] == 7 * 4 * made.num
 
 
@@ -366,3 +365,14 @@ def test_who_is_slow_for_good_is_waited_for_ever_less_often(name: str) -> None:
     all_steps(made, 24)
     assert len(made.notes) <= 2 * 6 + 1, made.notes
     assert made.now_s < 2.5 * calm.now_s, "of three workers 1.5 times that"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_who_is_late_at_last_is_helped(name: str) -> None:
+    """Nobody else has anything to do in the rounds after the last step has begun."""
+    made, calm = world(name, steps=3), world(name, steps=3)
+    made.fakes[2].slowness = lambda: 1e6 if made.round >= 8 else 1.0
+    made.run(until_s=3000.0)
+    calm.run()
+    all_steps(made, 3)
+    assert made.now_s < calm.now_s + 3.0

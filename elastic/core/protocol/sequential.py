@@ -98,8 +98,8 @@ class Rounds:
             if self._is_begun:
                 self._leases.end()
                 self._is_begun = False
-            if self._leases.is_over:
-                self._leases = None
+            if self._leases.round >= self._leases.num_gradients:
+                self._leases = None  # no step begins: what is left is done in turns, by all
                 return orders
             orders += self._begin_round(self._leases, now_s)
             if not self._is_begun:
@@ -186,13 +186,12 @@ class Rounds:
 
     def _begin_round(self, leases: SequentialLeases, now_s: float) -> list[Order]:
         """Lend what each worker is to compute, once the step that begins may."""
-        if leases.round < leases.num_gradients:
-            lane, key = self._lane(leases.round), self._key(leases.round)
-            if not lane.is_fresh or lane.state.step != key.step:
-                if lane.phase is Phase.UPDATING or lane.awaits_opinions:
-                    return []
-                return self._leave(f"step {key.step} of model {key.model} cannot begin")
-            self._keys[leases.round], self._counts[leases.round] = lane.state.key, 0
+        lane, key = self._lane(leases.round), self._key(leases.round)
+        if not lane.is_fresh or lane.state.step != key.step:
+            if lane.phase is Phase.UPDATING or lane.awaits_opinions:
+                return []
+            return self._leave(f"step {key.step} of model {key.model} cannot begin")
+        self._keys[leases.round], self._counts[leases.round] = lane.state.key, 0
         self._number += 1
         self._is_begun, self._begin_s, self._first_s = True, now_s, math.inf
         orders: list[Order] = []
