@@ -34,6 +34,10 @@ MODELS: list[dict[str, Any]] = [
 ]
 
 
+SLOW = {"do": "slow", "at": {"step": 0}, "target": "any", "sleep_s": 0.15, "probability": 0.95}
+"""One worker in each step: or the first that is there would have done all before others come."""
+
+
 def several(name: str, **settings: Any) -> JobConfig:
     return make_job(name, steps=NUM_STEPS, models=MODELS, **settings)
 
@@ -65,6 +69,7 @@ def test_no_fault_changes_what_any_of_them_computes(alone: list[Outcome], tmp_pa
     faults = write_faults(
         tmp_path / "faults.yaml",
         [
+            SLOW,
             {"do": "kill", "at": {"step": 5, "point": "after_grant"}, "target": "worker-1"},
             {"do": "kill_aggregator", "at": {"step": 10, "point": "after_grant"}},
             {"do": "add_worker", "at": {"step": 14}},
@@ -79,6 +84,17 @@ def test_no_fault_changes_what_any_of_them_computes(alone: list[Outcome], tmp_pa
     check_faults_fired(result, faults)
     happened = {"worker_lost", "worker_joined", "aggregator_took_over", "checkpoint_written"}
     assert happened <= set(kinds(result))
+
+
+@pytest.mark.parametrize("kind", ["frc", "uncoded", "auto"])
+def test_no_policy_changes_what_any_of_them_computes(
+    kind: str, alone: list[Outcome], tmp_path: Path
+) -> None:
+    kill = {"do": "kill", "at": {"step": 8, "point": "after_encode"}, "target": "worker-0"}
+    faults = write_faults(tmp_path / "faults.yaml", [SLOW, kill])
+    stragglers = {"kind": kind, "stragglers": 1 if kind == "frc" else 0}
+    job = several(kind, workers=3, stragglers=stragglers, audit=0.2)
+    assert outcomes(run_job(job, run_dir=tmp_path / "run", faults=faults)) == alone
 
 
 def test_a_stopped_job_goes_on_with_each_model_from_its_newest_checkpoint(
