@@ -546,9 +546,10 @@ class CoordinatorShell:
         job = self._setup.job
         num_steps = job.steps * job.num_models
         if isinstance(self._heeded, Leave | TooLate) and report.step < num_steps:
+            where = self._setup.run.path if job.num_models > 1 else self._setup.checkpoints
             self._preempted = PreemptedError(
                 f"{self._heeded.reason}: stopped at step {report.step} of {num_steps}; on another"
-                f" node go on by: elastic resume {job.checkpoint.storage or self._setup.run.path}"
+                f" node go on by: elastic resume {where}"
             )
         self._clean_up()
         self._phase = "failed" if report.failure else "done"

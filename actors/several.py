@@ -17,7 +17,7 @@ from actors.recording import Notebook, Scribe
 from actors.setup import JobSetup
 from elastic.core.protocol.messages import Key, step_of_job
 
-_OF_ALL = ("name", "num_generations", "init_sha256", "faults_fired", "versions")
+_OF_ALL = ("name", "init_sha256", "versions")
 """What a result says alike of every model."""
 
 _OF_ONE = (
@@ -121,6 +121,8 @@ class Results:
         num = len(results)
         return {
             **{name: results[0][name] for name in _OF_ALL},
+            "num_generations": max(one["num_generations"] for one in results),
+            "faults_fired": sorted({one for found in results for one in found["faults_fired"]}),
             "outcome": next(one for one in ("failed", "stopped", "finished") if one in outcomes),
             "failure": _joined(results, "failure"),
             "steps": min(one["steps"] for one in results),

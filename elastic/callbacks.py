@@ -62,7 +62,8 @@ def check_callbacks(callbacks: Sequence[object]) -> None:
 class CSVLogger(Callback):
     """Writes a table of the steps: one line each, to `path` or RUN_FOLDER/steps.csv.
 
-    A run that goes on goes on in its table; lines of steps that are computed again go first.
+    A run that goes on goes on in its table; lines of steps that are computed again go first, of
+    several models those of each.
     """
 
     COLUMNS = ("step", "loss", "lr", "grad_norm", "step_s", "samples", "num_workers")
@@ -72,32 +73,42 @@ class CSVLogger(Callback):
         self._given = path
 
     def on_start(self, job: JobConfig, run_dir: Path, step: int) -> None:
-        self._path, self._step = Path(self._given or run_dir / "steps.csv"), step
+        self._path, self._num_models = Path(self._given or run_dir / "steps.csv"), job.num_models
         self._file: TextIO | None = None
+        self._goes_on: set[int] = set()
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
-        if self._file is None:
-            kept = _read_table(self._path, self._step)  # before it is written anew
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", newline="", encoding="utf-8")
-            columns = [*self.COLUMNS, *metrics["metrics"]]
-            self._table = csv.DictWriter(self._file, columns, extrasaction="ignore")
-            self._table.writeheader()
-            self._table.writerows(kept)
+        model = metrics["step"] % self._num_models
+        if model not in self._goes_on:
+            self._goes_on.add(model)
+            self._begin(metrics)
+        assert self._file is not None, "the first step of a model opens it"
         self._table.writerow({**metrics, **metrics["metrics"]})
         self._file.flush()
+
+    def _begin(self, metrics: Mapping[str, Any]) -> None:
+        """A model goes on with this step: the lines of its later ones go."""
+        self.on_end(None)
+        kept = _read_table(self._path, metrics["step"], self._num_models)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("w", newline="", encoding="utf-8")
+        columns = [*self.COLUMNS, *metrics["metrics"]]
+        self._table = csv.DictWriter(self._file, columns, extrasaction="ignore")
+        self._table.writeheader()
+        self._table.writerows(kept)
 
     def on_end(self, result: Result | None) -> None:
         if self._file is not None:
             self._file.close()
 
 
-def _read_table(path: Path, end: int) -> list[dict[str, str]]:
-    """The lines of the steps before `end`."""
+def _read_table(path: Path, end: int, num_models: int) -> list[dict[str, str]]:
+    """The lines of the steps before `end`, and of all steps of other models than that one's."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [line for line in csv.DictReader(file) if int(line["step"]) < end]
+        lines = list(csv.DictReader(file))
+    return [one for one in lines if int(one["step"]) < end or (int(one["step"]) - end) % num_models]
 
 
 class TensorBoardLogger(Callback):

@@ -27,6 +27,7 @@ from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
 from elastic.core.protocol.handshake import SECRET_BYTES
+from elastic.core.protocol.messages import Key, step_of_job
 from elastic.core.runs import RunFolder, identity, is_copy
 from elastic.core.status import Status, write_status
 from elastic.core.storage import open_storage
@@ -235,6 +236,8 @@ def _make_setup(
     if task is None and not job.task:
         raise ConfigError("task: the job file names none; write 'task: package.module:Class'")
     models = [job.of_model(one) for one in range(job.num_models)]
+    if len(models) == 1:
+        job = models[0]
     for one in models:
         if task is None:
             load_task(job.task, one.task_args)
@@ -321,10 +324,11 @@ def _begun(setup: JobSetup) -> JobSetup:
     if job.checkpoint.storage is not None:
         newest = checkpoint.latest_checkpoint(job.checkpoint.storage)
         if newest is not None:
+            where = job.checkpoint.storage if setup.model is None else "RUN"
             raise ConfigError(
                 f"checkpoint.storage: {job.checkpoint.storage} holds checkpoints already, the"
-                f" newest {newest}; needs an empty folder for a new run; `elastic resume"
-                f" {job.checkpoint.storage}` goes on with them"
+                f" newest {newest}; needs an empty folder for a new run; `elastic resume {where}`"
+                " goes on with them"
             )
     return replace(setup, initial=find_initial(job.init_from) if job.init_from else None)
 
@@ -373,6 +377,12 @@ def _inexact(stragglers: Stragglers) -> str:
     )
 
 
+def _first_step(setup: JobSetup) -> int:
+    """The first step of the job that is computed: of several models some may be ahead."""
+    keys = (Key(one.model or 0, one.first_step, 0) for one in setup.lanes)
+    return min(step_of_job(key, len(setup.lanes)) for key in keys)
+
+
 def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
     """Write down who runs this; from here on the run folder is ours."""
     run, job, resumed = setup.run, setup.job, setup.resume_from
@@ -381,7 +391,7 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
         if resumed is None:  # another job may have ended here before its first checkpoint
             run.metrics_jsonl.unlink(missing_ok=True)
             run.evaluations_jsonl.unlink(missing_ok=True)
-        follower.start(job, setup.first_step)
+        follower.start(job, _first_step(setup))
         if follower.error is not None:
             raise follower.error
     for lane in setup.models:

@@ -525,7 +525,12 @@ class JobConfig(_Section):
             raise ValueError(f"{what}, and models are {self.num_models}; must be >= {least}")
         if self.audit == "all":
             raise ValueError(f"{what}, and audit is all; a round waits for no second opinion")
-        check_sequential(scheme, self.workers.start, self.batch.micro_batches)
+        try:
+            check_sequential(scheme, self.workers.start, self.batch.micro_batches)
+        except ValueError as error:
+            raise ValueError(
+                f"{what}, and workers.start is {self.workers.start}: {error}"
+            ) from None
         return self
 
     @model_validator(mode="after")

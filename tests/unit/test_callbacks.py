@@ -192,6 +192,22 @@ def test_nothing_is_told_of_a_job_that_never_began(run: RunFolder) -> None:
     assert told.told == []
 
 
+def test_a_table_of_several_models_goes_on_where_each_of_them_does(
+    run: RunFolder, make_job: Callable[..., JobConfig]
+) -> None:
+    job = make_job(models=2)
+    first, again = [0, 1, 2, 3, 4, 6], [3, 8, 5, 7, 9]  # model 0 is ahead
+    for begin, steps in ((0, first), (3, again)):
+        follower = Follower([CSVLogger()], run)
+        follower.start(job, begin)
+        for step in steps:
+            run.append_metrics({**a_step(step), "model": step % 2})
+        follower.end(None)
+        assert follower.error is None
+    with (run.path / "steps.csv").open(newline="") as file:
+        assert sorted(int(line["step"]) for line in csv.DictReader(file)) == list(range(10))
+
+
 def test_ray_trains_run_config_takes_ours(run: RunFolder) -> None:
     assert RunConfig(callbacks=[Recorder()]).callbacks
     with pytest.raises(ConfigError, match=r"callbacks: .*Recorder.*needs an object: Recorder\("):

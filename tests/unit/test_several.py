@@ -107,15 +107,26 @@ def test_the_result_comes_once_all_models_have_theirs(setup: JobSetup) -> None:
     first.write_json(first.result_json, result(0))
     results.complete()
     assert not setup.run.result_json.exists()
-    second.write_json(second.result_json, result(1, outcome="failed", failure="NaN", steps=4))
+    later = {"faults_fired": [0, 2], "num_generations": 5}  # it ended after model 0
+    failed = result(1, outcome="failed", failure="NaN", steps=4, **later)
+    second.write_json(second.result_json, failed)
     results.complete()
     results.complete()
     whole = setup.run.read_json(setup.run.result_json)
     assert (whole["outcome"], whole["failure"], whole["steps"]) == ("failed", "model 1: NaN", 4)
     assert (whole["overflows"], whole["skipped_steps"]) == (2, [6, 7])
+    assert (whole["faults_fired"], whole["num_generations"]) == ([0, 2], 5)
     assert [one["params_sha256"] for one in whole["models"]] == ["p0", "p1"]
     assert [one["seed"] for one in whole["models"]] == [0, 1]
     assert told == [("job_failed", "model 1: NaN")]
+
+
+def test_a_list_of_one_model_is_that_model(tmp_path: Path) -> None:
+    job = make_job(models=[{"seed": 7, "task_args": {"width": 8}}])
+    setup = driver._make_setup(job, RunFolder(tmp_path / "run"), None, (), resume=False)
+    assert [(one.job.seed, one.job.task_args, one.model) for one in setup.lanes] == [
+        (7, {"width": 8}, None)
+    ]
 
 
 def test_models_that_differ_in_the_seed_alone_share_a_task(setup: JobSetup) -> None:
