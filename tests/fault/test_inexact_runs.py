@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elastic.core.runs import RunFolder
@@ -32,7 +33,9 @@ def test_what_drops_nothing_is_the_exact_run_and_does_not_claim_it(
     policy: str, undisturbed: Outcome, tmp_path: Path
 ) -> None:
     kill = {"do": "kill", "at": {"step": 4, "point": "before_compute"}, "target": "worker-1"}
-    faults = write_faults(tmp_path / "faults.yaml", [kill])
+    np.savez(tmp_path / "calm.npz", dur=np.full((1, 4), 0.15))  # so that it is there in time
+    calm = {"do": "delays", "trace": str(tmp_path / "calm.npz")}
+    faults = write_faults(tmp_path / "faults.yaml", [kill, calm])
     job = make_job("patient", workers=3, steps=NUM_STEPS, stragglers=PATIENT[policy])
     result = run_job(job, run_dir=tmp_path / "run", faults=faults)
     check_faults_fired(result, faults)
