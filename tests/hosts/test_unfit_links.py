@@ -7,8 +7,8 @@ import time
 from benchmarks.hosts import HostJob
 from elastic.core.config import JobConfig
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import hosts_up, on_hosts
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 

@@ -15,8 +15,8 @@ from monitoring.actions import STEERED, action_fields
 from policies.steering import Remedy, Taken
 from policies.verdicts import Kind, Node
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import ELASTIC, hosts_up, on_hosts
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import ELASTIC, hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 

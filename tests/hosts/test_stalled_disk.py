@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.hosts import HostJob, HostRun
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import on_hosts
 from tests.integration.support import make_job
-from tests.integration.testbeds import on_hosts
 
 pytestmark = on_hosts(240)
 NUM_STEPS = 300

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.hosts import Happening, HostJob
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import hosts_up, on_hosts
 from tests.integration.support import make_job
-from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = [*on_hosts(300), pytest.mark.chaos]
 

@@ -6,8 +6,8 @@ import time
 
 from benchmarks.hosts import HostJob
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import hosts_up, on_hosts
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 

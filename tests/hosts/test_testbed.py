@@ -15,8 +15,8 @@ import yaml
 from elastic.core.runs import RunFolder
 from scripts.hosts import HostError
 from scripts.testbed import ROOT, Settings, Testbed, has_raylet
+from tests.hosts.testbeds import on_hosts
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import on_hosts
 
 pytestmark = on_hosts(180)
 

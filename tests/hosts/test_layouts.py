@@ -9,8 +9,8 @@ import pytest
 from benchmarks.hosts import HostJob, HostRun, heal
 from scripts.hosts import Host
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import hosts_up, on_hosts
 from tests.integration.support import make_job
-from tests.integration.testbeds import hosts_up, on_hosts
 
 pytestmark = [*on_hosts(600), pytest.mark.chaos]
 NUM_STEPS = 240

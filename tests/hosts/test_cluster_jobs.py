@@ -18,8 +18,8 @@ from elastic.core import checkpoint
 from elastic.core.config import JobConfig
 from elastic.core.runs import RunFolder
 from scripts.testbed import Settings, Testbed
+from tests.hosts.testbeds import ELASTIC, on_hosts
 from tests.integration.support import TAG, make_job, wait_until
-from tests.integration.testbeds import ELASTIC, on_hosts
 
 pytestmark = [*on_hosts(400), pytest.mark.chaos]
 NUM_STEPS = 600

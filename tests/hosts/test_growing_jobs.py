@@ -11,8 +11,8 @@ import pytest
 from benchmarks.hosts import HEAD, HostJob, heal
 from elastic.core.config import JobConfig
 from scripts.testbed import Testbed
+from tests.hosts.testbeds import ELASTIC, hosts_up, on_hosts
 from tests.integration.support import make_job, wait_until
-from tests.integration.testbeds import ELASTIC, hosts_up, on_hosts
 
 pytestmark = on_hosts(300)
 

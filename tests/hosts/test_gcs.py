@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.hosts import HEAD, Happening, HostJob
 from scripts.testbed import Settings, Testbed
+from tests.hosts.testbeds import on_hosts
 from tests.integration.support import make_job
-from tests.integration.testbeds import on_hosts
 
 pytestmark = on_hosts(240)
 NUM_STEPS = 300
