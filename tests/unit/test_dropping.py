@@ -197,6 +197,50 @@ def test_audits_are_not_waited_for_at_a_deadline_and_counted() -> None:
     assert (committed.num_dropped, committed.num_unaudited) == (3, 1)
 
 
+def complete(node: Node) -> None:
+    """Each micro-batch is granted to the first who holds it. No audit is answered."""
+    lead = node.aggregator
+    while held := [
+        (worker, one)
+        for worker, peer in lead._peers.items()
+        for one in peer.queue
+        if one.key == key(node) and not one.audits
+    ]:
+        worker, lease = held[0]
+        if lease.micro_batches[0] in lead._outcomes:
+            node.hear(worker, Release((lease,)))
+        else:
+            grant(node, worker)
+
+
+def test_who_is_complete_waits_for_its_audits_until_the_deadline() -> None:
+    node = dropping(4, audits=Audits(probability=0.9999, seed=0))
+    begin_s = node.now_s
+    complete(node)
+    assert node.aggregator.phase is Phase.LEASING
+    node.now_s = begin_s + 2.0
+    assert only(ev.Update, node.do(ev.Tick()))
+    (committed,) = only(ev.Committed, node.update())
+    assert (committed.num_dropped, committed.num_unaudited) == (0, NUM)
+
+
+def test_erasure_head_waits_for_the_audits_of_a_complete_step() -> None:
+    policy = ErasureHead(stragglers=1, wait_for=2)
+    node = dropping(4, policy=policy, audits=Audits(probability=0.9999, seed=0))
+    complete(node)
+    assert node.aggregator.phase is Phase.LEASING, "there is no deadline"
+    while node.aggregator.phase is Phase.LEASING:
+        worker, lease = next(
+            (worker, one)
+            for worker, peer in node.aggregator._peers.items()
+            for one in peer.queue
+            if one.audits and one.key == key(node)
+        )
+        node.hear(worker, Commit(lease, 0, 0, (outcome(lease.micro_batches[0]),)))
+    (committed,) = only(ev.Committed, node.update())
+    assert (committed.num_dropped, committed.num_unaudited) == (0, 0)
+
+
 def test_a_deadline_is_measured_and_told_once() -> None:
     """Of four one takes ten times as long in each step."""
     node = dropping(policy=DropCompute())

@@ -285,8 +285,13 @@ class Aggregator:
 
     @property
     def _ends_early(self) -> bool:
-        """Whether the step drops what is not granted. What was not finite is asked for first."""
+        """Whether the step drops what is not granted. What was not finite is asked for first.
+
+        If all is granted it waits for its audits, as any step does, but no longer than a deadline.
+        """
         if self._dropping.policy is None or self.has_questions:
+            return False
+        if len(self._outcomes) == self._num_wanted and self._now_s < self._dropping.due_s:
             return False
         held = {
             worker: {
@@ -849,6 +854,7 @@ class Aggregator:
         if overflowing:
             return self._again(maxima_MC, overflowing)
         self._dropping.end(self._now_s)
+        self._auditing.end()  # what a deadline cuts off
         if len(outcomes) < self._num_wanted:
             return self._drop(outcomes, weight)
         if self._coding.is_on:
@@ -869,7 +875,6 @@ class Aggregator:
 
         Divided by what all would weigh if the rest weighed as much as what is there.
         """
-        self._auditing.end()
         num, all_of_it = len(outcomes), self._rules.num_micro_batches
         rest = tuple(one for one in range(all_of_it) if one not in self._outcomes)
         update = self._update(self._slots, self.state.exponents or (), weight * all_of_it / num)
