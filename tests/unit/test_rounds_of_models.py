@@ -38,6 +38,8 @@ class FakeWorker:
     protocol: wrk.Worker
     slowness: Callable[[], float] = lambda: 1.0
     alive: bool = True
+    waiting: list[Callable[[], None]] | None = None
+    """While it is stopped (SIGSTOP): what it does once it is continued."""
     doing: Lease | None = None
     turn: int = 0
     halves: dict[int, list[Counter[tuple[Key, int]]]] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class World:
         self.notes: list[str] = []
         self.kinds: Counter[str] = Counter()
         self.finished: set[int] = set()
+        self.hung_s: dict[int, float] = {}
         self.handle(ev.Started())
         self.handle(ev.Received(None, Report(0, Membership(), ())))
         for worker in range(workers):
@@ -104,13 +107,21 @@ class World:
             if not self.heap or self.heap[0][0] > tick_s:
                 self.now_s = tick_s + 1e-6
                 assert self.now_s < until_s, (self.notes, self.committed[-5:])
-                progress = {
-                    one: fake.computed + int(self.now_s * 100) for one, fake in self.fakes.items()
-                }
-                self.handle(ev.Tick(progress))
+                self.handle(ev.Tick(self.progress()))
                 continue
             self.now_s, _, what = heapq.heappop(self.heap)
             what()
+
+    def progress(self) -> dict[int, int]:
+        """Of each worker: it changes unless it is stopped, or dead."""
+        return {
+            one: int(self.now_s * 100) if fake.alive and fake.waiting is None else 0
+            for one, fake in self.fakes.items()
+        }
+
+    def stop(self, worker: int) -> None:
+        """SIGSTOP: its connection stays open."""
+        self.fakes[worker].waiting = []
 
     def join(self, worker: int) -> None:
         self.fakes[worker] = FakeWorker(wrk.Worker(worker, worker))
@@ -157,6 +168,8 @@ class World:
                     self.kinds["evaluation"] += 1
                 case ev.Note():
                     self.notes.append(action.reason)
+                    if action.kind == "worker_hung" and action.worker is not None:
+                        self.hung_s.setdefault(action.worker, self.now_s)
                 case ev.Finish():
                     self.finished.add(model)
                     self.later(0.0, partial(self.handle, ev.Finished(), model))
@@ -186,13 +199,15 @@ class World:
 
     def abandon(self, worker: int, turn: int) -> None:
         fake = self.fakes[worker]
+        if self.is_stopped(worker, partial(self.abandon, worker, turn)):
+            return
         if fake.turn == turn and fake.doing is not None:
             lease, fake.doing, fake.turn = fake.doing, None, turn + 1
             self.tell(worker, wrk.Abandoned(lease))
 
     def tell(self, worker: int, event: wrk.Event | Message) -> None:
         fake = self.fakes[worker]
-        if not fake.alive:
+        if not fake.alive or self.is_stopped(worker, partial(self.tell, worker, event)):
             return
         actions = fake.protocol.handle(event, self.words, self.round)  # type: ignore[arg-type]
         for action in actions:
@@ -213,12 +228,22 @@ class World:
                     halves[half] = sums
                     self.later(0.0, partial(self.tell, worker, wrk.Encoded()))
 
+    def is_stopped(self, worker: int, what: Callable[[], None]) -> bool:
+        """Whether that has to wait."""
+        waiting = self.fakes[worker].waiting
+        if waiting is None:
+            return False
+        waiting.append(what)
+        return True
+
     def hear(self, worker: int, received: ev.Received) -> None:
         if self.fakes[worker].alive:
             self.handle(received)
 
     def computed(self, worker: int, lease: Lease, turn: int) -> None:
         fake = self.fakes[worker]
+        if self.is_stopped(worker, partial(self.computed, worker, lease, turn)):
+            return
         if fake.turn == turn and fake.alive:
             fake.doing, fake.computed = None, fake.computed + 1
             self.tell(worker, wrk.Computed(lease, (outcome(lease.micro_batches[0]),)))
@@ -376,3 +401,24 @@ def test_who_is_late_at_last_is_helped(name: str) -> None:
     calm.run()
     all_steps(made, 3)
     assert made.now_s < calm.now_s + 3.0
+
+
+@pytest.mark.parametrize("name", [None, *SCHEMES])
+def test_who_is_stopped_is_named_whatever_it_is_lent(name: str | None) -> None:
+    """Its connection stays, and rounds end without it: nothing that is said to it is an answer."""
+    scheme, num = SCHEMES[name or "sr_sgc"]
+    made = World(scheme if name else None, models=4, workers=4, micro_batches=num, steps=30)
+    made.later(3.0, partial(made.stop, 2))
+    made.run(until_s=3000.0)
+    all_steps(made, 30)
+    assert set(made.hung_s) == {2}
+    assert made.hung_s[2] < 3.0 + 10.0 + 3.0, "the limit is 10 s, and it may have been idle"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_who_is_only_late_is_not_named(name: str) -> None:
+    made = world(name, steps=30)
+    made.fakes[2].slowness = lambda: 50.0
+    made.run(until_s=3000.0)
+    all_steps(made, 30)
+    assert not made.hung_s

@@ -191,8 +191,14 @@ class _Peer:
     since_s: float = 0.0
     samples_s: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_WINDOW))
     progress: int = -1
-    progress_s: float = 0.0
+    moved_s: float = 0.0  # when it last said something, made progress, or had nothing to do
+    is_recalled: bool = False  # it has yet to say that it has seen the end of a round
     ask_s: float = 0.0  # when to look again for something to do, if nothing becomes free before
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is to say something. That it is lent something else is no answer."""
+        return bool(self.queue) or self.is_recalled
 
 
 class Aggregator:
@@ -373,6 +379,7 @@ class Aggregator:
         peer = self._peers.get(worker)
         if peer is None:
             return []
+        peer.moved_s, peer.is_recalled = now_s, False
         match message:
             case Commit():
                 return self._asked(worker, peer, message, now_s)
@@ -393,7 +400,7 @@ class Aggregator:
         if worker in self._liars:
             return [Send(worker, Dismiss(_LIED)), HangUp(worker)]
         self._seen.add(worker)
-        peer = _Peer(since_s=now_s, progress_s=now_s)
+        peer = _Peer(since_s=now_s, moved_s=now_s)
         peer.queue = [lease for lease in hello.holding if lease.key == self.state.key]
         self._peers[worker] = peer
         self._lost.discard(worker)
@@ -541,10 +548,10 @@ class Aggregator:
         self._watched_s = now_s
         views = []
         for worker, peer in self._peers.items():
-            if progress.get(worker, 0) != peer.progress or not peer.queue:
-                peer.progress, peer.progress_s = progress.get(worker, 0), now_s
-            silent_s = now_s - max(peer.progress_s, peer.since_s)
-            views.append(WorkerProgress(worker, silent_s, bool(peer.queue), bool(peer.samples_s)))
+            if progress.get(worker, 0) != peer.progress or not peer.is_busy:
+                peer.progress, peer.moved_s = progress.get(worker, 0), now_s
+            silent_s = now_s - peer.moved_s
+            views.append(WorkerProgress(worker, silent_s, peer.is_busy, bool(peer.samples_s)))
         views += self._absent(now_s)
         for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
             if verdict.worker in self.membership.leaving and verdict.worker in self._peers:
@@ -1175,7 +1182,7 @@ class Aggregator:
         for peer in self._peers.values():
             kept = [lease for lease in peer.queue if not lease.round]
             if len(kept) < len(peer.queue):
-                peer.queue, peer.since_s = kept, now_s
+                peer.queue, peer.since_s, peer.is_recalled = kept, now_s, True
 
     def _occupy(self, worker: int, now_s: float) -> list[Action]:
         peer, usual_s = self._peers[worker], self._usual_pace_s()
@@ -1213,7 +1220,7 @@ class Aggregator:
             tuple(one for one in self._wanted(peer.queue) if one not in barred),
             peer.since_s,
             pace(peer.samples_s, usual_s),
-            silent_s=self._watched_s - max(peer.progress_s, peer.since_s),
+            silent_s=self._watched_s - peer.moved_s,
         )
 
     def _lease(
@@ -1225,6 +1232,8 @@ class Aggregator:
 
     def _send_leases(self, worker: int, leases: tuple[Lease, ...], now_s: float) -> Send:
         peer = self._peers[worker]
+        if not peer.is_busy:
+            peer.moved_s = now_s
         if not self._wanted(peer.queue):
             peer.since_s = now_s
         peer.ask_s = 0.0
