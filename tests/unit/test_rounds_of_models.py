@@ -91,6 +91,7 @@ class World:
         self.kinds: Counter[str] = Counter()
         self.finished: set[int] = set()
         self.hung_s: dict[int, float] = {}
+        self.gone_s: dict[int, float] = {}
         self.handle(ev.Started())
         self.handle(ev.Received(None, Report(0, Membership(), ())))
         for worker in range(workers):
@@ -127,9 +128,12 @@ class World:
         self.fakes[worker] = FakeWorker(wrk.Worker(worker, worker))
         self.tell(worker, wrk.Connected())
 
-    def admit(self, *members: int) -> None:
+    def admit(self, *members: int, leaving: tuple[int, ...] = ()) -> None:
         self.membership = replace(
-            self.membership, generation=self.membership.generation + 1, members=members
+            self.membership,
+            generation=self.membership.generation + 1,
+            members=members,
+            leaving=leaving,
         )
         self.handle(ev.Received(None, Admit(self.membership)))
 
@@ -166,6 +170,8 @@ class World:
                     self.kinds["unaudited"] += action.num_unaudited
                 case ev.Evaluated():
                     self.kinds["evaluation"] += 1
+                case ev.HangUp(worker):
+                    self.gone_s.setdefault(worker, self.now_s)
                 case ev.Note():
                     self.notes.append(action.reason)
                     if action.kind == "worker_hung" and action.worker is not None:
@@ -422,3 +428,20 @@ def test_who_is_only_late_is_not_named(name: str) -> None:
     made.run(until_s=3000.0)
     all_steps(made, 30)
     assert not made.hung_s
+
+
+@pytest.mark.parametrize("slowness", [1.0, 8.0])
+@pytest.mark.parametrize("leaves_s", [0.7, 2.0, 3.1])
+def test_who_leaves_is_dismissed_before_rounds_begin_again(
+    leaves_s: float, slowness: float
+) -> None:
+    scheme, _ = SCHEMES["sr_sgc"]
+    made = World(scheme, models=4, workers=5, micro_batches=24, steps=12)
+    made.fakes[4].slowness = lambda: slowness
+    made.later(leaves_s, partial(made.admit, 0, 1, 2, 3, leaving=(4,)))
+    made.run()
+    all_steps(made, 12)
+    held_s = 10 * COST_S
+    """It may finish the two parts of five that it holds; others do so if it is slow."""
+    assert 0 <= made.gone_s[4] - leaves_s < held_s + 2 * COST_S * slowness, made.notes
+    assert "rounds of 4 workers" in made.notes[-1], made.notes

@@ -113,6 +113,8 @@ class Rounds:
 
     def _try(self, now_s: float) -> list[Order]:
         """Begin with rounds, if a step is about to begin and everything fits."""
+        if self._leaving():
+            return []  # in turns it is dismissed once it holds nothing
         num = len(self._lanes)
         self._base = min(_position(lane, model, num) for model, lane in enumerate(self._lanes))
         if self._base < self._resume_at:
@@ -157,6 +159,8 @@ class Rounds:
         """Why it cannot go on in rounds; empty if it can."""
         if self._workers != (now := self._present()):
             return f"{len(now)} workers are there, and {len(self._workers)} were"
+        if leaving := self._leaving():
+            return f"worker {min(leaving)} leaves"
         for gradient, key in self._keys.items():
             lane = self._lane(gradient)
             if lane.state.step != key.step:
@@ -251,6 +255,11 @@ class Rounds:
 
     def _lane(self, gradient: int) -> Node:
         return self._lanes[self._key(gradient).model]
+
+    def _leaving(self) -> set[int]:
+        """Those that are to leave, and are still connected."""
+        there = set[int]().union(*(lane.connected for lane in self._lanes))
+        return there & set(self._lanes[0].membership.leaving)
 
     def _present(self) -> tuple[int, ...]:
         """Members that all lanes are connected to."""
