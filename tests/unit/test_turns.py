@@ -14,6 +14,7 @@ from elastic.core.protocol import events as ev
 from elastic.core.protocol.messages import (
     Admit,
     Commit,
+    Dismiss,
     Hello,
     Key,
     Lease,
@@ -31,6 +32,7 @@ from elastic.core.protocol.messages import (
 )
 from elastic.core.protocol.node import Node
 from elastic.core.protocol.turns import Actions, Turns
+from policies.auditing import Audits
 
 T = TypeVar("T")
 RUNNING = State(step=3, attempt=0, exponents=(10,))
@@ -262,3 +264,64 @@ def test_a_successor_goes_on_with_the_turn(granted: tuple[int, ...]) -> None:
     got = {what for one in lanes.greeted for _, what in leased(one)}
     left = {(1, one) for one in (0, 1) if one not in granted}
     assert got == (left or {(2, 0), (2, 1)})
+
+
+AUDITED = Audits(probability=0.9999, seed=0)
+
+
+def audit(lanes: Lanes, model: int) -> Actions:
+    """Have all questions about a model answered, as those who are honest do."""
+    actions: Actions = []
+    while asked := [
+        (worker, lease)
+        for worker, leases in lanes.turns.lanes[model].leases.items()
+        for lease in leases
+        if lease.audits
+    ]:
+        worker, lease = asked[0]
+        actions += lanes.hear(worker, Commit(lease, 0, 0, (outcome(lease.micro_batches[0]),)))
+    return actions
+
+
+def lie(lanes: Lanes, model: int) -> Actions:
+    """Worker 0 answers wrongly for a model, and is found out."""
+    actions = lanes.ask(0, model, 0, loss_sum=7.0)
+    actions += lanes.ask(1, model, 1)
+    actions += lanes.hear(2, Release(lanes.turns.lanes[model].leases.get(2, ())))
+    actions += audit(lanes, model)
+    assert [one.worker for _, one in only(ev.Note, actions) if one.kind == "worker_lied"] == [0]
+    return actions
+
+
+def test_who_lies_to_one_model_has_lied_to_all() -> None:
+    """In rounds several steps run at once, and a liar may have done a part of each."""
+    membership = Membership(generation=1, members=(0, 1, 2), next_worker=3)
+    recovered = []
+    for model, micro_batches in enumerate([(), (0,)]):
+        state = replace(RUNNING, model=model)
+        manifests = {0: Manifest(state.key, 0, micro_batches)}
+        rows = {one: outcome(one) for one in micro_batches}
+        recovered.append(agg.Recovered(state, membership, manifests, rows))
+    lanes = Lanes(2, 3, recovered=recovered, audits=AUDITED)
+    actions = lie(lanes, 0)
+    assert 0 not in lanes.lead(1)._granted_to.values()
+    emptied = [(model, one.manifest) for model, one in only(ev.SaveManifest, actions)]
+    assert (1, Manifest(replace(RUNNING, model=1).key)) in emptied
+    assert (0,) in [one.micro_batches for model, one in only(ev.MarkUndone, actions) if model == 1]
+    told = [one for _, one in only(ev.Send, lanes.hear(0, Hello(0, 0, has_slot=True)))]
+    assert [(one.worker, type(one.message)) for one in told] == [(0, Dismiss)]
+    assert all(0 not in lane.connected for lane in lanes.turns.lanes)
+
+
+def test_an_update_from_what_a_liar_did_is_given_up() -> None:
+    lanes = Lanes(2, 3, audits=AUDITED)
+    lanes.step(0)
+    lanes.hear(2, Release(lanes.turns.lanes[0].leases.get(2, ())))
+    audit(lanes, 0)
+    assert lanes.turns.lanes[0].phase is agg.Phase.UPDATING
+    begun = lanes.lead(0)._round
+    actions = lie(lanes, 1)
+    assert [(model, one.round) for model, one in only(ev.GiveUp, actions)] == [(0, begun)]
+    lanes.do(ev.Updated(0.5, round=begun), 0)
+    assert lanes.turns.lanes[0].state.step == RUNNING.step
+    assert (1, (0, 0)) in leased(actions) or (2, (0, 0)) in leased(actions)

@@ -60,6 +60,7 @@ from elastic.core.protocol.events import (
     GiveUp,
     HangUp,
     Lend,
+    Lied,
     MarkDone,
     MarkUndone,
     NodeGone,
@@ -353,6 +354,9 @@ class Aggregator:
                 return self._lend(event, now_s)
             case Recall():
                 self._recall(now_s)
+            case Lied(worker, reason) if worker not in self._liars:
+                barred = self._bar(worker, reason)
+                return [*barred, *self._quarantine(self._auditing.forget(worker))]
             case Finished():
                 self._move(Phase.ENDED)
         return []
@@ -701,15 +705,28 @@ class Aggregator:
             worker = lie.worker
             if worker in self._liars:
                 continue
-            self._liars.add(worker)
-            reason = lie.verdict.reason
-            if worker in self.membership.members:
-                self._hung[worker] = reason
-            actions.append(Note("worker_lied", reason, worker))
-            actions += self._empty(worker)
-            actions += [Send(worker, Dismiss(_LIED)), HangUp(worker), *self._lose(worker)]
+            actions.append(Note("worker_lied", lie.verdict.reason, worker))
+            actions += self._bar(worker, lie.verdict.reason)
+            actions += [Send(worker, Dismiss(_LIED)), HangUp(worker)]
             actions += self._quarantine(self._auditing.forget(worker))
         return actions
+
+    def _bar(self, worker: int, reason: str) -> list[Action]:
+        """Take back what it did in this step, also if the update of that has begun."""
+        self._liars.add(worker)
+        if worker in self.membership.members:
+            self._hung[worker] = reason
+        self._lose(worker)
+        manifest = self._manifests.get(worker)
+        is_in_sum = (
+            manifest is not None and manifest.key == self.state.key and bool(manifest.micro_batches)
+        )
+        actions = self._give_up() if is_in_sum else []
+        if self.phase is not Phase.LEASING:
+            return actions
+        if self._coding.is_on:
+            return actions + (self._uncoded(f"worker {worker} lied") if is_in_sum else [])
+        return actions + self._empty(worker)
 
     def _empty(self, worker: int) -> list[Action]:
         """Its slot is one sum: where a part of it is wrong, all of it is."""

@@ -118,6 +118,14 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Lied:
+    """For one model of several: an audit of another one has found out this worker."""
+
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last checkpoint and the result are written."""
 
@@ -154,6 +162,7 @@ Event = (
     | Turn
     | Lend
     | Recall
+    | Lied
     | Finished
 )
 

@@ -19,6 +19,7 @@ from elastic.core.protocol.events import (
     Disconnected,
     HangUp,
     Lend,
+    Lied,
     Note,
     OpenSlot,
     Recall,
@@ -121,7 +122,8 @@ class Turns:
         return sorted(range(len(self.lanes)), key=lambda one: one == self._open)
 
     def _hear(self, model: int, event: NodeEvent, now_s: float) -> Actions:
-        """Let one lane decide. Who is hung up is gone for all; a report waits for the others'."""
+        """Let one lane decide. Who is hung up is gone for all, and who lied has lied to all; a
+        report waits for the others'."""
         actions: Actions = []
         if model == self._open and not isinstance(event, Turn) and self._is_news(model):
             actions += self._tell_turn(model, now_s)
@@ -136,8 +138,13 @@ class Turns:
                         continue  # each lane that waits for it notices
                     self._hung.add(worker)
             actions.append((model, action))
-            if isinstance(action, HangUp):
-                actions += self._hang_up(model, action.worker, now_s)
+            match action:
+                case Note("worker_lied", reason, int(worker)):
+                    for other in range(len(self.lanes)):
+                        if other != model:
+                            actions += self._hear(other, Lied(worker, reason), now_s)
+                case HangUp(worker):
+                    actions += self._hang_up(model, worker, now_s)
         return actions
 
     def _hang_up(self, model: int, worker: int, now_s: float) -> Actions:
