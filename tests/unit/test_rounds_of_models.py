@@ -445,3 +445,22 @@ def test_who_leaves_is_dismissed_before_rounds_begin_again(
     """It may finish the two parts of five that it holds; others do so if it is slow."""
     assert 0 <= made.gone_s[4] - leaves_s < held_s + 2 * COST_S * slowness, made.notes
     assert "rounds of 4 workers" in made.notes[-1], made.notes
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "slowness"),
+    [(64, {2: 3.7, 3: 3.06}), (32, {2: 3.65, 3: 2.85})],
+    ids=["64", "32"],
+)
+def test_who_has_the_most_to_do_may_take_the_longest(
+    micro_batches: int, slowness: dict[int, float]
+) -> None:
+    """After two were late in one round, as the code withstands, they have four times as much to do
+    in the next one as the first to answer; nobody is late in that."""
+    scheme, _ = SCHEMES["sr_sgc"]
+    made = World(scheme, models=4, workers=4, micro_batches=micro_batches, steps=4)
+    for worker, factor in slowness.items():
+        made.fakes[worker].slowness = lambda factor=factor: factor if made.round == 5 else 1.0
+    made.run()
+    all_steps(made, 4)
+    assert len(made.notes) == 1, made.notes

@@ -24,13 +24,15 @@ from elastic.core.protocol.aggregator import Phase
 from elastic.core.protocol.events import Lend, Note, Recall, SaveRound
 from elastic.core.protocol.messages import Key
 from elastic.core.protocol.node import Node
+from policies.coding.codes import Bools
 from policies.coding.m_sgc import MSgc
 from policies.coding.sequential import SequentialLeases, least_models
 from policies.coding.sr_sgc import SrSgc
 from policies.gradient_coding import named
 
 PATIENCE = 2.0
-"""Times as long as the first worker needed, a round waits for the others: mu = 1 as published."""
+"""Times as long as the first worker needed for as much, a round waits for the others: mu = 1 as
+published, where all have as much to do."""
 GIVE_UP = 4.0
 """After so many times as long more straggle than the code withstands: others help then."""
 FLOOR_S = 0.03
@@ -73,8 +75,10 @@ class Rounds:
         self._counts: dict[int, int] = {}
         """Micro-batches of it that are known to be granted."""
         self._begin_s = 0.0
-        self._first_s = math.inf
-        self._busy: list[int] = []
+        self._pace_s = math.inf
+        """Seconds that the first worker needed for a micro-batch of its own in this round."""
+        self._sizes: list[int] = []
+        """What each worker was to compute when the round began."""
         self._pause = 0
         """Steps of the job that took turns, or will, since there were too many stragglers."""
         self._resume_at = 0
@@ -104,7 +108,7 @@ class Rounds:
             orders += self._begin_round(self._leases, now_s)
             if not self._is_begun:
                 return orders
-        if self._first_s < math.inf and now_s >= self._after(GIVE_UP):
+        if self._pace_s < math.inf and now_s >= self._after(GIVE_UP, self._leases.answered):
             self._back_off(self._leases.round)
             orders += self._leave(f"round {self._leases.round}: more straggle than it withstands")
         return orders
@@ -197,15 +201,14 @@ class Rounds:
             return self._leave(f"step {key.step} of model {key.model} cannot begin")
         self._keys[leases.round], self._counts[leases.round] = lane.state.key, 0
         self._number += 1
-        self._is_begun, self._begin_s, self._first_s = True, now_s, math.inf
+        self._is_begun, self._begin_s, self._pace_s = True, now_s, math.inf
         orders: list[Order] = []
         for model in range(len(self._lanes)):
             orders += [(model, SaveRound(self._number)), (model, Recall())]
-        self._busy = []
+        self._sizes = []
         for place, worker in enumerate(self._workers):
             work = leases.work(place)
-            if work:
-                self._busy.append(place)
+            self._sizes.append(len(work))
             for gradient, units in groupby(work, key=lambda unit: unit[0]):
                 micro_batches = tuple(micro_batch for _, micro_batch in units)
                 lend = Lend(worker, micro_batches, self._number)
@@ -226,21 +229,27 @@ class Rounds:
 
     def _is_at_end(self, leases: SequentialLeases, now_s: float) -> bool:
         answered = leases.answered
-        if math.isinf(self._first_s) and (answered[self._busy].any() or not self._busy):
-            self._first_s = now_s - self._begin_s
+        if math.isinf(self._pace_s):
+            done = [size for size, is_done in zip(self._sizes, answered, strict=True) if is_done]
+            first = [size for size in done if size]
+            if first or answered.all():
+                self._pace_s = (now_s - self._begin_s) / min(first, default=1)
         if answered.all():
             return leases.may_end
-        if math.isinf(self._first_s):
+        if math.isinf(self._pace_s):
             return False
-        due_s = self._after(PATIENCE)
+        due_s = self._after(PATIENCE, answered)
         if now_s < due_s:
             self.due_s = due_s
             return False
-        self.due_s = self._after(GIVE_UP)
+        self.due_s = self._after(GIVE_UP, answered)
         return leases.may_end
 
-    def _after(self, times: float) -> float:
-        return self._begin_s + max(times * self._first_s, self._first_s + FLOOR_S)
+    def _after(self, times: float, answered: Bools) -> float:
+        """When who has not answered has taken so many times as long as the first, for as much."""
+        late = [size for size, is_done in zip(self._sizes, answered, strict=True) if not is_done]
+        usual_s = self._pace_s * max(late or self._sizes)
+        return self._begin_s + max(times * usual_s, usual_s + FLOOR_S)
 
     # ------------------------------------------------------------------- lanes
 
