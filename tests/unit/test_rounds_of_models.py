@@ -91,6 +91,8 @@ class World:
         self.kinds: Counter[str] = Counter()
         self.finished: set[int] = set()
         self.hung_s: dict[int, float] = {}
+        self.fails: Key | None = None
+        """Of this step the loss is NaN."""
         self.gone_s: dict[int, float] = {}
         self.handle(ev.Started())
         self.handle(ev.Received(None, Report(0, Membership(), ())))
@@ -252,7 +254,8 @@ class World:
             return
         if fake.turn == turn and fake.alive:
             fake.doing, fake.computed = None, fake.computed + 1
-            self.tell(worker, wrk.Computed(lease, (outcome(lease.micro_batches[0]),)))
+            loss = float("nan") if lease.key == self.fails else 1.0
+            self.tell(worker, wrk.Computed(lease, (outcome(lease.micro_batches[0], loss),)))
 
 
 SCHEMES: dict[str, tuple[SrSgc | MSgc, int]] = {
@@ -464,3 +467,13 @@ def test_who_has_the_most_to_do_may_take_the_longest(
     made.run()
     all_steps(made, 4)
     assert len(made.notes) == 1, made.notes
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_after_a_model_has_failed_the_others_take_turns_and_that_is_said(name: str) -> None:
+    made = world(name)
+    made.fails = Key(1, 4, 0)
+    made.run()
+    steps = {model: range(1, 4 if model == 1 else 8) for model in range(4)}
+    assert sorted(made.committed) == [(model, one) for model in steps for one in steps[model]]
+    assert made.notes[-1] == "model 1 has failed: steps take turns", made.notes

@@ -1042,8 +1042,10 @@ class Aggregator:
         return [DropSlot(worker) for worker in gone]
 
     def _finish(self) -> list[Action]:
+        """Another model may go on: who computes for one that failed is to see that it is over."""
         self._move(Phase.FINISHING)
-        return [Finish(self._failure, self._is_whole)]
+        done = [MarkDone(tuple(range(self._num_wanted)), self.state.key)] if self._failure else []
+        return [*done, Finish(self._failure, self._is_whole)]
 
     # -------------------------------------------------------------- leasing
 
@@ -1165,6 +1167,11 @@ class Aggregator:
         if self.phase is not Phase.LEASING or is_over or self._combine is not Combine.SUM:
             return False
         return not (self._leased or self._outcomes or self._stop_reason)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ends, or has ended, with an error."""
+        return bool(self._failure)
 
     @property
     def counted(self) -> Collection[int]:

@@ -236,6 +236,11 @@ class Node:
         return self._lead is not None and self._lead.is_fresh
 
     @property
+    def has_failed(self) -> bool:
+        """As `Aggregator.has_failed` says, if this node leads."""
+        return self._lead is not None and self._lead.has_failed
+
+    @property
     def counted(self) -> Collection[int]:
         """The micro-batches that count in the pass that runs, if this node leads."""
         return self._lead.counted if self._lead is not None else ()

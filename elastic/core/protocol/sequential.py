@@ -119,6 +119,10 @@ class Rounds:
         """Begin with rounds, if a step is about to begin and everything fits."""
         if self._leaving():
             return []  # in turns it is dismissed once it holds nothing
+        failed = [model for model, lane in enumerate(self._lanes) if lane.has_failed]
+        if failed:
+            is_over = len(failed) == len(self._lanes)
+            return [] if is_over else self._tell(f"model {failed[0]} has failed: steps take turns")
         num = len(self._lanes)
         self._base = min(_position(lane, model, num) for model, lane in enumerate(self._lanes))
         if self._base < self._resume_at:
