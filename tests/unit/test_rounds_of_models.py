@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,17 @@ import pytest
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import events as ev
 from elastic.core.protocol import worker as wrk
-from elastic.core.protocol.messages import Admit, Key, Lease, Membership, Message, Report, State
+from elastic.core.protocol.messages import (
+    Admit,
+    Key,
+    Lease,
+    Manifest,
+    Membership,
+    Message,
+    Outcome,
+    Report,
+    State,
+)
 from elastic.core.protocol.node import Node
 from elastic.core.protocol.sequential import Sequential
 from elastic.core.protocol.turns import Actions, Turns
@@ -65,7 +76,7 @@ class World:
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.num, self.models = micro_batches, models
         self.membership = Membership(1, tuple(range(workers)), next_worker=workers)
-        rules = agg.Rules(
+        self.rules = agg.Rules(
             num_steps=steps,
             num_micro_batches=micro_batches,
             num_chunks=1,
@@ -80,8 +91,14 @@ class World:
             for model in range(models)
         ]
         known = [agg.Recovered(one, self.membership) for one in states]
-        asked = Sequential(scheme, micro_batches, steps, every) if scheme else None
-        self.turns = Turns([Node(0, rules, one) for one in known], asked)
+        self.asked = Sequential(scheme, micro_batches, steps, every) if scheme else None
+        self.turns = Turns([Node(0, self.rules, one) for one in known], self.asked)
+        self.states = states
+        self.manifests: list[dict[int, Manifest]] = [{} for _ in range(models)]
+        self.rows: list[dict[int, Outcome]] = [{} for _ in range(models)]
+        self.epoch, self.is_down = 0, False
+        self.dies_after = -1
+        """So many actions from now on are carried out before the aggregator dies."""
         self.words = [state.key.word for state in states]
         self.done: list[dict[int, int]] = [{} for _ in range(models)]
         self.round = 0
@@ -106,13 +123,14 @@ class World:
 
     def run(self, until_s: float = 600.0) -> None:
         while len(self.finished) < self.models:
-            tick_s = max(self.turns.next_tick_s, self.now_s)
+            tick_s = math.inf if self.is_down else max(self.turns.next_tick_s, self.now_s)
             if not self.heap or self.heap[0][0] > tick_s:
                 self.now_s = tick_s + 1e-6
                 assert self.now_s < until_s, (self.notes, self.committed[-5:])
                 self.handle(ev.Tick(self.progress()))
                 continue
             self.now_s, _, what = heapq.heappop(self.heap)
+            assert self.now_s < until_s, (self.notes, self.committed[-5:])
             what()
 
     def progress(self) -> dict[int, int]:
@@ -146,10 +164,58 @@ class World:
     # the aggregator
 
     def handle(self, event: ev.Event, model: int | None = None) -> None:
-        self.carry_out(self.turns.handle(event, self.now_s, model))
+        if not self.is_down:
+            self.carry_out(self.turns.handle(event, self.now_s, model))
+
+    def of_now(self, what: Callable[[], None]) -> Callable[[], None]:
+        """What comes to nothing if the aggregator dies before."""
+        epoch = self.epoch
+        return lambda: what() if epoch == self.epoch else None
+
+    def die(self) -> None:
+        """The aggregator's process ends; what it has sent still comes."""
+        self.epoch, self.is_down = self.epoch + 1, True
+        for worker in self.fakes:
+            self.later(LATENCY_S, partial(self.tell, worker, wrk.Disconnected()))
+        self.later(0.05, self.take_over)
+
+    def take_over(self) -> None:
+        """A successor knows what is in shared memory."""
+        known = []
+        for state, manifests, rows in zip(self.states, self.manifests, self.rows, strict=True):
+            mine = [one for one in manifests.values() if one.key == state.key]
+            counted = {one: rows[one] for manifest in mine for one in manifest.micro_batches}
+            known.append(agg.Recovered(state, self.membership, dict(manifests), counted))
+        asked = replace(self.asked, first_round=self.round) if self.asked else None
+        self.turns = Turns([Node(0, self.rules, one) for one in known], asked)
+        self.is_down = False
+        self.handle(ev.Started())
+        self.handle(ev.Received(None, Report(0, Membership(), ())))
+        for worker in self.fakes:
+            self.later(LATENCY_S, partial(self.tell, worker, wrk.Connected()))
+
+    def keep(self, model: int, action: ev.Action) -> None:
+        """Shared memory outlives the aggregator."""
+        match action:
+            case ev.SaveState(state):
+                self.states[model] = state
+            case ev.OpenSlot(worker):
+                self.manifests[model].setdefault(worker, Manifest(Key(model, 0, 0)))
+            case ev.SaveManifest(worker, manifest):
+                self.manifests[model][worker] = manifest
+            case ev.SaveRow(_, row):
+                self.rows[model][row.micro_batch] = row
+            case ev.DropSlot(worker):
+                del self.manifests[model][worker]
 
     def carry_out(self, actions: Actions) -> None:
         for model, action in actions:
+            if self.dies_after == 0:
+                self.dies_after = -1
+                self.die()
+                return
+            self.dies_after -= 1
+            self.keep(model, action)  # type: ignore[arg-type]
             match action:
                 case ev.Send(worker, message):
                     self.later(LATENCY_S, partial(self.tell, worker, message))
@@ -165,7 +231,7 @@ class World:
                 case ev.Update():
                     self.check_sum(model, action)
                     answer = ev.Updated(0.5, round=action.round)
-                    self.later(UPDATE_S, partial(self.handle, answer, model))
+                    self.later(UPDATE_S, self.of_now(partial(self.handle, answer, model)))
                 case ev.Committed():
                     self.committed.append((model, action.step))
                     self.kinds.update(one[-1] for one in action.work)
@@ -180,7 +246,7 @@ class World:
                         self.hung_s.setdefault(action.worker, self.now_s)
                 case ev.Finish():
                     self.finished.add(model)
-                    self.later(0.0, partial(self.handle, ev.Finished(), model))
+                    self.later(0.0, self.of_now(partial(self.handle, ev.Finished(), model)))
         self.poll()
 
     def check_sum(self, model: int, update: ev.Update) -> None:
@@ -222,7 +288,10 @@ class World:
             match action:
                 case wrk.Send(message):
                     received = ev.Received(worker, message)
-                    self.later(LATENCY_S, partial(self.hear, worker, received))
+                    self.later(LATENCY_S, self.of_now(partial(self.hear, worker, received)))
+                case wrk.Exit():
+                    fake.alive = False
+                    self.handle(ev.Disconnected(worker))
                 case wrk.Compute(lease):
                     fake.doing, fake.turn = lease, fake.turn + 1
                     seconds = COST_S * fake.slowness()
@@ -477,3 +546,27 @@ def test_after_a_model_has_failed_the_others_take_turns_and_that_is_said(name: s
     steps = {model: range(1, 4 if model == 1 else 8) for model in range(4)}
     assert sorted(made.committed) == [(model, one) for model in steps for one in steps[model]]
     assert made.notes[-1] == "model 1 has failed: steps take turns", made.notes
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_successor_goes_on_wherever_the_aggregator_dies(seed: int) -> None:
+    """Between any two actions, up to four times; a worker may be stopped for good, or leave."""
+    dice = random.Random(seed)
+    name = dice.choice(sorted(SCHEMES))
+    made = world(
+        name, steps=8, audits=Audits(probability=0.05, seed=seed) if dice.random() < 0.3 else None
+    )
+    for fake in made.fakes.values():
+        fake.slowness = lambda: 6.0 if dice.random() < 0.1 else dice.uniform(0.9, 1.1)
+    for _ in range(4):
+        made.later(dice.uniform(0, 6), partial(setattr, made, "dies_after", dice.randrange(30)))
+    stops, leaves = dice.random() < 0.3, dice.random() < 0.3
+    if stops:
+        made.later(dice.uniform(0.5, 5), partial(made.stop, 3))
+    if leaves:
+        made.later(dice.uniform(0.5, 5), partial(made.admit, 1, 2, 3, leaving=(0,)))
+    made.run(until_s=3000.0)
+    assert made.epoch > 0
+    assert [state.step for state in made.states] == [8] * 4
+    assert set(made.hung_s) <= {3}
+    assert not leaves or not made.fakes[0].alive, "it was dismissed"
