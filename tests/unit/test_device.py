@@ -160,7 +160,8 @@ def shell() -> Any:
     shell: Any = WorkerShell(SimpleNamespace(), 0)  # type: ignore[arg-type]
     shell.sent = []
     shell._channel = SimpleNamespace(send=shell.sent.append)
-    shell._computed = SimpleNamespace(device=Lagging(LAYOUT), key_word=lambda: 1)
+    words = {"key_word": lambda: 1, "round_word": lambda: 0}
+    shell._computed = SimpleNamespace(device=Lagging(LAYOUT), **words)
     shell._models = [shell._computed]
     return shell
 

@@ -239,22 +239,6 @@ def test_a_model_that_fails_ends_alone_and_the_job_says_so_at_its_end() -> None:
     assert tell.report.failure.startswith("model 0: step 3, micro-batch 0: the loss or gradient")
 
 
-def test_what_is_held_of_a_model_that_failed_is_given_up() -> None:
-    lanes = Lanes(2, num_micro_batches=16)
-    lanes.ask(0, 0, 0, loss_sum=float("nan"))
-    actions = lanes.ask(1, 0, 0, loss_sum=float("nan"))
-    ((model, done),) = only(ev.MarkDone, actions)
-    assert (model, done.key) == (0, RUNNING.key)
-    held = lanes.turns.lanes[0].leases
-    assert {one for leases in held.values() for lease in leases for one in lease.micro_batches} <= {
-        *done.micro_batches
-    }
-    for worker, leases in held.items():
-        assert (worker, 1) in [
-            (one, lease[0]) for one, lease in leased(lanes.hear(worker, Release(leases)))
-        ], "on with the other one"
-
-
 def test_a_stop_ends_those_at_once_that_are_between_steps() -> None:
     lanes = Lanes(3)
     lanes.ask(0, 0, 0)

@@ -1042,10 +1042,8 @@ class Aggregator:
         return [DropSlot(worker) for worker in gone]
 
     def _finish(self) -> list[Action]:
-        """Another model may go on: who computes for one that failed is to see that it is over."""
         self._move(Phase.FINISHING)
-        done = [MarkDone(tuple(range(self._num_wanted)), self.state.key)] if self._failure else []
-        return [*done, Finish(self._failure, self._is_whole)]
+        return [Finish(self._failure, self._is_whole)]
 
     # -------------------------------------------------------------- leasing
 
