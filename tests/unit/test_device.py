@@ -170,7 +170,7 @@ COMMIT = Commit(Lease(Key(0, 0, 0), (1,)), 0, 0, ())
 
 
 def play(shell: Any, *actions: Any) -> None:
-    shell._protocol = SimpleNamespace(handle=lambda event, words: list(actions))
+    shell._protocol = SimpleNamespace(handle=lambda event, words, round_word: list(actions))
     shell._handle(None)
 
 
