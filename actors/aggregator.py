@@ -36,7 +36,6 @@ from elastic.core.optim import without_compiler
 from elastic.core.protocol import events, node
 from elastic.core.protocol.messages import (
     Hello,
-    Key,
     Look,
     Message,
     ProbeLink,
@@ -45,7 +44,7 @@ from elastic.core.protocol.messages import (
     step_of_job,
 )
 from elastic.core.protocol.orders import Ask
-from elastic.core.protocol.sequential import Sequential
+from elastic.core.protocol.sequential import SequentialRules
 from elastic.core.protocol.turns import Turns
 from elastic.core.store import kill_and_wait
 
@@ -224,7 +223,7 @@ class AggregatorShell:
             journal=journal,
             event=self._events[model],
             handle=partial(self._handle, model=model),
-            at=lambda point, step: self._at(point, step_of_job(Key(model, step, 0), num)),
+            at=lambda point, step: self._at(point, step_of_job(model, step, num)),
             fired=self._injector.fired,
             beat=self._beat,
             ended=_nothing if self._scribes is None else results.complete,
@@ -242,14 +241,14 @@ class AggregatorShell:
         key = self._lanes[0].protocol.state.key
         return f"step {key.step}, attempt {key.attempt}"
 
-    def _sequential(self) -> Sequential | None:
+    def _sequential(self) -> SequentialRules | None:
         """The code of whose rounds the models are trained in, if they are."""
         scheme, job = self._job.stragglers.scheme, self._job
         if scheme is None:
             return None
         first = max(lane.control.round[0] for lane in self._lanes)
         num, every = job.batch.micro_batches, job.evaluate.every
-        return Sequential(scheme, num, job.steps, every, first_round=first)
+        return SequentialRules(scheme, num, job.steps, every, first_round=first)
 
     def _is_needed(self) -> bool:
         if self._left or self._turns.has_ended:

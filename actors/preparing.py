@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from actors.rounds import MAX_COUNTERS_BYTES
-from actors.setup import JobSetup
+from actors.setup import JobSetup, datasets_of
 from elastic.core import checkpoint, journal
 from elastic.core.compute import make_sizes
 from elastic.core.errors import CheckpointError, ConfigError
@@ -20,7 +20,7 @@ from elastic.core.model import ModelSpec, Prepared, prepare, raw_bytes
 from elastic.core.protocol.messages import State
 from elastic.core.retained import check_metric
 from elastic.core.store import Store
-from elastic.core.task import Task
+from elastic.core.task import Dataset, Task
 from elastic.core.weights import initialize
 
 MAX_CHUNKS = 16_384
@@ -38,15 +38,21 @@ def prepare_store(
         ConfigError, StoreError, CheckpointError: the job cannot be begun like this.
     """
     slots_bytes, left = 0, len(setup.lanes)
-    for lane, task, event in zip(setup.lanes, tasks, events, strict=True):
-        slots_bytes += _prepare(lane, task, event, slots_bytes, left)
+    datasets = datasets_of(tasks)
+    for lane, task, dataset, event in zip(setup.lanes, tasks, datasets, events, strict=True):
+        slots_bytes += _prepare(lane, task, dataset, event, slots_bytes, left)
         left -= 1
     if setup.models:
         setup.open_store().spec_path.touch()
 
 
 def _prepare(
-    setup: JobSetup, task: Task, event: Callable[[str, str], None], slots_bytes: int, left: int
+    setup: JobSetup,
+    task: Task,
+    dataset: Dataset,
+    event: Callable[[str, str], None],
+    slots_bytes: int,
+    left: int,
 ) -> int:
     """Make the part of one model. Returns what its slots and a snapshot will take.
 
@@ -57,7 +63,7 @@ def _prepare(
     store = setup.open_store()
     store.path.mkdir(exist_ok=True)
     job = setup.job
-    prepared = prepare(task, job, task.dataset())
+    prepared = prepare(task, job, dataset)
     spec = prepared.spec
     if setup.has_nodes:
         _check_counters(spec)

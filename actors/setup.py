@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from elastic.core.config import JobConfig
     from elastic.core.faults import Fault
     from elastic.core.store import Store
-    from elastic.core.task import Task
+    from elastic.core.task import Dataset, Task
     from elastic.core.weights import Initial
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,17 @@ def load_tasks(setup: JobSetup) -> list[Task]:
             known[arguments] = lane.load_task()
         tasks.append(known[arguments])
     return tasks
+
+
+def datasets_of(tasks: Iterable[Task]) -> Iterator[Dataset]:
+    """What each task reads; made once for those that are one object."""
+    from elastic.core.data.map_style import as_dataset
+
+    known: dict[int, Dataset] = {}
+    for task in tasks:
+        if id(task) not in known:
+            known[id(task)] = as_dataset(task.dataset())
+        yield known[id(task)]
 
 
 def parse_actor_name(name: str) -> tuple[str, int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.recording import Notebook, Scribe
 from actors.setup import JobSetup
-from elastic.core.protocol.messages import Key, step_of_job
+from elastic.core.protocol.messages import step_of_job
 
 _OF_ALL = ("name", "init_sha256", "versions")
 """What a result says alike of every model."""
@@ -63,7 +63,7 @@ class Scribes:
             return
         self._scribes[model]({**record, "line": None if line is None else dict(line)})
         if line is not None:
-            step = step_of_job(Key(model, line["step"], 0), self._num)
+            step = step_of_job(model, line["step"], self._num)
             self._of_job(record["kind"], {**line, "step": step, "model": model})
 
     def write_as(self, model: int) -> Write:
@@ -136,7 +136,7 @@ class Results:
             "step_s_median": statistics.median(steps_s) if steps_s else None,
             "overflows": sum(one["overflows"] for one in results),
             "skipped_steps": sorted(
-                step_of_job(Key(model, step, 0), num)
+                step_of_job(model, step, num)
                 for model, one in enumerate(results)
                 for step in one["skipped_steps"]
             ),

@@ -18,6 +18,7 @@ from actors.setup import (
     NICE_BEHIND,
     NICE_STEP,
     JobSetup,
+    datasets_of,
     importing,
     load_tasks,
     nice_to_load,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from elastic.core.faults import Fault
     from elastic.core.mapped import Slot
     from elastic.core.protocol import worker as protocol
-    from elastic.core.protocol.messages import Message
+    from elastic.core.protocol.messages import Lease, Message
     from policies.preflight import Probe
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,6 @@ class WorkerShell:
 
             from actors.injector import WorkerInjector
             from elastic.core.compute import MicroBatches, deterministic
-            from elastic.core.data.map_style import as_dataset
             from elastic.core.device import make_device
             from elastic.core.protocol.worker import Worker
 
@@ -102,12 +102,11 @@ class WorkerShell:
         job = self._setup.job
         deterministic(job.workers.threads)
         self._models: list[MicroBatches] = []
-        datasets = {id(task): as_dataset(task.dataset()) for task in tasks}
-        for lane, task in zip(self._setup.lanes, tasks, strict=True):
+        for lane, task, dataset in zip(self._setup.lanes, tasks, datasets_of(tasks), strict=True):
             store = lane.open_store()
             spec = pickle.loads(store.spec_path.read_bytes())
             device = make_device(job.device, spec.layout, self._worker)
-            one = MicroBatches(lane.job, task, spec, store, device, datasets[id(task)])
+            one = MicroBatches(lane.job, task, spec, store, device, dataset)
             if job.device != "cpu":
                 one.between = self._send_held
             one.warm_up()
@@ -243,13 +242,19 @@ class WorkerShell:
             self._computed = compute
         return compute
 
+    def _step_of(self, lease: Lease) -> int:
+        """Of the job: faults of a schedule count those."""
+        from elastic.core.protocol.messages import step_of_job
+
+        return step_of_job(lease.key.model, lease.key.step, len(self._models))
+
     def _run_compute(self, action: protocol.Compute) -> protocol.Event:
         from elastic.core.compute import AbandonedError
-        from elastic.core.protocol.messages import Combine, step_of_job
+        from elastic.core.protocol.messages import Combine
         from elastic.core.protocol.worker import Abandoned, Computed
 
         lease, compute = action.lease, self._turn_to(action.lease.key.model)
-        step = step_of_job(lease.key, len(self._models))
+        step = self._step_of(lease)
         try:
             self._injector.sleep(
                 step, compute.members, lambda: compute.runs(lease), round_=lease.round
@@ -271,7 +276,6 @@ class WorkerShell:
 
     def _run_encode(self, action: protocol.Encode) -> protocol.Event:
         from elastic.core.compute import AbandonedError
-        from elastic.core.protocol.messages import step_of_job
         from elastic.core.protocol.worker import Abandoned, Encoded
 
         lease, half, base = action.lease, action.half, action.base
@@ -280,7 +284,7 @@ class WorkerShell:
             digest = self._models[model].encode(lease, self._slots[model], half=half, base=base)
         except AbandonedError:
             return Abandoned(lease)
-        self._injector.at("after_encode", step_of_job(lease.key, len(self._models)))
+        self._injector.at("after_encode", self._step_of(lease))
         return Encoded(digest)
 
 

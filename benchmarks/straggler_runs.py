@@ -21,12 +21,13 @@ from benchmarks import jobs
 from benchmarks.record import Figure, figure
 from elastic.core.config import JobConfig, load_job
 from elastic.core.faults import read_trace
+from elastic.core.simulator.stragglers import parse_policy
 from policies.coding.codes import Floats
 from policies.coding.delays import additive
 from policies.coding.field import holders_of
 from policies.coding.leases import Step
 from policies.coding.m_sgc import MSgc
-from policies.coding.simulation import Coded, simulate
+from policies.coding.simulation import Coded, Frc, Uncoded, simulate
 from policies.coding.sr_sgc import SrSgc
 from policies.scheduling import Shares
 
@@ -67,14 +68,15 @@ def make_job(policy: str, num_steps: int) -> JobConfig:
 
 def fixed(policy: str) -> Shares | Coded | SrSgc | MSgc:
     """What a fixed policy runs."""
-    if policy in SEQUENTIAL:
-        scheme = make_job(policy, 2).stragglers.scheme
-        assert scheme is not None, "it is one"
-        return scheme
-    kind, _, stragglers = policy.partition("/")
-    if kind in ("c_code", "crc"):
-        return Coded(stragglers=int(stragglers), kind="crc" if kind == "crc" else "c_code")
-    return Shares(copies=1 + int(stragglers or 0), helps=kind != "uncoded")
+    match parse_policy(policy):
+        case Coded() | SrSgc() | MSgc() as scheme:
+            return scheme
+        case Frc(stragglers=stragglers):
+            return Shares(copies=1 + stragglers)
+        case Uncoded():
+            return Shares(helps=False)
+        case _:
+            return Shares()
 
 
 def simulated_s(

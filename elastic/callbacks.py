@@ -88,7 +88,8 @@ class CSVLogger(Callback):
 
     def _begin(self, metrics: Mapping[str, Any]) -> None:
         """A model goes on with this step: the lines of its later ones go."""
-        self.on_end(None)
+        if self._file is not None:
+            self._file.close()
         kept = _read_table(self._path, metrics["step"], self._num_models)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("w", newline="", encoding="utf-8")

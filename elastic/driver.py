@@ -27,8 +27,8 @@ from elastic.core.errors import ConfigError, FatalError, ProcessError
 from elastic.core.faults import Fault
 from elastic.core.ownership import Owner, owned
 from elastic.core.protocol.handshake import SECRET_BYTES
-from elastic.core.protocol.messages import Key, step_of_job
-from elastic.core.runs import RunFolder, identity, is_copy
+from elastic.core.protocol.messages import step_of_job
+from elastic.core.runs import RunFolder, identity, is_copy, num_models
 from elastic.core.status import Status, write_status
 from elastic.core.storage import open_storage
 from elastic.core.store import Store, remove_leftovers
@@ -128,9 +128,8 @@ def _run_once(
         signals.taken(),
     ):
         if _clear_the_way(setup.run, setup.job.name) and resume:
-            setup = _of_all(
-                setup, _from_checkpoint
-            )  # an orphan may have written another one meanwhile
+            # an orphan may have written another one meanwhile
+            setup = _of_all(setup, _from_checkpoint)
         _begin_run(setup, address, follower)
         _launch_and_watch(setup, follower, signals, on_status)
 
@@ -273,7 +272,7 @@ def _check_models(job: JobConfig, run: RunFolder) -> None:
     """Refuse to go on with other models: those that have no checkpoint would begin anew."""
     if run.job_json.exists():
         begun = run.read_json(run.job_json)
-        if job.num_models > 1 or begun.get("models", 1) != 1:
+        if max(job.num_models, num_models(begun)) > 1:
             check_resume(begun, job)
 
 
@@ -379,8 +378,8 @@ def _inexact(stragglers: Stragglers) -> str:
 
 def _first_step(setup: JobSetup) -> int:
     """The first step of the job that is computed: of several models some may be ahead."""
-    keys = (Key(one.model or 0, one.first_step, 0) for one in setup.lanes)
-    return min(step_of_job(key, len(setup.lanes)) for key in keys)
+    num = len(setup.lanes)
+    return min(step_of_job(one.model or 0, one.first_step, num) for one in setup.lanes)
 
 
 def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
@@ -388,9 +387,7 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
     run, job, resumed = setup.run, setup.job, setup.resume_from
     run.create()
     if not follower.is_started:
-        if resumed is None:  # another job may have ended here before its first checkpoint
-            run.metrics_jsonl.unlink(missing_ok=True)
-            run.evaluations_jsonl.unlink(missing_ok=True)
+        _clear_records(setup)
         follower.start(job, _first_step(setup))
         if follower.error is not None:
             raise follower.error
@@ -411,8 +408,7 @@ def _begin_run(setup: JobSetup, address: str, follower: Follower) -> None:
     )
     for problem in setup.damaged:
         run.tell("checkpoint_damaged", problem)
-    kind = "job_started" if resumed is None else "job_resumed"
-    run.tell(kind, f"{job.steps} steps" if resumed is None else f"from {resumed}")
+    _tell_begun(setup)
     if not job.stragglers.is_exact:
         reason = _inexact(job.stragglers)
         log.warning("%s: %s", job.name, reason)
@@ -426,15 +422,24 @@ def _begin_model(setup: JobSetup) -> None:
     """The run folder of one of several models."""
     run = setup.run
     run.create()
-    if setup.resume_from is None:
-        run.metrics_jsonl.unlink(missing_ok=True)
-        run.evaluations_jsonl.unlink(missing_ok=True)
+    _clear_records(setup)
     run.result_json.unlink(missing_ok=True)
     run.write_json(run.job_json, setup.job.model_dump(mode="json"))
-    kind, whence = "job_started", f"{setup.job.steps} steps"
-    if setup.resume_from is not None:
-        kind, whence = "job_resumed", f"from {setup.resume_from}"
-    run.tell(kind, whence)
+    _tell_begun(setup)
+
+
+def _clear_records(setup: JobSetup) -> None:
+    """Where it begins anew: another job may have ended here before its first checkpoint."""
+    if setup.resume_from is None:
+        setup.run.metrics_jsonl.unlink(missing_ok=True)
+        setup.run.evaluations_jsonl.unlink(missing_ok=True)
+
+
+def _tell_begun(setup: JobSetup) -> None:
+    if setup.resume_from is None:
+        setup.run.tell("job_started", f"{setup.job.steps} steps")
+    else:
+        setup.run.tell("job_resumed", f"from {setup.resume_from}")
 
 
 def _written(

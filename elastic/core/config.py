@@ -447,11 +447,15 @@ class JobConfig(_Section):
                 f"{what} with stragglers {num}, and workers.max is {self.workers.max};"
                 f" must be >= {least}"
             )
+        self._check_alone(what, "coded sums cannot be audited one by one")
+        return self
+
+    def _check_alone(self, what: str, why: str) -> None:
+        """On one host, and not audited in full; `why` not."""
         if self.nodes.max > 1:
             raise ValueError(f"{what}, and nodes.max is {self.nodes.max}; must be 1")
         if self.audit == "all":
-            raise ValueError(f"{what}, and audit is all; coded sums cannot be audited one by one")
-        return self
+            raise ValueError(f"{what}, and audit is all; {why}")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -523,8 +527,7 @@ class JobConfig(_Section):
         least = least_models(scheme)
         if self.num_models < least:
             raise ValueError(f"{what}, and models are {self.num_models}; must be >= {least}")
-        if self.audit == "all":
-            raise ValueError(f"{what}, and audit is all; a round waits for no second opinion")
+        self._check_alone(what, "a round waits for no second opinion")
         try:
             check_sequential(scheme, self.workers.start, self.batch.micro_batches)
         except ValueError as error:
@@ -543,10 +546,7 @@ class JobConfig(_Section):
                 f"{what} with wait_for {wait_for}, and workers.max is {self.workers.max};"
                 f" must be >= {wait_for}"
             )
-        if self.nodes.max > 1:
-            raise ValueError(f"{what}, and nodes.max is {self.nodes.max}; must be 1")
-        if self.audit == "all":
-            raise ValueError(f"{what}, and audit is all; what is dropped cannot be audited")
+        self._check_alone(what, "what is dropped cannot be audited")
         return self
 
     @model_validator(mode="after")

@@ -151,12 +151,16 @@ def _watch(family: Family) -> None:
 
 def places(family: Family) -> Iterator[str]:
     """How far each job is that trains, and how many are only about to."""
-    running = [one for one in family.jobs if one.job.name in family.running]
-    newest = {one.job.name: RunFolder(one.run).newest_metrics() for one in running}
-    for one in running:
-        if (metrics := newest[one.job.name]) is not None:
-            yield f"{one.job.name} {metrics['step'] + 1}/{one.job.steps}"
-    if num_waiting := sum(metrics is None for metrics in newest.values()):
+    num_waiting = 0
+    for one in family.jobs:
+        if one.job.name not in family.running:
+            continue
+        newest = RunFolder(one.run).newest_metrics()
+        if newest is None:
+            num_waiting += 1
+        else:
+            yield f"{one.job.name} {newest['step'] + 1}/{one.job.steps}"
+    if num_waiting:
         yield f"{num_waiting} wait for resources, or start"
 
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from benchmarks.hosts import HostJob, HostRun, heal
+from benchmarks.hosts import HostJob, heal
 from scripts.hosts import Host
 from scripts.testbed import Testbed
-from tests.hosts.testbeds import hosts_up, on_hosts
+from tests.hosts.testbeds import bits, hosts_up, on_hosts
 from tests.integration.support import make_job
 
 pytestmark = [*on_hosts(600), pytest.mark.chaos]
@@ -31,12 +31,6 @@ def job_on(bed: Testbed, num_nodes: int, *, workers: int, replicas: int = 2) -> 
         checkpoint={"every": 0},
     )
     return HostJob(bed, job)
-
-
-def bits(run: HostRun) -> tuple[str, str]:
-    assert run.result["outcome"] == "finished"
-    assert run.lost_steps() == []
-    return run.result["params_sha256"], run.result["samples_sha256"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.hosts import HEAD, Happening, HostJob, HostRun, heal
 from elastic.core.config import JobConfig
 from scripts.testbed import Testbed
-from tests.hosts.testbeds import hosts_up, on_hosts
+from tests.hosts.testbeds import bits, hosts_up, on_hosts
 from tests.integration.support import make_job
 
 pytestmark = on_hosts(300)
@@ -28,12 +28,6 @@ def job_on(num_nodes: int, name: str) -> JobConfig:
         nodes={"min": num_nodes, "max": num_nodes},
         checkpoint={"every": 0},
     )
-
-
-def bits(run: HostRun) -> tuple[str, str]:
-    assert run.result["outcome"] == "finished"
-    assert run.lost_steps() == []
-    return run.result["params_sha256"], run.result["samples_sha256"]
 
 
 @pytest.fixture(scope="module")

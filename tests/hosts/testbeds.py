@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.hosts import HostRun
 from scripts.hosts import why_impossible
 from scripts.testbed import Testbed
 
@@ -32,3 +33,10 @@ def hosts_up(name: str, num: int) -> Any:
             yield made
 
     return bed
+
+
+def bits(run: HostRun) -> tuple[str, str]:
+    """What a run that lost no step must have in common with others."""
+    assert run.result["outcome"] == "finished"
+    assert run.lost_steps() == []
+    return run.result["params_sha256"], run.result["samples_sha256"]

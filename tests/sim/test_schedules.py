@@ -295,7 +295,7 @@ def test_models_take_turns() -> None:
     job = Job(calm, Build(), trace_length=None)
     job.run()
     order = [
-        step_of_job(told.message.leases[0].key, 3)
+        step_of_job(told.message.leases[0].key.model, told.message.leases[0].key.step, 3)
         for _, _, _, told in job.clock.trace
         if isinstance(told, Send) and isinstance(told.message, Leases)
     ]

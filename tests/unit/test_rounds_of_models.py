@@ -28,7 +28,7 @@ from elastic.core.protocol.messages import (
     State,
 )
 from elastic.core.protocol.node import Node
-from elastic.core.protocol.sequential import Sequential
+from elastic.core.protocol.sequential import SequentialRules
 from elastic.core.protocol.turns import Actions, Turns
 from policies.auditing import Audits
 from policies.coding.m_sgc import MSgc
@@ -91,7 +91,7 @@ class World:
             for model in range(models)
         ]
         known = [agg.Recovered(one, self.membership) for one in states]
-        self.asked = Sequential(scheme, micro_batches, steps, every) if scheme else None
+        self.asked = SequentialRules(scheme, micro_batches, steps, every) if scheme else None
         self.turns = Turns([Node(0, self.rules, one) for one in known], self.asked)
         self.states = states
         self.manifests: list[dict[int, Manifest]] = [{} for _ in range(models)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.setup import JobSetup, load_tasks
+from actors.setup import JobSetup, datasets_of, load_tasks
 from actors.several import Results, Scribes
 from elastic import driver
 from elastic.core.config import JobConfig, load_job
@@ -136,6 +136,24 @@ def test_models_that_differ_in_the_seed_alone_share_a_task(setup: JobSetup) -> N
     lanes = tuple(replace(lane, job=other.of_model(one)) for one, lane in enumerate(setup.models))
     first, second = load_tasks(replace(setup, models=lanes))
     assert (first.width, second.width) == (256, 8)  # type: ignore[attr-defined]
+
+
+def test_a_data_set_is_made_once_for_models_that_share_a_task(
+    tiny_task: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    dataset = tiny_task.dataset
+
+    def counted(self: Any) -> Any:
+        made.append(self)
+        return dataset(self)
+
+    monkeypatch.setattr(tiny_task, "dataset", counted)
+    shared, other = tiny_task(), tiny_task()
+    first, second, third = datasets_of([shared, shared, other])
+    assert first is second
+    assert third is not first
+    assert made == [shared, other]
 
 
 def test_a_report_draws_each_models_loss(setup: JobSetup) -> None:

@@ -110,8 +110,8 @@ class Lanes:
 
 
 def test_steps_of_the_job_go_around_the_models() -> None:
-    keys = [Key(model, step, 0) for step in range(2) for model in range(3)]
-    assert [step_of_job(key, 3) for key in keys] == list(range(6))
+    steps = [step_of_job(model, step, 3) for step in range(2) for model in range(3)]
+    assert steps == list(range(6))
 
 
 def test_only_the_lane_with_the_least_step_leases() -> None:

@@ -258,12 +258,11 @@ class Aggregator:
         kept = {one: recovered.kept.get(one, every) for one in nodes}
         self._fail_without(self._keeping.begin(kept, nodes, recovered.membership.departing))
         self._begin_audits()
-        for worker, manifest in self._manifests.items():
-            if manifest.key == self.state.key:
-                for micro_batch in manifest.micro_batches:
-                    self._outcomes[micro_batch] = recovered.rows[micro_batch]
-                    self._granted_to[micro_batch] = worker
-                    self._auditing.granted(worker, self._homes[worker], recovered.rows[micro_batch])
+        for worker in self._manifests:
+            for micro_batch in self._in_slot(worker):
+                self._outcomes[micro_batch] = recovered.rows[micro_batch]
+                self._granted_to[micro_batch] = worker
+                self._auditing.granted(worker, self._homes[worker], recovered.rows[micro_batch])
 
     # ---------------------------------------------------------------- events
 
@@ -474,10 +473,14 @@ class Aggregator:
         """Whether nothing of the running step is on that node alone, and no state."""
         if self._keeping.is_moving:
             return False
-        manifests = [self._manifests.get(worker) for worker in self._workers_of(node)]
-        return not any(
-            one is not None and one.key == self.state.key and one.micro_batches for one in manifests
-        )
+        return not any(self._in_slot(worker) for worker in self._workers_of(node))
+
+    def _in_slot(self, worker: int) -> tuple[int, ...]:
+        """The micro-batches of the pass that runs whose sum a worker's slot is said to hold."""
+        manifest = self._manifests.get(worker)
+        if manifest is None or manifest.key != self.state.key:
+            return ()
+        return manifest.micro_batches
 
     @property
     def _all_present(self) -> bool:
@@ -717,10 +720,7 @@ class Aggregator:
         if worker in self.membership.members:
             self._hung[worker] = reason
         self._lose(worker)
-        manifest = self._manifests.get(worker)
-        is_in_sum = (
-            manifest is not None and manifest.key == self.state.key and bool(manifest.micro_batches)
-        )
+        is_in_sum = bool(self._in_slot(worker))
         actions = self._give_up() if is_in_sum else []
         if self.phase is not Phase.LEASING:
             return actions
@@ -730,8 +730,8 @@ class Aggregator:
 
     def _empty(self, worker: int) -> list[Action]:
         """Its slot is one sum: where a part of it is wrong, all of it is."""
-        undone, manifest = self._undo({worker}), self._manifests.get(worker)
-        if manifest is None or manifest.key != self.state.key or not manifest.micro_batches:
+        undone = self._undo({worker})
+        if not self._in_slot(worker):
             return undone  # its host may be lost: an opinion is all that is left of it
         self._manifests[worker] = Manifest(self.state.key)
         return [*undone, SaveManifest(worker, self._manifests[worker])]
@@ -740,9 +740,8 @@ class Aggregator:
         """Slots that say more than was granted: they were to be emptied, and nobody did it."""
         doubtful = [
             worker
-            for worker, manifest in self._manifests.items()
-            if manifest.key == self.state.key
-            and any(self._granted_to.get(one) != worker for one in manifest.micro_batches)
+            for worker in self._manifests
+            if any(self._granted_to.get(one) != worker for one in self._in_slot(worker))
         ]
         actions: list[Action] = []
         for worker in doubtful:
@@ -889,9 +888,9 @@ class Aggregator:
     def _slots(self) -> tuple[tuple[int, int], ...]:
         """Those that count, and the half that does."""
         return tuple(
-            (worker, manifest.half)
-            for worker, manifest in sorted(self._manifests.items())
-            if manifest.key == self.state.key and manifest.micro_batches
+            (worker, self._manifests[worker].half)
+            for worker in sorted(self._manifests)
+            if self._in_slot(worker)
         )
 
     def _drop(self, outcomes: list[Outcome], weight: float) -> list[Action]:

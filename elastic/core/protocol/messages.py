@@ -42,9 +42,9 @@ class Key(NamedTuple):
         return (self.model << 56 | self.step << 16 | self.attempt) + 1
 
 
-def step_of_job(key: Key, num_models: int) -> int:
+def step_of_job(model: int, step: int, num_models: int) -> int:
     """Which step of the job a step of one of several models is: they are trained in turn."""
-    return key.step * num_models + key.model
+    return step * num_models + model
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from itertools import groupby
 
 from elastic.core.protocol.aggregator import Phase
 from elastic.core.protocol.events import Lend, Note, Recall, SaveRound
-from elastic.core.protocol.messages import Key
+from elastic.core.protocol.messages import Key, step_of_job
 from elastic.core.protocol.node import Node
 from policies.coding.codes import Bools
 from policies.coding.m_sgc import MSgc
@@ -45,7 +45,7 @@ Order = tuple[int, Lend | Recall | SaveRound | Note]
 
 
 @dataclass(frozen=True, slots=True)
-class Sequential:
+class SequentialRules:
     """What the job asks for. `num_steps` are of each model; it is evaluated `every` so many of
     them, if not 0. `first_round`: none of before has a greater number."""
 
@@ -59,7 +59,7 @@ class Sequential:
 class Rounds:
     """Decides whenever it is asked, by what the lanes are then: no event is missed."""
 
-    def __init__(self, job: Sequential, lanes: Sequence[Node]) -> None:
+    def __init__(self, job: SequentialRules, lanes: Sequence[Node]) -> None:
         assert len(lanes) >= least_models(job.scheme), "a step is complete so many rounds later"
         self.due_s = math.inf
         """When to ask again, if nothing happens before."""
@@ -124,7 +124,7 @@ class Rounds:
             is_over = len(failed) == len(self._lanes)
             return [] if is_over else self._tell(f"model {failed[0]} has failed: steps take turns")
         num = len(self._lanes)
-        self._base = min(_position(lane, model, num) for model, lane in enumerate(self._lanes))
+        self._base = min(position_of(lane, model, num) for model, lane in enumerate(self._lanes))
         if self._base < self._resume_at:
             return []
         first = self._lane(0)
@@ -282,7 +282,6 @@ class Rounds:
         return tuple(sorted(there))
 
 
-def _position(lane: Node, model: int, num_models: int) -> int:
+def position_of(lane: Node, model: int, num_models: int) -> int:
     """Of the step that a lane is to work on, in the order of the job's steps."""
-    step = lane.state.step + (lane.phase is Phase.UPDATING)
-    return step * num_models + model
+    return step_of_job(model, lane.state.step + (lane.phase is Phase.UPDATING), num_models)

@@ -30,7 +30,7 @@ from elastic.core.protocol.events import (
 )
 from elastic.core.protocol.messages import Commit, Hello, Membership, Release, Report, step_of_job
 from elastic.core.protocol.node import Node, NodeAction, NodeEvent
-from elastic.core.protocol.sequential import Rounds, Sequential
+from elastic.core.protocol.sequential import Rounds, SequentialRules, position_of
 
 Actions = list[tuple[int, NodeAction]]
 """What to do, in order, and for which model."""
@@ -39,7 +39,7 @@ Actions = list[tuple[int, NodeAction]]
 class Turns:
     """The protocols of all models of a job, by number. `handle` decides who leases now."""
 
-    def __init__(self, lanes: Sequence[Node], sequential: Sequential | None = None) -> None:
+    def __init__(self, lanes: Sequence[Node], sequential: SequentialRules | None = None) -> None:
         self.lanes = tuple(lanes)
         self._rounds = Rounds(sequential, lanes) if sequential is not None else None
         self._open: int | None = None
@@ -188,7 +188,7 @@ class Turns:
             audited = (one for one, lane in enumerate(self.lanes) if lane.awaits_opinions)
             return next(audited, None)
         positions = [
-            (lane.state.step + (lane.phase is Phase.UPDATING), model)
+            (position_of(lane, model, len(self.lanes)), model)
             for model, lane in enumerate(self.lanes)
             if lane.phase in (Phase.LEASING, Phase.UPDATING)
         ]
@@ -208,7 +208,7 @@ class Turns:
         if model != self._open:
             return Turn(is_open=False)
         num = len(self.lanes)
-        before = step_of_job(self.lanes[model].state.key, num) - 1
+        before = step_of_job(model, self.lanes[model].state.step, num) - 1
         busy: set[int] = set()
         waited_for: set[int] = set()
         for other, lane in enumerate(self.lanes):
@@ -216,7 +216,7 @@ class Turns:
                 continue
             for worker, leases in lane.leases.items():
                 busy.add(worker)
-                if any(step_of_job(lease.key, num) < before for lease in leases):
+                if any(step_of_job(other, lease.key.step, num) < before for lease in leases):
                     waited_for.add(worker)
         return Turn(busy=frozenset(busy), ending=frozenset(busy - waited_for))
 
