@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 NAMESPACES = Path("/run/netns")
 PROC = Path("/proc")
@@ -30,6 +31,12 @@ _PROBE = (
     "ip link add bridge type bridge && ip link add h1 type veth peer name eth0"
     f" && tc qdisc add dev h1 root tbf rate 1mbit burst {_BURST} latency {_LATENCY}"
 )
+_NOBODY = "02:00:00:00:00:99"
+"""The address of a card that there is not."""
+
+Direction = Literal["both", "out", "in"]
+"""Of a host's link: what it sends, what it receives."""
+
 _KEEPER = "sleep"
 """The first process of a host; while it lives, the host is up. Others that are orphaned become its
 children, and vanish when they end, since it ignores SIGCHLD."""
@@ -141,9 +148,13 @@ class Host:
 
     @property
     def rate_bytes_per_s(self) -> int | None:
-        """What `slow` set for its link; None: as fast as the machine."""
-        first = json.loads(self._on_switch("tc", "-j", "qdisc", "show", "dev"))[0]
-        return int(first["options"]["rate"]) if first["kind"] == "tbf" else None
+        """What `slow` set for its link, in the slower direction; None: as fast as the machine."""
+        shown = [
+            json.loads(_call("tc", "-n", where, "-j", "qdisc", "show", "dev", card))[0]
+            for where, card in self._cards("both")
+        ]
+        rates = [int(one["options"]["rate"]) for one in shown if one["kind"] == "tbf"]
+        return min(rates, default=None)
 
     @property
     def root(self) -> Path:
@@ -181,21 +192,70 @@ class Host:
         """Plug the cable in again."""
         self._on_switch("ip", "link", "set", "up", "dev")
 
-    def slow(self, rate: str) -> None:
-        """Limit its link in both directions. `rate` is in the words of `tc`: 200mbit, 1gbit.
+    def slow(self, rate: str, direction: Direction = "both") -> None:
+        """Limit its link. `rate` is in the words of `tc`: 200mbit, 1gbit.
 
         Raises:
             HostError: `tc` does not take the rate.
         """
-        self._shape("tbf", "rate", rate, "burst", _BURST, "latency", _LATENCY)
+        for namespace, card in self._cards(direction):
+            _limit(namespace, card, rate)
 
     def fast(self) -> None:
         """Take the limit away."""
-        self._shape("noqueue")
+        for namespace, card in self._cards("both"):
+            _call("tc", "-n", namespace, "qdisc", "replace", "dev", card, "root", "noqueue")
 
-    def _shape(self, *queue: str) -> None:
-        for namespace, card in ((self.switch, self.name), (self.namespace, "eth0")):
-            _call("tc", "-n", namespace, "qdisc", "replace", "dev", card, "root", *queue)
+    def _cards(self, direction: Direction) -> list[tuple[str, str]]:
+        """Where what it sends, and what it receives, goes through: namespace and card."""
+        cards = {"out": (self.namespace, "eth0"), "in": (self.switch, self.name)}
+        return [cards[direction]] if direction in cards else list(cards.values())
+
+    def slow_to(self, other: Host, rate: str) -> None:
+        """Limit what goes between it and another host, in both directions, and nothing else: it
+        goes over a cable of their own from now on.
+
+        Raises:
+            HostError: `tc` does not take the rate, or they have such a cable.
+        """
+        ends = ((self, other), (other, self))
+        peer = ("peer", "name", f"to-{self.name}", "netns", other.namespace)
+        card = f"to-{other.name}"
+        _call("ip", "-n", self.namespace, "link", "add", card, "type", "veth", *peer)
+        try:
+            for one, to in ends:
+                _limit(one.namespace, f"to-{to.name}", rate)
+                _call("ip", "-n", one.namespace, "link", "set", f"to-{to.name}", "up")
+        except HostError:
+            self.fast_to(other)
+            raise
+        for one, to in ends:
+            way = (to.address, "dev", f"to-{to.name}", "src", one.address)
+            _call("ip", "-n", one.namespace, "route", "add", *way)
+
+    def fast_to(self, other: Host) -> None:
+        """Take that cable away: what goes between them takes the switch again."""
+        _call("ip", "-n", self.namespace, "link", "delete", f"to-{other.name}")
+
+    def part(self, other: Host) -> None:
+        """Neither of the two reaches the other any more, and both reach all others: what they send
+        each other goes to nobody, and nobody is told."""
+        for one, to in ((self, other), (other, self)):
+            where = (to.address, "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
+            _call("ip", "-n", one.namespace, "neighbour", "replace", *where)
+
+    def meet(self, other: Host) -> None:
+        """They reach each other again."""
+        for one, to in ((self, other), (other, self)):
+            _call("ip", "-n", one.namespace, "neighbour", "delete", to.address, "dev", "eth0")
+
+    def show(self, name: str, file: Path) -> None:
+        """Have its processes read `file` where they look for /proc/NAME, until `unshow`."""
+        _call(*self.command("mount", "--bind", str(file.resolve()), f"/proc/{name}"))
+
+    def unshow(self, name: str) -> None:
+        """They read there what the kernel says."""
+        _call(*self.command("umount", f"/proc/{name}"))
 
     def _on_switch(self, tool: str, *words: str) -> str:
         return _call(tool, "-n", self.switch, *words, self.name)
@@ -283,6 +343,11 @@ def remove_all(network: str) -> None:
         host.remove()
     if (NAMESPACES / _switch(network)).exists():
         _call("ip", "netns", "delete", _switch(network))
+
+
+def _limit(namespace: str, card: str, rate: str) -> None:
+    queue = ("tbf", "rate", rate, "burst", _BURST, "latency", _LATENCY)
+    _call("tc", "-n", namespace, "qdisc", "replace", "dev", card, "root", *queue)
 
 
 def _switch(network: str) -> str:

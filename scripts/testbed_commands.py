@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scripts.hosts import NEEDS_ROOT, Host, HostError
+from scripts.hosts import NEEDS_ROOT, Direction, Host, HostError
 from scripts.testbed import SOON_NOTICED, Settings, Testbed, has_raylet
 
 app = typer.Typer(
@@ -36,6 +36,9 @@ files are those of the machine. h1 is the head. Needs root.
 
 _Context = typer.Context
 _HostName = Annotated[str, typer.Argument(metavar="HOST", help="h1, h2, ...")]
+_Peer = Annotated[
+    str | None, typer.Option(metavar="HOST", help="Only between the two; all others reach both.")
+]
 
 
 def main() -> None:
@@ -140,15 +143,21 @@ def kill(context: _Context, host: _HostName) -> None:
 
 
 @app.command()
-def cut(context: _Context, host: _HostName) -> None:
+def cut(context: _Context, host: _HostName, peer: _Peer = None) -> None:
     """Pull a host's cable: what is sent gets lost, and nobody is told."""
-    context.obj.host(host).cut()
+    if peer is None:
+        context.obj.host(host).cut()
+    else:
+        context.obj.host(host).part(context.obj.host(peer))
 
 
 @app.command()
-def join(context: _Context, host: _HostName) -> None:
+def join(context: _Context, host: _HostName, peer: _Peer = None) -> None:
     """Plug a host's cable in again. Its raylet ends if it was given up meanwhile: `start` it."""
-    context.obj.host(host).join()
+    if peer is None:
+        context.obj.host(host).join()
+    else:
+        context.obj.host(host).meet(context.obj.host(peer))
 
 
 @app.command()
@@ -156,15 +165,27 @@ def slow(
     context: _Context,
     host: _HostName,
     rate: Annotated[str, typer.Argument(metavar="RATE", help="200mbit, 1gbit, ...")],
+    direction: Annotated[
+        Direction, typer.Option(help="Of its link: what it sends, what it receives, or both.")
+    ] = "both",
+    peer: _Peer = None,
 ) -> None:
-    """Limit a host's link, in both directions."""
-    context.obj.host(host).slow(rate)
+    """Limit a host's link, or only what goes between it and a peer, which is both directions."""
+    if peer is None:
+        context.obj.host(host).slow(rate, direction)
+    elif direction != "both":
+        raise HostError(f"--direction {direction} is of a host's whole link; leave out --peer")
+    else:
+        context.obj.host(host).slow_to(context.obj.host(peer), rate)
 
 
 @app.command()
-def fast(context: _Context, host: _HostName) -> None:
+def fast(context: _Context, host: _HostName, peer: _Peer = None) -> None:
     """Take the limit of a host's link away."""
-    context.obj.host(host).fast()
+    if peer is None:
+        context.obj.host(host).fast()
+    else:
+        context.obj.host(host).fast_to(context.obj.host(peer))
 
 
 @app.command()

@@ -15,24 +15,13 @@ pytestmark = on_hosts(300)
 bed = hosts_up("links", 3)
 
 
-NOBODY = "02:00:00:00:00:99"
-
-
-def cut(bed: Testbed) -> None:
-    """Neither end reaches the other, and both reach the head: what they send goes to nobody."""
-    for host, other in (("h2", "h3"), ("h3", "h2")):
-        to = ("to", bed.host(other).address, "lladdr", NOBODY, "dev", "eth0", "nud", "permanent")
-        done = bed.run(host, "ip", "neighbour", "replace", *to)
-        assert done.returncode == 0, done.stderr
-
-
 def test_a_link_on_which_nothing_comes_is_named(bed: Testbed) -> None:
     nodes = {"min": 2, "max": 3}
     job = HostJob(bed, make_job("cut", workers=3, steps=100_000, nodes=nodes))
     job.settle()
     job.go_on(20)
     begin_s = time.time()
-    cut(bed)
+    bed.host("h2").part(bed.host("h3"))
 
     def named() -> list[str]:
         return [
