@@ -31,6 +31,7 @@ MAX_QUEUED_BYTES = 64 << 20
 _TURN_BYTES = 1 << 20  # handed to the kernel before the loop looks at anything else
 _MAX_BUFFERS = 64  # of one sendmsg
 _ESTABLISHED = 1  # the first byte of TCP_INFO
+_UNACKED, _UNACKED_AT = struct.Struct("I"), 24  # tcpi_unacked, in segments
 _INFO_BYTES = 256
 _ACKED, _ACKED_AT = struct.Struct("Q"), 120  # tcpi_bytes_acked of Linux 4.1
 _BUSY, _BUSY_AT = struct.Struct("Q"), 168  # tcpi_busy_time of Linux 4.10, in microseconds
@@ -137,6 +138,13 @@ class Link:
     def waits(self) -> bool:
         """Whether `place` said WAIT: nothing is read, so silence means nothing."""
         return self._parser.pending is not None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the peer's kernel has acknowledged all that it was sent, read or not. Where its
+        host froze it has; where the host is off or cut off it has not."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        return _UNACKED.unpack_from(info, _UNACKED_AT) == (0,)
 
     @property
     def has_unsent(self) -> bool:

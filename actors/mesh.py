@@ -58,6 +58,8 @@ class Mesh:
         self.links: dict[int, Link] = {}
         self.cuts: Counter[int] = Counter()
         """How often the link to each node was given up since nothing was heard."""
+        self.unanswered: Counter[int] = Counter()
+        """How often, of these, its kernel had not answered either."""
 
     @property
     def listener(self) -> Listener:
@@ -120,6 +122,7 @@ class Mesh:
                 continue
             if silent_s > SILENT_S and not was_away and not link.waits:
                 self.cuts[node] += 1
+                self.unanswered[node] += not link.is_answered
                 down = self.close(node, f"nothing was heard for {silent_s:.1f} s")
                 changes.append(replace(down, for_good=True))
         return changes

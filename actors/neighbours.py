@@ -30,7 +30,13 @@ from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
-from elastic.core.protocol.messages import LinkCount, Message, Peers, ProbedLink
+from elastic.core.protocol.messages import (
+    CutCount,
+    LinkCount,
+    Message,
+    Peers,
+    ProbedLink,
+)
 from elastic.core.protocol.orders import NodeMessage, Order
 from elastic.core.update import Plan, Snapshot
 from policies.preflight import LinkProbe
@@ -105,9 +111,13 @@ class Neighbours:
         return tuple(link.count for other, link in links if other != COORDINATOR)
 
     @property
-    def cuts(self) -> tuple[tuple[int, int], ...]:
+    def cuts(self) -> tuple[CutCount, ...]:
         """How often the link to each other node was given up since nothing was heard of it."""
-        return tuple((other, num) for other, num in self._mesh.cuts.items() if other != COORDINATOR)
+        return tuple(
+            CutCount(other, num, self._mesh.unanswered[other])
+            for other, num in self._mesh.cuts.items()
+            if other != COORDINATOR
+        )
 
     def wake(self) -> None:
         """Let `turn` be called soon; from any thread."""

@@ -19,7 +19,7 @@ def values_of_node(pulse: Pulse) -> dict[str, Values]:
     """What each metric of a node reads, by its name in the table."""
     host, links = pulse.host, _slowest(pulse.links)
     progress = sorted(pulse.progress)[: LABELS["worker"]]
-    cuts = sorted(pulse.cuts, key=lambda one: -one[1])[: LABELS["peer"]]
+    cuts = sorted(pulse.cuts, key=lambda one: -one.num)[: LABELS["peer"]]
     of_host: Mapping[str, float] = {} if host is None else host._asdict()
 
     def one(name: str) -> Values:
@@ -40,7 +40,7 @@ def values_of_node(pulse: Pulse) -> dict[str, Values]:
         "node_link_busy_seconds_total": of_links(lambda link: link.busy_s),
         "node_link_send_wait_seconds_total": of_links(lambda link: link.send_wait_s),
         "node_link_receive_wait_seconds_total": of_links(lambda link: link.receive_wait_s),
-        "node_link_cuts_total": {(str(peer),): float(num) for peer, num in cuts},
+        "node_link_cuts_total": {(str(one.peer),): float(one.num) for one in cuts},
         **{name: _of_cards(pulse.gpus, field) for name, field in _OF_CARDS.items()},
     }
 

@@ -240,6 +240,7 @@ def test_a_silent_link_is_given_up(world: World) -> None:
     assert world.turn(STEP_S) == [Down(0, "nothing was heard for 1.2 s", for_good=True)]
     assert set(world.mesh.links) == {3}
     assert world.mesh.cuts == {0: 1}
+    assert world.mesh.unanswered == {0: 0}, "its kernel took the pings"
 
 
 def test_who_was_away_judges_nobody_before_having_listened(world: World) -> None:

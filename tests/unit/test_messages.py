@@ -17,6 +17,7 @@ from elastic.core.protocol.messages import (
     Admit,
     Combine,
     Commit,
+    CutCount,
     Dismiss,
     GpuCount,
     Granted,
@@ -133,7 +134,7 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         st.none() | st.lists(st.tuples(IDS, st.booleans()), max_size=3).map(tuple),
         st.lists(st.builds(LinkCount, IDS, IDS, SECONDS, SECONDS, SECONDS), max_size=3).map(tuple),
         st.none() | st.builds(HostCount, SECONDS, SECONDS, SECONDS, SECONDS, IDS),
-        st.lists(st.tuples(IDS, IDS), max_size=3).map(tuple),
+        st.lists(st.builds(CutCount, IDS, IDS, IDS), max_size=3).map(tuple),
         st.lists(CARDS, max_size=3).map(tuple),
     ),
 }

@@ -16,7 +16,7 @@ from actors.mesh import Address, find_address
 from actors.node_exporter import LOOK_S, NodeExporter
 from actors.setup import JobSetup
 from elastic.core.config import JobConfig
-from elastic.core.protocol.messages import GpuCount, HostCount, LinkCount, Pulse
+from elastic.core.protocol.messages import CutCount, GpuCount, HostCount, LinkCount, Pulse
 from elastic.core.runs import RunFolder
 from monitoring.exporter import discovery
 from monitoring.metrics import LABELS, OF_A_NODE, num_series
@@ -34,7 +34,7 @@ PULSE = Pulse(
     progress=((3, 90), (4, 80)),
     links=LINKS,
     host=HOST,
-    cuts=((0, 1), (2, 0)),
+    cuts=(CutCount(0, 1, 1), CutCount(2, 0)),
     gpus=CARDS,
 )
 
@@ -102,7 +102,7 @@ def test_a_host_that_is_alone_has_no_links_and_what_is_not_known_is_not_told() -
 def test_series_stay_few_whatever_the_number_of_hosts_and_workers() -> None:
     links = tuple(LinkCount(peer, 1000, 1.0 + peer) for peer in range(1000))
     progress = tuple((worker, worker) for worker in range(1000))
-    cuts = tuple((peer, 1) for peer in range(1000))
+    cuts = tuple(CutCount(peer, 1) for peer in range(1000))
     gpus = tuple(CARDS[0]._replace(number=number) for number in range(100))
     told = values(Pulse(1, 9, progress, links=links, host=HOST, cuts=cuts, gpus=gpus))
     assert len(told) <= num_series(OF_A_NODE)

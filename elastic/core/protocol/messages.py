@@ -367,6 +367,15 @@ class LinkCount(NamedTuple):
     receive_wait_s: float = 0.0
 
 
+class CutCount(NamedTuple):
+    """How often a node gave its link to `peer` up since nothing came of it; how often of these the
+    peer's kernel had not acknowledged what it was sent, either."""
+
+    peer: int
+    num: int
+    unanswered: int = 0
+
+
 class HostCount(NamedTuple):
     """What the kernel of a host counts: seconds until `at_s` of its clock.
 
@@ -408,7 +417,7 @@ class Pulse:
 
     `progress`: of each worker here, its counter, which moves within a micro-batch, too. `holding`
     is said by the lead only: who holds work, on whatever node, and whether it has completed any.
-    `cuts`: of each node, how often the link to it was given up here since nothing came of it.
+    `cuts`: of the nodes to which the link was given up here.
     """
 
     node: int
@@ -417,7 +426,7 @@ class Pulse:
     holding: tuple[tuple[int, bool], ...] | None = None
     links: tuple[LinkCount, ...] = ()
     host: HostCount | None = None
-    cuts: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[CutCount, ...] = ()
     gpus: tuple[GpuCount, ...] = ()
 
 
@@ -612,7 +621,7 @@ def _pulse(
         None if holding is None else tuple((worker, bool(done)) for worker, done in holding),
         tuple(LinkCount(*one) for one in links),
         None if host is None else HostCount(*host),
-        tuple((peer, num) for peer, num in cuts),
+        tuple(CutCount(*one) for one in cuts),
         tuple(GpuCount(*one) for one in gpus),
     )
 
