@@ -13,14 +13,25 @@ import argparse
 import random
 import statistics
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import Run, hand_over, make_job, run_elastic, say, timed
-from benchmarks.record import RESULTS, Figure, figure
+from benchmarks.naming import (
+    FAILED,
+    GONE,
+    HANG_STEPS,
+    NOTHING,
+    SLOW_STEPS,
+    Asked,
+    Injection,
+    figures_of,
+    matrix,
+    summary,
+)
+from benchmarks.record import RESULTS
 from elastic.core.config import JobConfig
 from elastic.core.errors import ElasticError
 
@@ -28,26 +39,18 @@ NUM_WORKERS, QUICK_WORKERS = 8, 3
 NUM_CALM, NUM_AFTER = 40, 40
 """Steps before the first that may be struck, and after the last one."""
 NUM_DRAWN = 20
-WRONG, SOON_S, HANG_STEPS, SLOW_STEPS = 0.05, 0.05, 3.0, 10.0
-"""Limits of issue 6."""
-NOTHING = "nothing"
-GONE = "its process is gone"
-FAILED = "the job failed"
-"""Counts as not named right; the others are struck all the same."""
+SOON_S = 0.05
+"""Limit of issue 6."""
 
 Entry = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of fault: how it is made, which event tells of it, and what that has to say."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Asked):
+    """How a kind of fault is made, and which event tells of it."""
 
-    name: str
     make: Callable[[random.Random, int, int], Entry]
-    event: str
-    says: str = ""
-    limit: float | None = None
-    unit: str = "steps"
+    event: str = "verdict"
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -62,25 +65,28 @@ def _stop(dice: random.Random, step: int, worker: int) -> Entry:
 
 
 KINDS = (
-    Kind("dead process", lambda _, step, one: _at(step, one, "kill"), "worker_lost", "",
-         SOON_S, "s"),
-    Kind("hang", _stop, "verdict", "hang outside communication", HANG_STEPS),
-    Kind("slow computation", lambda _, step, one: _at(step, one, "slow", factor=1.5), "verdict",
-         "slow computation", SLOW_STEPS),
-    Kind("corruption", lambda _, step, one: _at(step, one, "flip_bit", probability=0.02),
-         "verdict", "silent corruption", None, "steps", {"audit": "all"}),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """What came of one fault. `called`: the first verdict's kind; `took` until then, in the unit of
-    its kind; `others`: verdicts on somebody else."""
-
-    kind: str
-    called: str
-    took: float | None
-    others: tuple[str, ...]
+    Kind(
+        name="dead process",
+        make=lambda _, step, one: _at(step, one, "kill"),
+        event="worker_lost",
+        says=GONE,
+        limit=SOON_S,
+        unit="s",
+    ),
+    Kind(name="hang", make=_stop, says="hang outside communication", limit=HANG_STEPS),
+    Kind(
+        name="slow computation",
+        make=lambda _, step, one: _at(step, one, "slow", factor=1.5),
+        says="slow computation",
+        limit=SLOW_STEPS,
+    ),
+    Kind(
+        name="corruption",
+        make=lambda _, step, one: _at(step, one, "flip_bit", probability=0.02),
+        says="silent corruption",
+        overrides={"audit": "all"},
+    ),
+)
 
 
 def judge(kind: Kind, run: Run, worker: int) -> Injection:
@@ -126,11 +132,10 @@ def measure(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "times": times,
         "workers": _num_workers(options),
-        "confusion": confusion([one for _, one in injections]),
-        "verdicts on others": dict(Counter(name for _, one in injections for name in one.others)),
+        **summary([one for _, one in injections]),
         "verdicts of the healthy job": false,
     }
-    hand_over("detection_of_jobs", options, config, figures_of(injections, len(false)))
+    hand_over("detection_of_jobs", options, config, figures_of(injections, false))
 
 
 def _num_workers(options: argparse.Namespace) -> int:
@@ -169,48 +174,6 @@ def _healthy(options: argparse.Namespace) -> list[str]:
     calm = run_elastic(_job("calm", options, steps=str(NUM_CALM)))
     run = run_elastic(job, stop_after=int(60 * minutes / calm.median_s))
     return [str(one["reason"]) for one in run.events if one["kind"] == "verdict"]
-
-
-def figures_of(injections: Sequence[tuple[Kind, Injection]], num_false: int) -> list[Figure]:
-    """What issue 6 asks for."""
-    wrong = [float(one.called != kind.says or bool(one.others)) for kind, one in injections]
-    figures = [
-        figure("faults that were not named right", wrong, unit="", limit=WRONG, statistic="mean"),
-        figure("verdicts of the healthy job", [float(num_false)], unit="", limit=0.0),
-    ]
-    for kind in KINDS:
-        took = [one.took for of, one in injections if of is kind and one.took is not None]
-        if took:
-            name = f"{kind.unit} to the verdict: {kind.name}"
-            figures.append(figure(name, took, unit=kind.unit, limit=kind.limit))
-    return figures
-
-
-def confusion(injections: Sequence[Injection]) -> dict[str, int]:
-    """How often which fault was called what."""
-    counts = Counter(f"{one.kind} -> {one.called or GONE}" for one in injections)
-    return dict(sorted(counts.items()))
-
-
-def matrix(injections: Sequence[Injection]) -> str:
-    """The same to be read: a row for each kind of fault, a column for what it was called.
-
-    `others`: how often somebody else was blamed besides.
-    """
-    counts = Counter((one.kind, one.called or GONE) for one in injections)
-    kinds = list(dict.fromkeys(one.kind for one in injections))
-    called = sorted({name for _, name in counts})
-    others = Counter(dict.fromkeys(kinds, 0))
-    others.update(one.kind for one in injections for _ in one.others)
-    rows = [["fault", *called, "others"]]
-    rows += [
-        [kind, *(str(counts[kind, one]) for one in called), str(others[kind])] for kind in kinds
-    ]
-    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(num) for cell, num in zip(row, wide, strict=True)) for row in rows
-    ]
-    return "\n".join(lines)
 
 
 def main() -> int:

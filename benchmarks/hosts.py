@@ -181,7 +181,7 @@ class HostJob:
                 if one["kind"] == kind and one["time_s"] > since_s
             ]
 
-        self._await(lambda _: bool(told_s()))
+        self.await_rows(lambda _: bool(told_s()))
         return told_s()[0]
 
     def await_worker(self, since_s: float) -> float:
@@ -192,22 +192,27 @@ class HostJob:
             new = contributions(row for row in self._rows if row["time_s"] > since_s)
             return sorted(new[one] for one in new if one not in known)
 
-        self._await(lambda _: bool(begun_s()))
+        self.await_rows(lambda _: bool(begun_s()))
         return begun_s()[0]
 
     def settle(self, num_workers: int | None = None) -> None:
         """Wait until so many workers compute; all of them if none are named."""
         wanted = num_workers or self._job.workers.start
-        self._await(lambda rows: bool(rows) and rows[-1]["num_workers"] >= wanted)
+        self.await_rows(lambda rows: bool(rows) and rows[-1]["num_workers"] >= wanted)
         self._settled = len(self._rows)
 
     def go_on(self, num_steps: int) -> None:
         """Wait until so many more steps are committed since the job settled, or it ends."""
         assert self._settled is not None
         wanted = min(self._settled + num_steps, self._job.steps)
-        self._await(lambda rows: len(rows) >= wanted)
+        self.await_rows(lambda rows: len(rows) >= wanted)
 
-    def _await(self, condition: Callable[[list[dict[str, Any]]], bool]) -> None:
+    def await_rows(self, condition: Callable[[list[dict[str, Any]]], bool]) -> None:
+        """Wait until the rows of the metrics fulfil a condition.
+
+        Raises:
+            RuntimeError: the job has ended, or it takes too long.
+        """
         deadline_s = time.monotonic() + _SETTLE_S
         while not condition(self._rows):
             self._rows += self._lines.read()
@@ -239,7 +244,7 @@ class HostJob:
             case "kill_aggregator":
                 self._kill_aggregator(host)
             case "kill_worker":
-                self._kill_worker(host)
+                self.kill_worker(host)
             case "kill_gcs":
                 self._bed.kill_gcs()
         if what.for_s is not None:
@@ -271,13 +276,15 @@ class HostJob:
         """Of the job in the memory of a host, as this machine sees them."""
         return list(host.root.glob(f"dev/shm/elastic-*/{self._job.name}.*"))
 
-    def _kill_worker(self, host: Host) -> None:
-        """One of the job on a host, if it has any."""
+    def kill_worker(self, host: Host) -> bool:
+        """One of the job on a host, if it has any that computes."""
         for store in self._stores(host):
             own = Path("/") / store.relative_to(host.root)
             workers = [one.pid for one in host.processes() if _computes(one.pid, own)]
             if workers:
                 os.kill(min(workers), signal.SIGKILL)
+                return True
+        return False
 
     def _kill_aggregator(self, host: Host) -> None:
         """The acting one of the job on a host, found as its standby finds it."""
@@ -298,6 +305,12 @@ class HostJob:
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
         return self.end()
+
+    def abandon(self) -> None:
+        """Kill its driver, and with it the job, whatever has become of it; bring all hosts back."""
+        self._driver.kill()
+        self._driver.wait()
+        heal(self._bed)
 
     def end(self) -> HostRun:
         """Wait until it has ended by itself; bring all hosts back."""

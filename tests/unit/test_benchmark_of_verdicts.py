@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.detection_of_jobs import (
-    FAILED,
-    KINDS,
-    NOTHING,
-    Injection,
-    confusion,
-    figures_of,
-    judge,
-    matrix,
-)
+from benchmarks.detection_of_jobs import KINDS, judge
 from benchmarks.jobs import Run, make_job
+from benchmarks.naming import FAILED, GONE, NOTHING, Injection, confusion, figures_of, matrix
 from elastic.core.faults import load_faults
 
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -60,7 +52,7 @@ def test_figures_hold_what_was_named_wrong_against_the_limit() -> None:
     hang = BY_NAME["hang"]
     right = Injection("hang", hang.says, 2.0, ())
     wrong = Injection("hang", NOTHING, None, ())
-    first, healthy, steps = figures_of([(hang, right), (hang, wrong)], 0)
+    first, healthy, steps = figures_of([(hang, right), (hang, wrong)], [])
     assert (first.value, first.ok, healthy.ok) == (0.5, False, True)
     assert (steps.value, steps.limit, steps.ok) == (2.0, 3.0, True)
     assert confusion([right, wrong]) == {
@@ -71,7 +63,7 @@ def test_figures_hold_what_was_named_wrong_against_the_limit() -> None:
 
 def test_the_matrix_says_what_was_called_what() -> None:
     right = Injection("hang", "hang outside communication", 2.0, ("slow computation",))
-    dead = Injection("dead process", "", 0.01, ())
+    dead = Injection("dead process", GONE, 0.01, ())
     head, *rows = matrix([right, right, dead, Injection("dead process", FAILED, None, ())]).split(
         "\n"
     )

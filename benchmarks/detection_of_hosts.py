@@ -1,0 +1,318 @@
+"""How well, and how soon, faults of hosts and links are named: each several times, on a testbed.
+
+    sudo python -m benchmarks.detection_of_hosts [--quick] [--seed N] [--times N]
+
+Four hosts, eight workers, as a user has them, but that the hosts share this machine's kernel. In
+each round one job is struck by every kind once, one after the other, in an order, at times and at
+places drawn from the seed, which is printed. What came of each is written down at once: with the
+same --seed it goes on where it ended. `benchmarks.detection_of_jobs` strikes workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.faults_of_hosts import KINDS, Kind, Struck
+from benchmarks.hosts import HostJob, heal, host_job
+from benchmarks.jobs import ENDLESS, RUNS, hand_over, say, timed
+from benchmarks.naming import FAILED, NOTHING, Asked, Injection, figures_of, matrix, summary
+from benchmarks.record import RESULTS
+from elastic.core.runs import Lines
+from scripts.hosts import Host, HostError
+from scripts.testbed import Testbed
+
+NUM_HOSTS, NUM_WORKERS = 4, 8
+QUICK_HOSTS, QUICK_WORKERS = 3, 3
+NUM_CALM, NUM_DRAWN = 25, 10
+"""Steps before a fault, and up to so many more: a new host's links are known by then."""
+PATIENCE_STEPS, PATIENCE_S = 40, 15.0
+"""A verdict that has not come after so many usual steps, and seconds, does not come."""
+APART_S = 1.2
+"""Workers of a node that are lost within a second are one loss."""
+
+Event = dict[str, Any]
+
+
+def judge(
+    kind: Asked, struck: Struck, events: Sequence[Event], *, at_s: float, usual_s: float
+) -> Injection:
+    """Compare what was told since the fault began with what was done.
+
+    What was told of a part of the culprit blames nobody else, and names nobody yet.
+    """
+    told = [one for one in events if one["kind"] == "verdict" and one["time_s"] >= at_s]
+    named = [one for one in told if one["verdict"]["culprit"] in struck.right]
+    others = tuple(
+        f"{one['verdict']['kind']}: {one['verdict']['culprit']}"
+        for one in told
+        if one["verdict"]["culprit"] not in struck.right | struck.partly
+    )
+    if not named:
+        return Injection(kind.name, NOTHING, None, others)
+    first_s = float(named[0]["time_s"])
+    took = (first_s - at_s) / usual_s
+    if kind.unit == "losses":
+        lost = [one for one in events if one["kind"] == "worker_lost"]
+        took = float(sum(at_s <= one["time_s"] <= first_s for one in lost))
+    return Injection(kind.name, str(named[0]["verdict"]["kind"]), took, others)
+
+
+class Played:
+    """A job on a testbed that something happens to, again and again."""
+
+    def __init__(self, bed: Testbed, num_workers: int) -> None:
+        self._bed, self._num = bed, num_workers
+        config = host_job(
+            "named",
+            "small",
+            len(bed.hosts),
+            f"steps={ENDLESS}",
+            f"workers.start={self._num}",
+            f"workers.max={self._num}",
+            "workers.spare=0",
+            "standby=false",
+            f"batch.micro_batches={4 * self._num}",
+            "evaluate.every=0",
+            "monitoring.node_port=0",
+        )
+        self.job = HostJob(bed, config)
+        self.dice = random.Random()
+        self.nodes: Mapping[int, Host] = {}
+        self.events: list[Event] = []
+        self._told = Lines(self.job.run.events_jsonl)
+        self._struck_s = 0.0
+        self._rows: list[dict[str, Any]] = []
+
+    def strike(self, kind: Kind, dice: random.Random) -> Injection:
+        """Let it happen, once all is calm, and see what is told until all is calm again."""
+        self.dice = dice
+        usual_s = self.calm(NUM_CALM + dice.randrange(NUM_DRAWN))
+        self._struck_s = at_s = time.time()
+        with kind.make(self) as struck:
+            self._await_verdict(struck, PATIENCE_STEPS * usual_s)
+        heal(self._bed)
+        self._await_end()
+        return judge(kind, struck, self.events, at_s=at_s, usual_s=usual_s)
+
+    def calm(self, num_steps: int) -> float:
+        """Wait until all hosts and workers take part for so many steps. The median of these."""
+        hosts = {host.address: host for host in self._bed.hosts}
+        since: int | None = None
+
+        def is_calm(rows: list[dict[str, Any]]) -> bool:
+            nonlocal since
+            self._rows = rows
+            whole = bool(rows) and rows[-1]["num_workers"] >= self._num
+            found = self._find(hosts) if whole else {}
+            if since is None or len(found) < len(hosts):
+                since = len(rows)
+                return False
+            self.nodes = found
+            return len(rows) - since >= num_steps
+
+        self.job.await_rows(is_calm)
+        return statistics.median(float(one["step_s"]) for one in self._rows[-num_steps:])
+
+    def _find(self, hosts: Mapping[str, Host]) -> dict[int, Host]:
+        """Which node is on which host, as Prometheus is told."""
+        path = self.job.run.prometheus_json
+        told = json.loads(path.read_text()) if path.exists() else []
+        return {
+            int(one["labels"]["node"]): hosts[one["targets"][0].rpartition(":")[0]]
+            for one in told
+            if "node" in one["labels"]
+        }
+
+    def _await_verdict(self, struck: Struck, patience_s: float) -> None:
+        """Wait until it is told, or does not come any more."""
+        deadline_s = time.time() + max(PATIENCE_S, patience_s)
+        self.job.await_rows(lambda _: self._is_told(struck.right) or time.time() > deadline_s)
+
+    def _is_told(self, culprits: Collection[str]) -> bool:
+        self.events += self._told.read()
+        return any(
+            one["kind"] == "verdict"
+            and one["time_s"] >= self._struck_s
+            and one["verdict"]["culprit"] in culprits
+            for one in self.events
+        )
+
+    def _await_end(self) -> None:
+        """Wait until no verdict holds that could be over, or it seems to hold for ever."""
+        deadline_s = time.time() + PATIENCE_S
+        self.job.await_rows(lambda _: not self._open() or time.time() > deadline_s)
+
+    def _open(self) -> set[tuple[str, str]]:
+        self.events += self._told.read()
+        begun = [_name(one) for one in self.events if one["kind"] == "verdict"]
+        ended = [_name(one) for one in self.events if one["kind"] == "verdict_ended"]
+        return {one for one in begun if begun.count(one) > ended.count(one) and _may_end(one)}
+
+    def end(self) -> None:
+        """End the job, whatever has become of it, and bring all hosts back."""
+        try:
+            self.job.stop()
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            say(f"{self.job.run.path}: {error}")
+            self.job.abandon()
+
+    def lose_worker(self, node: int) -> bool:
+        """See `faults_of_hosts.Scene`."""
+        host, before_s = self.nodes[node], time.time()
+        self.job.await_rows(lambda _: self.job.kill_worker(host))
+
+        def is_lost(_: list[dict[str, Any]]) -> bool:
+            self.events += self._told.read()
+            return any(
+                one["kind"] == "worker_lost" and one["time_s"] >= before_s for one in self.events
+            )
+
+        self.job.await_rows(is_lost)
+        apart_s = time.time() + APART_S
+        culprit = {f"node {node}"}
+        self.job.await_rows(lambda _: self._is_told(culprit) or time.time() > apart_s)
+        return self._is_told(culprit)
+
+
+def _name(event: Event) -> tuple[str, str]:
+    return event["verdict"]["kind"], event["verdict"]["culprit"]
+
+
+def _may_end(name: tuple[str, str]) -> bool:
+    return name[0] != "flapping"  # it holds for an hour
+
+
+class Kept:
+    """What came of each fault, in a file: a line for each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._found = {(one["round"], one["kind"]): one for one in map(json.loads, lines)}
+
+    def __contains__(self, place: tuple[int, str]) -> bool:
+        return place in self._found
+
+    def add(self, number: int, injection: Injection) -> None:
+        line = {"round": number, **asdict(injection)}
+        self._found[number, injection.kind] = line
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def injections(self) -> list[tuple[Asked, Injection]]:
+        """All, kind by kind."""
+        return [
+            (kind, Injection(kind.name, one["called"], one["took"], tuple(one["others"])))
+            for kind in KINDS
+            for (_, name), one in sorted(self._found.items())
+            if name == kind.name
+        ]
+
+
+class Struckable(Protocol):
+    """See `Played`."""
+
+    def strike(self, kind: Kind, dice: random.Random) -> Injection: ...
+    def end(self) -> None: ...
+
+
+def play(
+    begin: Callable[[], Struckable], number: int, kept: Kept, *, seed: int, only: Collection[str]
+) -> None:
+    """Strike with what a round lacks; another job, which `begin` begins, where one has failed."""
+    left = [kind for kind in KINDS if kind.name in only]
+    random.Random(f"{seed} {number}").shuffle(left)
+    left = [kind for kind in left if (number, kind.name) not in kept]
+    while left:
+        left = _play(begin(), left, number, kept, seed)
+
+
+def _play(played: Struckable, left: list[Kind], number: int, kept: Kept, seed: int) -> list[Kind]:
+    """Strike as long as the job lives. What is left then."""
+    try:
+        for place, kind in enumerate(left):
+            try:
+                with timed(f"round {number + 1}, {kind.name}"):
+                    found = played.strike(kind, random.Random(f"{seed} {number} {kind.name}"))
+            except (RuntimeError, HostError, TimeoutError) as error:
+                say(f"{kind.name}: {error}")
+                kept.add(number, Injection(kind.name, FAILED, None, ()))
+                return left[place + 1 :]
+            say(f"  {found}")
+            kept.add(number, found)
+        return []
+    finally:
+        played.end()
+
+
+def healthy(played: Played, minutes: float) -> list[str]:
+    """The verdicts in a job that nothing happens to."""
+    try:
+        played.calm(NUM_CALM)
+        begin_s = time.time()
+        while time.time() < begin_s + 60 * minutes:
+            played.calm(NUM_CALM)
+    finally:
+        played.end()
+    told = played.job.run.read_events()
+    return [one["reason"] for one in told if one["kind"] == "verdict" and one["time_s"] >= begin_s]
+
+
+def measure(options: argparse.Namespace) -> None:
+    """So many rounds, then the healthy job."""
+    say(f"seed {options.seed}")
+    kept = Kept(RUNS / f"detection_of_hosts-{options.seed}{'-quick' * options.quick}.jsonl")
+    num_hosts = QUICK_HOSTS if options.quick else NUM_HOSTS
+    times = 1 if options.quick else options.times
+    with Testbed(f"named{os.getpid()}") as bed:
+        bed.up(num_hosts)
+        begin = functools.partial(Played, bed, _num_workers(options))
+        for number in range(times):
+            play(begin, number, kept, seed=options.seed, only=options.only)
+            say(matrix([one for _, one in kept.injections()]))
+        false = healthy(begin(), options.healthy_minutes) if options.healthy_minutes else None
+    injections = kept.injections()
+    config = {
+        "seed": options.seed,
+        "times": times,
+        "hosts": num_hosts,
+        "workers": _num_workers(options),
+        **summary([one for _, one in injections]),
+        "verdicts of the healthy job": false,
+    }
+    hand_over("detection_of_hosts", options, config, figures_of(injections, false))
+
+
+def _num_workers(options: argparse.Namespace) -> int:
+    return QUICK_WORKERS if options.quick else NUM_WORKERS
+
+
+def main() -> int:
+    """Measure the matrix."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    names = [kind.name for kind in KINDS]
+    parser.add_argument("--quick", action="store_true", help="each once: only shows that it works")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--times", type=int, default=10, help="injections of each kind")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="kinds")
+    parser.add_argument("--healthy-minutes", type=float, default=0.0, help="default: none")
+    parser.add_argument("--out", type=Path, default=None, help=f"default: {RESULTS}")
+    measure(parser.parse_args())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
