@@ -31,7 +31,7 @@ OUT = Path("runs/peers")
 DEFAULT_SYSTEMS = ("ddp", "torchrun", "torchft", "torchft-tuned", "ray", "ours", "ours-fine")
 CHECKPOINTED = ("torchrun", "ray", "ray-elastic")
 """Begin again from a checkpoint; the others need none for the faults here."""
-BATCH: Mapping[str, int] = {"small": 32, "10m": 16}
+BATCH: Mapping[str, int] = {"small": 32, "10m": 16, "100m": 8}
 FINE = 2
 """Micro-batches for each worker of `ours-fine`."""
 
@@ -39,7 +39,9 @@ FINE = 2
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--size", choices=SIZES, default="10m", help="0.85M or 10M parameters")
+    parser.add_argument(
+        "--size", choices=SIZES, default="10m", help="0.85M, 10M or 100M parameters"
+    )
     parser.add_argument("--systems", default=None, help=f"default: {','.join(DEFAULT_SYSTEMS)}")
     parser.add_argument("--scenarios", default="steady,faults,storm,changes")
     parser.add_argument("--repeats", type=int, default=None, help="default: by scenario")

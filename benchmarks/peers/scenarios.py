@@ -17,7 +17,7 @@ STOP_S = 30.0
 STORM_PAUSE_S, STORM_S = 30.0, 90.0
 RANDOM_SHARE = 0.2
 GRACE_S = 5.0
-SLOT_S: Mapping[str, float] = {"small": 0.15, "10m": 1.0}
+SLOT_S: Mapping[str, float] = {"small": 0.15, "10m": 1.0, "100m": 5.0}
 """How long a random worker is frozen at once: about a step."""
 
 

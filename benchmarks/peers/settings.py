@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SIZES = ("small", "10m")
+SIZES: Mapping[str, float] = {"small": 0.85e6, "10m": 10.8e6, "100m": 101e6}
+"""Size -> parameters."""
 THREADS = 1
 """Threads of one worker, of every system."""
 
@@ -21,7 +22,7 @@ class Settings:
 
     system: str
     size: str
-    """A key of the example's sizes: small (0.85M parameters), 10m."""
+    """A key of SIZES."""
     batch: int
     """Samples in one step, over all workers."""
     num_workers: int

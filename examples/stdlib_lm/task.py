@@ -13,7 +13,8 @@ from elastic.core.data.text import TextWindows
 from elastic.core.errors import ConfigError
 from examples.stdlib_lm.texts import stdlib_texts, write_texts
 
-SIZES = {"small": (4, 128, 4), "10m": (6, 384, 6)}  # layers, width, heads
+# layers, width, heads
+SIZES = {"small": (4, 128, 4), "10m": (6, 384, 6), "100m": (8, 1024, 16)}
 
 
 class Block(nn.Module):

@@ -61,7 +61,7 @@ def test_the_standard_library_is_written_once_and_whole(stdlib: Path) -> None:
     assert data.fetch(np.arange(3)).shape == (3, 129)
 
 
-@pytest.mark.parametrize(("size", "millions"), [("small", 0.85), ("10m", 10.8)])
+@pytest.mark.parametrize(("size", "millions"), [("small", 0.85), ("10m", 10.8), ("100m", 101)])
 def test_sizes_are_as_named(size: str, millions: float) -> None:
     model = StdlibLM(size=size).model()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -69,7 +69,7 @@ def test_sizes_are_as_named(size: str, millions: float) -> None:
 
 
 def test_an_unknown_size_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'huge', allowed: small, 10m"):
+    with pytest.raises(ConfigError, match="'huge', allowed: small, 10m, 100m"):
         StdlibLM(size="huge").model()
 
 

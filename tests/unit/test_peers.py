@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers import measures, records, report, scenarios
+from benchmarks.peers import measures, records, report, scenarios, sizes
 from benchmarks.peers.__main__ import parse
 from benchmarks.peers.driver import Run, Seen, read_run
 from benchmarks.peers.faults import Kill
@@ -151,7 +151,7 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     assert json.loads(settings.file.read_text())["batch"] == 8
 
 
-@pytest.mark.parametrize("size", ["small", "10m"])
+@pytest.mark.parametrize("size", ["small", "10m", "100m"])
 def test_every_scenario_begins_calm(size: str) -> None:
     for scenario in scenarios.make(size).values():
         assert scenario.phases[0].name == measures.CALM
@@ -209,6 +209,40 @@ def test_the_document_describes_every_system_and_scenario() -> None:
     text = (ROOT / "docs" / "peers.md").read_text()
     assert [name for name in SYSTEMS if f"| {report.TITLES[name]} |" not in text] == []
     assert [name for name in scenarios.make("small") if f"| {name} |" not in text] == []
+
+
+def a_size(system: str, size: str, num: int, step_s: float, repeat: int = 0) -> Run:
+    made = steady(system, step_s)
+    made.repeat, made.config = repeat, {"batch": BATCH, "size": size, "workers": num}
+    made.memory, made.start_s = {"total": num * 2**20}, [9.0]
+    return made
+
+
+def test_sizes_have_a_line_each_in_order_and_a_picture(tmp_path: Path) -> None:
+    runs = [
+        *(a_size("ddp", "10m", 4, 2.0, repeat) for repeat in range(2)),
+        a_size("ours", "10m", 4, 3.0),
+        a_size("ddp", "small", 8, 1.0),
+        a_size("ours", "small", 8, 0.5),
+        a_size("ours", "small", 1, 0.5),
+    ]
+    grid = sizes.Grid(runs)
+    assert grid.cells == [("small", 1), ("small", 8), ("10m", 4)]
+    table = sizes.render(grid)
+    assert "| 0.85M, 8 workers | 1 | 0.5 |" in table
+    assert "| 10.8M, 4 workers | **2** | 3 |" in table
+    assert "| 10.8M, 4 workers | **1** | 1.5 |" in table
+    assert "| 0.85M, 1 worker | - | 0.5 |" in table
+    assert "| 0.85M, 8 workers | 8 | 8 |" in table
+    assert sizes.draw(grid, tmp_path / "sizes.png").stat().st_size > 10_000
+
+
+def test_what_sizes_are_asked_for() -> None:
+    options = sizes.parse(["--sizes", "small,100m", "--workers", "2,8", "--quick"])
+    assert (options.sizes, options.workers, options.repeats) == (["small", "100m"], [2, 8], 1)
+    for words in (["--sizes", "1b"], ["--systems", "horovod"], ["--workers", "3"]):
+        with pytest.raises(SystemExit):
+            sizes.parse(words)
 
 
 def test_a_wrong_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
