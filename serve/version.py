@@ -66,6 +66,11 @@ class Version:
         return (NUM_BYTES,) if self.task == "language" else (int(self.manifest.num_classes or 0),)
 
 
+def identity_of(manifest: Manifest) -> str:
+    """What the version of a manifest is called."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
+
+
 def read_version(root: Path, selection: Mapping[str, Any] | None) -> Version:
     """What the folder holds now, with its router loaded and checked.
 
@@ -79,10 +84,9 @@ def read_version(root: Path, selection: Mapping[str, Any] | None) -> Version:
     except ValueError as error:
         raise ConfigError(f"{root}: {error}") from None
     check_policy(policy, manifest.task)
-    identity = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
     names = tuple(one.name for one in manifest.experts)
     version = Version(
-        identity=identity,
+        identity=identity_of(manifest),
         repository=repository,
         router=repository.load_router(),
         policy=policy,
