@@ -23,7 +23,14 @@ from starlette.routing import Route
 
 from serve import oip, openai
 from serve.asking import model_policy, status_of
-from serve.forms import error_response, json_response, read_body, request_id_of, timeout_of
+from serve.forms import (
+    error_response,
+    json_response,
+    parse_object,
+    read_body,
+    request_id_of,
+    timeout_of,
+)
 from serve.keys import Gate
 from serve.openapi import document
 from serve.refusals import Refusal, bad, failed, unavailable, unknown
@@ -190,7 +197,10 @@ async def _infer(app: App, request: Request, ask: Ask) -> Response:
 
 
 async def _index(app: App, request: Request, ask: Ask) -> Response:
-    await app.body(request)  # {"ready": ...} of some clients, which changes nothing
+    body = parse_object(await app.body(request) or b"{}")
+    only_ready = body.get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise bad(f"ready {str(only_ready)[:40]!r}: needs true or false", "ready")
     version = app.service.rollout.current
     is_ready = app.service.is_ready()
     whole = {
@@ -200,10 +210,11 @@ async def _index(app: App, request: Request, ask: Ask) -> Response:
         "reason": "" if is_ready else "no expert is alive",
     }
     experts = [
-        {"name": one.name, "version": one.version, "state": one.state, "reason": one.reason}
+        {"name": one.name, "version": version.identity, "state": one.state, "reason": one.reason}
         for one in app.service.engine.patients.conditions(version)
     ]
-    return json_response([whole, *experts])
+    found = [one for one in (whole, *experts) if one["state"] == "READY" or not only_ready]
+    return json_response(found)
 
 
 async def _load(app: App, request: Request, ask: Ask) -> Response:

@@ -5,7 +5,10 @@ Only counts; knows no request.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -13,10 +16,11 @@ _PREFIX = "elastic_serve_"
 
 
 class Metrics:
-    """All of them; names begin with elastic_serve_."""
+    """All of them; names begin with elastic_serve_. `replica` is a label of each sample: several
+    replicas answer at one address, and a counter that jumped between them would seem to restart."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, replica: str) -> None:
+        self.registry, self._replica = CollectorRegistry(), replica
         self._of: dict[tuple[str, str], tuple[Counter, Histogram, Counter]] = {}
         self.requests = self._counter("requests", "Requests by route and status", "route", "status")
         self.request_s = self._histogram("request_seconds", "From request to answer", "route")
@@ -57,7 +61,16 @@ class Metrics:
 
     def text(self) -> bytes:
         """As Prometheus reads it."""
-        return generate_latest(self.registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """All samples, with their replica."""
+        for metric in self.registry.collect():
+            metric.samples = [
+                one._replace(labels={**one.labels, "replica": self._replica})
+                for one in metric.samples
+            ]
+            yield metric
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(_PREFIX + name, meaning, labels, registry=self.registry)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from serve.asking import headers_of, model_policy, num_steps_of, policy_of
 from serve.engine import Job
-from serve.forms import json_response, known_fields, parse_object, text
+from serve.forms import json_response, known_fields, parse_object, text, whole
 from serve.refusals import bad, too_large
 from serve.service import Ask, Service
 from serve.tensors import Array, Named, from_bytes, from_json, to_bytes, to_json
@@ -28,8 +28,9 @@ from serve.work import Denoising, Predicting, Work, noise_of
 
 _HEADER_LENGTH = "inference-header-content-length"
 _POLICY_FIELDS = ("k", "threshold", "at_most", "low", "high")
-_PARAMETERS = ("num_steps", "selection", "binary_data_output", *_POLICY_FIELDS)
-_IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
+_PARAMETERS = ("num_steps", "selection", "binary_data_output", "timeout", *_POLICY_FIELDS)
+_IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "content_type")
+_MAX_MICROSECONDS = 2**63
 
 
 def metadata(version: Version, name: str, versions: Sequence[Version]) -> dict[str, Any]:
@@ -99,7 +100,8 @@ async def infer(
     outputs = _outputs(body.get("outputs"), parameters, version, is_binary=bool(header_length))
     inputs = _inputs(body.get("inputs"), rest, version, service)
     works = _works(inputs, version, parameters, service)
-    ask = replace(ask, policy=policy, keeps_trace="weights" in outputs)
+    timeout_s = _timeout_of(parameters, ask.timeout_s)
+    ask = replace(ask, policy=policy, keeps_trace="weights" in outputs, timeout_s=timeout_s)
     job = await service.run(works, version, ask)
     tensors = [(_result(one, job), binary) for one, binary in outputs.items()]
     head: dict[str, Any] = {"model_name": name, "model_version": version.identity}
@@ -121,6 +123,12 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise bad(f"{name}: needs an object", name)
     return value or {}
+
+
+def _timeout_of(parameters: Mapping[str, Any], limit_s: float) -> float:
+    """Triton's `timeout`, in microseconds; 0 is none. Raises Refusal."""
+    given = parameters.get("timeout") or 0
+    return min(whole(given, "timeout", 0, _MAX_MICROSECONDS) / 1e6 or limit_s, limit_s)
 
 
 def _selection(parameters: Mapping[str, Any]) -> dict[str, Any] | None:

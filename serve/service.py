@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class Service:
     ) -> None:
         """Loads the repository. Raises ElasticError where it cannot, or where no expert works."""
         self.settings, self._pool, self._clock = settings, pool, clock
-        self.metrics = Metrics()
+        self.metrics = Metrics(f"{socket.gethostname()}-{os.getpid()}")
         self.engine = Engine(pool, settings, clock, self.metrics)
         self._polling = threading.Lock()
         self._seen = self._stamp()

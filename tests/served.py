@@ -147,7 +147,7 @@ class Bench:
         self.settings: Serving = load_serving({"repository": str(path), **settings})
         self.clock = FakeClock()
         self.pool = Unruly(self.clock)
-        self.metrics = Metrics()
+        self.metrics = Metrics("bench")
         self.version = read_version(path, self.settings.selection)
         assert self.pool.prepare(self.version) == {}
         self.engine = Engine(self.pool, self.settings, self.clock, self.metrics)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,6 +137,8 @@ MALFORMED: dict[str, Any] = {
     "unknown selection": {"inputs": [tensor()], "parameters": {"selection": "best"}},
     "a cascade of a flow": {"inputs": [tensor()], "parameters": {"selection": "cascade"}},
     "no steps": {"inputs": [tensor()], "parameters": {"num_steps": 0}},
+    "a timeout of text": {"inputs": [tensor()], "parameters": {"timeout": "1"}},
+    "a negative timeout": {"inputs": [tensor()], "parameters": {"timeout": -1}},
     "steps as text": {"inputs": [tensor()], "parameters": {"num_steps": "5"}},
     "bytes that are not there": {"inputs": [tensor(parameters={"binary_data_size": 8})]},
     "an id of a number": {"inputs": [tensor()], "id": 3},
@@ -200,6 +204,8 @@ def test_errors_have_the_form_of_their_api(served: Http) -> None:
         **{"x-elastic-timeout-s": "0.001"},
     )
     assert late.status_code == 504
+    microseconds = {"num_steps": 250, "timeout": 1000}
+    assert served.infer("seed", "INT64", [1], parameters=microseconds).status_code == 504
     wrong = served.get("/status", **{"x-elastic-timeout-s": "soon"})
     assert wrong.status_code == 400
     named = served.get("/v2", **{"x-request-id": "mine-1"})
@@ -217,9 +223,17 @@ def test_a_lost_expert_is_told_in_the_headers(served: Http) -> None:
     assert states["expert-2"]["state"] == "UNAVAILABLE"
     assert "not finite" in states["expert-2"]["reason"]
     assert states["tiny"]["state"] == "READY"
+    ready = served.post("/v2/repository/index", {"ready": True}).json()
+    assert {one["name"] for one in ready} == {"tiny", "expert-0", "expert-1"}
+    assert served.post("/v2/repository/index", {"ready": 1}).status_code == 400
+    for one in ready:  # what the index names is there
+        address = f"/v2/models/{one['name']}/versions/{one['version']}"
+        assert served.get(address + "/ready").status_code == 200
     metrics = served.get("/metrics").text
-    assert 'elastic_serve_expert_calls_total{expert="expert-2",outcome="garbage"} 3.0' in metrics
-    assert "elastic_serve_degraded_total 1.0" in metrics
+    replica = f'replica="{socket.gethostname()}-{os.getpid()}"'
+    calls = f'elastic_serve_expert_calls_total{{expert="expert-2",outcome="garbage",{replica}}} 3.0'
+    assert calls in metrics
+    assert f"elastic_serve_degraded_total{{{replica}}} 1.0" in metrics
 
 
 def test_experts_are_unloaded_and_loaded(served: Http, flow: Path) -> None:
