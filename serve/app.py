@@ -61,7 +61,7 @@ class App:
         self.service, self.mode, self._tells_id = service, mode, tells_id
         self.started_s = int(time.time())
         settings = service.settings
-        self._gate = Gate(settings.keys, time.monotonic)
+        self._gate = Gate(settings.keys, time.monotonic, settings.placement.replicas)
         self._limit_s = settings.limits.timeout_s
         self.page = files("serve").joinpath("page.html").read_text("utf-8")
 

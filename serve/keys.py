@@ -30,7 +30,7 @@ def hash_of(key: str) -> str:
 class Bucket:
     """So many requests at once, refilled at a rate. Time is passed in, in seconds."""
 
-    def __init__(self, rate_per_s: float, burst: int, now_s: float) -> None:
+    def __init__(self, rate_per_s: float, burst: float, now_s: float) -> None:
         self._rate_per_s, self._burst = rate_per_s, burst
         self._tokens, self._last_s = float(burst), now_s
 
@@ -46,11 +46,15 @@ class Bucket:
 
 
 class Gate:
-    """Lets a request pass, or raises why not."""
+    """Lets a request pass, or raises why not. One of `num_gates`, which requests meet by chance:
+    each lets its share of a key's rate pass."""
 
-    def __init__(self, keys: Sequence[Key], clock: Callable[[], float]) -> None:
+    def __init__(self, keys: Sequence[Key], clock: Callable[[], float], num_gates: int = 1) -> None:
         self._keys, self._clock = tuple(keys), clock
-        self._buckets = {one.name: Bucket(one.rate_per_s, one.burst, clock()) for one in keys}
+        self._buckets = {
+            one.name: Bucket(one.rate_per_s / num_gates, max(one.burst / num_gates, 1), clock())
+            for one in keys
+        }
 
     def check(self, authorization: str | None, *, admin: bool = False) -> str | None:
         """The name of the key, None where no keys are set. `authorization`: 'Bearer KEY'.

@@ -90,7 +90,7 @@ class Key(_Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The key itself is stored nowhere."""
     rate_per_s: float = Field(default=50.0, gt=0)
-    """Requests in the long run, at each replica."""
+    """Requests in the long run, over all `placement.replicas`; each lets its share of them pass."""
     burst: int = Field(default=100, ge=1)
     """Requests at once."""
     is_admin: bool = False

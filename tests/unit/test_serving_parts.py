@@ -89,6 +89,24 @@ def test_a_key_is_known_by_its_hash_alone() -> None:
     assert Gate([], FakeClock()).check(None, admin=True) is None
 
 
+def test_the_rate_of_a_key_is_that_over_all_replicas() -> None:
+    (key, digest), clock = new_key(), FakeClock()
+    given = Key(name="a", sha256=digest, burst=8, rate_per_s=2.0)
+    gates = [Gate([given], clock, 4) for _ in range(4)]
+
+    def num_passed() -> int:
+        passed = 0
+        for gate in gates:
+            with contextlib.suppress(Refusal):
+                while gate.check(f"Bearer {key}"):
+                    passed += 1
+        return passed
+
+    assert num_passed() == 8
+    clock.now_s += 2.0
+    assert num_passed() == 4
+
+
 NUMBERS = [name for name in DTYPES if name != "BYTES"]
 
 
