@@ -66,7 +66,7 @@ class Rollout:
         with self._lock:
             if version.identity == self.current.identity:
                 self.candidate = None  # whoever put the old manifest back wants the old version
-            elif self._settings.percent >= 100:
+            elif self._settings.percent >= 100 or self._was_here(version):
                 self._promote(version)
             else:
                 self.candidate, self._records = version, {}
@@ -91,19 +91,22 @@ class Rollout:
         names = ", ".join(one.identity for one in found)
         raise unknown(f"no version {identity[:40]!r}; there are {names}")
 
-    def record(self, version: Version, took_s: float, *, is_good: bool) -> None:
-        """A request was answered, or not."""
+    def record(self, version: Version, took_s: float, *, is_good: bool) -> Version | None:
+        """A request was answered, or not. The version that is taken back for it, if any."""
         with self._lock:
             if self.candidate is None:
-                return
+                return None
             record = self._records.setdefault(version.identity, _Record())
             record.num += 1
             record.num_failed += not is_good
             record.seconds.append(took_s)
-            if version is self.candidate:
-                self._judge(self.candidate)
+            return self._judge(self.candidate) if version is self.candidate else None
 
-    def _judge(self, candidate: Version) -> None:
+    def _was_here(self, version: Version) -> bool:
+        """An old one needs no trial, and whoever puts it back is in a hurry."""
+        return any(version.identity == one.identity for one in self._old)
+
+    def _judge(self, candidate: Version) -> Version | None:
         arms = (self._records.get(one.identity, _Record()) for one in (self.current, candidate))
         old, new = (one.arm() for one in arms)
         decision = self._compare.decide(CanaryView(old, new))
@@ -116,6 +119,7 @@ class Rollout:
             self._metrics.swaps.labels("rolled_back").inc()
             self.candidate = None
         self._tell()
+        return candidate if isinstance(decision, RollBack) else None
 
     def _promote(self, version: Version) -> None:
         self._old = [one for one in self._old if one.identity != version.identity]

@@ -112,7 +112,9 @@ class Service:
         finally:
             self.engine.cancel(job)
             if has_ended:
-                self.rollout.record(version, self._clock() - begin_s, is_good=is_good)
+                took_s = self._clock() - begin_s
+                if refused := self.rollout.record(version, took_s, is_good=is_good):
+                    self._probes.submit(self._put_back, refused)
         return job
 
     def version_for(self, ask: Ask) -> Version:
@@ -214,6 +216,18 @@ class Service:
         except Exception as error:  # it must not stay half open for ever
             answer = error
         self.engine.patients.examine(version, k, answer, 1, self._clock() - begin_s)
+
+    def _put_back(self, refused: Version) -> None:
+        """Have the folder name the version before, too: it is what other replicas go by, and those
+        that start later begin with."""
+        before = self.rollout.current
+        try:
+            if before.repository.put_back(refused.manifest):
+                log.warning("the folder names version %s again", before.identity)
+        except (OSError, ElasticError) as error:
+            log.error(
+                "the folder still names %s, which was taken back: %s", refused.identity, error
+            )
 
     def _follow(self) -> None:
         while not self._stopping.wait(self.settings.poll_s):

@@ -218,3 +218,21 @@ def test_the_last_expert_cannot_be_removed(repository: Repository) -> None:
     with pytest.raises(RepositoryError, match=r"experts: .*at least 1"):
         now.remove_expert("expert-2")
     assert now.reread().names == ("expert-2",)
+
+
+def test_a_manifest_is_put_back_only_instead_of_the_one_that_was_wrong(
+    repository: Repository,
+) -> None:
+    old = repository.manifest
+    second = repository.replace_expert("expert-1", trained(5).weights)
+    third = second.replace_expert("expert-2", trained(6).weights)
+    assert not repository.put_back(second.manifest)
+    assert repository.reread().manifest == third.manifest
+    assert repository.put_back(third.manifest)
+    assert repository.reread().manifest == old
+    again = repository.replace_expert("expert-1", trained(7).weights)
+    assert again.expert("expert-1").version == "3"  # what was written stays as it was
+    again.prune()
+    with pytest.raises(RepositoryError, match="experts/expert-1/1"):
+        repository.put_back(again.manifest)
+    assert repository.reread().manifest == again.manifest

@@ -22,6 +22,7 @@ from elastic.core.experts.repository import Repository
 from serve.app import describe
 from serve.keys import new_key
 from serve.pool import Slow
+from serve.version import identity_of
 from serve.work import noise_of
 from tests.integration.support import wait_until
 from tests.served import SHAPE, Http, http, make_repository, trained
@@ -305,8 +306,8 @@ def test_a_version_that_does_not_work_is_refused(served: Http, flow: Path) -> No
 def test_a_canary_takes_over_or_is_taken_back(flow: Path) -> None:
     canary = {"percent": 50, "min_requests": 10, "max_slowdown": 1e9}
     with http(flow, canary=canary) as served:
-        first = version_of(served)
-        Repository.open(flow).replace_expert("expert-1", trained("flow", 60).weights)
+        first, before = version_of(served), Repository.open(flow)
+        before.replace_expert("expert-1", trained("flow", 60).weights)
         status = wait_until(
             lambda: (now := served.get("/status").json())["candidate"] and now, "a trial begins"
         )
@@ -324,6 +325,18 @@ def test_a_canary_takes_over_or_is_taken_back(flow: Path) -> None:
         status = served.get("/status").json()
         assert status["version"] == second
         assert len(status["rolled_back"]) == 1
+        wait_until(lambda: folder_names(flow) == second, "the folder names the old version again")
+        Repository.open(flow).replace_selection({"kind": "top_k", "k": 1})
+        wait_until(lambda: served.get("/status").json()["candidate"], "a third trial begins")
+        served.pool.only_new = None
+        assert before.put_back(Repository.open(flow).manifest)
+        wait_until(
+            lambda: version_of(served) == first, "the first version is back, without a trial"
+        )
+
+
+def folder_names(path: Path) -> str:
+    return identity_of(Repository.open(path, verify=False).manifest)
 
 
 def test_keys_are_needed_where_they_are_set(flow: Path) -> None:

@@ -215,6 +215,20 @@ class Repository:
         """Choose experts by another policy from now on."""
         return self._change(lambda now: now.update(selection=dict(selection)))
 
+    def put_back(self, wrong: Manifest) -> bool:
+        """Let this manifest count again instead of `wrong`. False: another one counts by now.
+
+        Raises:
+            RepositoryError: weights that it names are there no more.
+        """
+        with locked(self.path):
+            if self.reread().manifest != wrong:
+                return False
+            if problems := list(self._problems(verify=False)):
+                raise RepositoryError("\n  ".join((f"{self.path}: was pruned:", *problems)))
+            _write_manifest(self.path, self.manifest.model_dump(mode="json"))
+        return True
+
     def prune(self) -> list[Path]:
         """Remove the versions that the manifest does not name; returns their folders."""
         with locked(self.path):
