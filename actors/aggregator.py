@@ -355,6 +355,8 @@ class AggregatorShell:
     def _receive(self, sender: int | None, message: Message) -> None:
         if isinstance(message, Look):
             self._tell(self._pulse())
+            if self._neighbours is not None:
+                self._handle(events.Received(sender, message))
             return
         if isinstance(message, ProbeLink):
             assert self._neighbours is not None, "a job of one node has no links"

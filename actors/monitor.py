@@ -37,7 +37,6 @@ _POLL_S = 0.05
 _RAY_S = 5.0
 _REPLACES = (Remedy.RESTART, Remedy.QUARANTINE)
 _TAKES_AWAY = (*_REPLACES, Remedy.DRAIN)
-_BY_HAND = frozenset({Remedy.ROUTE_AROUND})
 
 
 class Tells(Protocol):
@@ -88,7 +87,6 @@ class Monitor:
             min_workers=job.workers.min,
             min_nodes=job.nodes.min,
             share_per_hour=job.monitoring.share_per_hour,
-            by_hand=_BY_HAND,
         )
         self._lock = threading.Lock()
         self._of_ray: RayMetrics | None = None
@@ -275,7 +273,9 @@ class Monitor:
             else:
                 self._act(decision)
         with self._lock:
-            self.avoided = self._steering.avoided(replace(view, taken=self._taken_by_host()))
+            view = replace(view, taken=self._taken_by_host())
+            self.avoided = self._steering.avoided(view)
+            self._pulses.slow = self._steering.slow_links(view)
             self._drain()
 
     def _taken_by_host(self) -> tuple[Taken, ...]:
@@ -329,7 +329,8 @@ class Monitor:
 
     def _act(self, act: Act) -> None:
         """Workers are replaced here; where nothing is to be started, and who is to go, the
-        coordinator looks up. The rest is done anyway: shares adapt, work is duplicated."""
+        coordinator looks up; over which links less is to go every question to the nodes says. The
+        rest is done anyway: shares adapt, work is duplicated."""
         verdict = act.verdict
         num = len(act.workers) if act.remedy in _TAKES_AWAY else 0
         taken = Taken(time.time(), act.remedy, verdict.culprit, verdict.kind, num_workers=num)

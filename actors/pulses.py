@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from actors.contacts import Contacts
 from elastic.core.protocol.messages import Look, Pulse
+from policies.owning import SlowLink
 
 PULSE_S = 0.1
 _MAX_PULSES = 10_000  # the oldest are forgotten: counters never go back
@@ -28,6 +29,8 @@ class Pulses:
         self._heard: deque[tuple[float, Pulse]] = deque(maxlen=_MAX_PULSES)
         self.waiting: Mapping[int, float] = {}
         """Nodes that have not answered yet, and since when. Replaced, never changed."""
+        self.slow: tuple[SlowLink, ...] = ()
+        """What every question says of links. Replaced, never changed."""
 
     def turn(self) -> None:
         """Take what was answered; ask again those whose turn it is."""
@@ -44,7 +47,7 @@ class Pulses:
             if is_due or node not in self._asked_s:
                 self._asked_s[node] = now_s
                 self._answered.discard(node)
-                self._contacts.send(node, Look())
+                self._contacts.send(node, Look(self.slow))
         self.waiting = {
             node: asked_s for node, asked_s in self._asked_s.items() if node not in self._answered
         }

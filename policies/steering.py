@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
+from policies.owning import SlowLink
 from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
 
 
@@ -57,6 +58,7 @@ _REMEDIES: Mapping[Kind, Mapping[type[Culprit], tuple[Remedy, ...]]] = {
 }
 """What helps against what, in the order in which it is tried."""
 
+_MAX_FACTOR = 16.0
 _URGENCY = {Kind.SILENT_CORRUPTION: 0, Kind.HANG_OUTSIDE: 1, Kind.HANG_IN_COMMUNICATION: 1}
 """The smaller, the sooner the budget is spent on it; 2 for the rest."""
 
@@ -112,13 +114,11 @@ class Tell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steering:
-    """`share_per_hour`: of the fleet, how much may be taken away within an hour, at least one.
-    `by_hand`: what nobody but a person can do; it is told if nothing else is left."""
+    """`share_per_hour`: of the fleet, how much may be taken away within an hour, at least one."""
 
     mode: Literal["observe", "notify", "act"] = "notify"
     min_workers: int = 1
     min_nodes: int = 1
-    by_hand: frozenset[Remedy] = frozenset()
     escalate_s: float = 60.0
     patience_s: float = 60.0
     share_per_hour: float = 0.1
@@ -161,6 +161,20 @@ class Steering:
                     nodes.add(view.node_of[number])
         return frozenset(nodes)
 
+    def slow_links(self, view: SteeringView) -> tuple[SlowLink, ...]:
+        """Those that traffic is planned around: while the verdict holds, unless it was undone."""
+        holds = {(one.kind, one.culprit): one for one in view.verdicts}
+        found: dict[tuple[int, int | None], float] = {}
+        for one in view.taken:
+            verdict = holds.get((one.kind, one.culprit))
+            if one.undone or one.remedy is not Remedy.ROUTE_AROUND or verdict is None:
+                continue
+            if one.time_s < view.since_s.get(verdict.name, view.now_s):
+                continue
+            ends = _ends(one.culprit)
+            found[ends] = max(found.get(ends, 0.0), _factor(verdict))
+        return tuple(SlowLink(*ends, factor) for ends, factor in sorted(found.items(), key=str))
+
     def _next(self, view: SteeringView, verdict: Verdict) -> Remedy | None:
         """The mildest remedy that was not tried yet, once the one before had its time; milder than
         all that a person took back from that culprit."""
@@ -181,7 +195,7 @@ class Steering:
         mild = _MILD_TO_HARSH[: min(refused, default=None)]
         remedies = _REMEDIES[verdict.kind].get(type(verdict.culprit), ())
         left = [one for one in remedies if one in mild and one not in tried]
-        return next((one for one in left if one not in self.by_hand), next(iter(left), None))
+        return next(iter(left), None)
 
     def _weigh(
         self, view: SteeringView, verdict: Verdict, remedy: Remedy, gone: set[int]
@@ -191,8 +205,6 @@ class Steering:
         since_s = view.since_s.get(verdict.name, view.now_s)
         if self.mode == "observe":
             return Tell(remedy, verdict, None, f"would {what}")
-        if remedy in self.by_hand:
-            return Tell(remedy, verdict, None, f"nobody but a person can {what}")
         if self.mode == "notify" and view.now_s - since_s < self.escalate_s:
             until_s = since_s + self.escalate_s
             left_s = until_s - view.now_s
@@ -234,6 +246,25 @@ class Steering:
                 f" (monitoring.share_per_hour {self.share_per_hour:g})"
             )
         return ""
+
+
+def _ends(culprit: Culprit) -> tuple[int, int | None]:
+    """Between which nodes: the same for both directions."""
+    match culprit:
+        case Link(sender, receiver):
+            return min(sender, receiver), max(sender, receiver)
+        case _:
+            return culprit.number, None
+
+
+def _factor(verdict: Verdict) -> float:
+    """How many times as long as usual a byte is taken to need, in steps of the square root of 2: it
+    is measured anew all the time. Of a node the mean of its links is known, clipped: it is to own
+    nothing. What breaks again and again is to carry hardly anything."""
+    excess = verdict.evidence.get("excess_ratio")
+    if excess is None or isinstance(verdict.culprit, Node):
+        return _MAX_FACTOR
+    return min(_MAX_FACTOR, math.sqrt(2.0) ** max(1, round(2 * math.log2(1 + excess))))
 
 
 def drained(taken: Sequence[Taken]) -> dict[int, Kind]:

@@ -15,7 +15,7 @@ from monitoring.actions import STEERED, action_fields
 from policies.steering import Remedy, Taken
 from policies.verdicts import Kind, Node
 from scripts.testbed import Testbed
-from tests.hosts.testbeds import ELASTIC, hosts_up, on_hosts
+from tests.hosts.testbeds import ELASTIC, hosts_up, on_hosts, scraped
 from tests.integration.support import make_job, wait_until
 
 pytestmark = on_hosts(300)
@@ -33,17 +33,6 @@ def last(job: HostJob, kind: str) -> dict[str, Any]:
 def newest_workers(job: HostJob) -> int:
     newest = job.run.newest_metrics()
     return newest["num_workers"] if newest else 0
-
-
-def scraped(bed: Testbed, job: HostJob, **labels: str) -> dict[str, float]:
-    """What the job tells Prometheus now, by series; or what a node does."""
-    targets = json.loads(job.run.prometheus_json.read_text())
-    (told,) = (one for one in targets if one["labels"].get("node") == labels.get("node"))
-    look = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
-    done = bed.run(HEAD, "python", "-c", look, f"http://{told['targets'][0]}/metrics")
-    assert done.returncode == 0, done.stderr
-    lines = [one.rpartition(" ") for one in done.stdout.splitlines() if one[:1] not in ("#", "")]
-    return {series: float(value) for series, _, value in lines}
 
 
 def num_targets(job: HostJob) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from benchmarks.hosts import HostRun
+from benchmarks.hosts import HEAD, HostJob, HostRun
 from scripts.hosts import why_impossible
 from scripts.testbed import Testbed
 
@@ -40,3 +41,14 @@ def bits(run: HostRun) -> tuple[str, str]:
     assert run.result["outcome"] == "finished"
     assert run.lost_steps() == []
     return run.result["params_sha256"], run.result["samples_sha256"]
+
+
+def scraped(bed: Testbed, job: HostJob, **labels: str) -> dict[str, float]:
+    """What the job tells Prometheus now, by series; or what a node does."""
+    targets = json.loads(job.run.prometheus_json.read_text())
+    (told,) = (one for one in targets if one["labels"].get("node") == labels.get("node"))
+    look = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    done = bed.run(HEAD, "python", "-c", look, f"http://{told['targets'][0]}/metrics")
+    assert done.returncode == 0, done.stderr
+    lines = [one.rpartition(" ") for one in done.stdout.splitlines() if one[:1] not in ("#", "")]
+    return {series: float(value) for series, _, value in lines}

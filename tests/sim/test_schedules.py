@@ -81,6 +81,7 @@ COMMON = [
     "step_skipped",
     "takeover mid-step",
     "takeover mid-update",
+    "traffic_planned",
     "worker_hung",
     "worker_joined",
     "worker_leaving",

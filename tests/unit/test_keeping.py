@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.core.protocol.keeping import SHARE, Keeping
+from policies.owning import SlowLink
 
 
 def begun(
@@ -45,6 +46,35 @@ def test_where_all_keep_everything_replicas_are_left_and_nothing_moves() -> None
     assert all(len(row) == 2 for row in keeping.keepers)
     owners = [row[0] for row in keeping.keepers]
     assert sorted(owners.count(node) for node in range(3)) == [1, 1, 2]
+
+
+def test_over_a_slow_link_goes_less_and_the_same_nodes_keep_the_same() -> None:
+    keeping = begun(dict.fromkeys(range(3), range(24)), num_chunks=24)
+    before = keeping.keepers
+    assert keeping.route(()) == ""
+    assert keeping.route([SlowLink(1, 2, 8.0)]) == "8 of 24 chunks go over link 1 - 2, 16 before"
+    assert keeping.route([SlowLink(1, 2, 8.0)]) == "", "it is said again and again"
+    after = keeping.keepers
+    assert sum(row[0] in (1, 2) for row in after) == 8
+    assert [sorted(row) for row in after] == [sorted(row) for row in before]
+    keeping.moved(())
+    assert keeping.keepers == after
+    assert "owned by node 2, 0 before" not in keeping.route([SlowLink(2, None, 8.0)])
+    assert not [row for row in keeping.keepers if row[0] == 2]
+    assert keeping.route(()) == "no link is slow any more: all nodes own as many chunks again"
+    assert keeping.keepers == before
+
+
+def test_who_owns_what_follows_members_that_come_and_go_around_a_slow_link() -> None:
+    keeping = begun({0: range(24), 1: range(24), 2: range(24), 3: ()}, num_chunks=24)
+    keeping.route([SlowLink(1, 2, 8.0)])
+    settle(keeping)
+    assert any(3 in row for row in keeping.keepers)
+    between = [row for row in keeping.keepers if row[0] in (1, 2)]
+    assert all({*row} == {1, 2} for row in between[2:]), "but what balances nodes 1 and 2"
+    assert keeping.admit((0, 1, 2), ()) == ""
+    settle(keeping)
+    assert sum(row[0] in (1, 2) for row in keeping.keepers) < 16
 
 
 def test_a_copy_that_is_dropped_exists_until_a_round_is_committed_without_it() -> None:

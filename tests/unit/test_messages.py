@@ -52,6 +52,7 @@ from elastic.core.protocol.messages import (
     pack_outcome,
     unpack_outcome,
 )
+from policies.owning import SlowLink
 
 WORDS = st.integers(0, 2**64 - 1)
 SHORTS = st.integers(0, 2**16 - 1)
@@ -125,7 +126,10 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Scale: st.builds(Scale, st.integers(-9, 9), st.none() | IDS),
     ProbeLink: st.builds(ProbeLink, IDS),
     ProbedLink: st.builds(ProbedLink, IDS, IDS, SECONDS, SECONDS),
-    Look: st.builds(Look),
+    Look: st.builds(
+        Look,
+        st.lists(st.builds(SlowLink, IDS, st.none() | IDS, SECONDS), max_size=3).map(tuple),
+    ),
     Pulse: st.builds(
         Pulse,
         IDS,

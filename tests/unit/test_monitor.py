@@ -21,6 +21,7 @@ from elastic.core.status import Status
 from monitoring.actions import action_fields, taken_of
 from monitoring.detection import MERGED_S, Detector
 from monitoring.tally import Now
+from policies.owning import SlowLink
 from policies.steering import Remedy, Taken, undo
 from policies.verdicts import Culprit, Kind, Link, Node, Verdict, Worker
 from tests.fake_steps import NUM_WORKERS, event, healthy, step_line
@@ -190,8 +191,8 @@ class World:
         self.monitor = self.make()
 
     def make(self) -> Monitor:
-        pulses = Pulses(self.contacts, wanted=True)
-        return Monitor(self._setup, self._now, self._event, self.swapped.append, pulses)
+        self.pulses = Pulses(self.contacts, wanted=True)
+        return Monitor(self._setup, self._now, self._event, self.swapped.append, self.pulses)
 
     def _now(self) -> Now:
         status = Status(phase="training", num_steps=9, run_dir="r", num_spare=1)
@@ -285,19 +286,45 @@ def test_a_node_at_fault_is_avoided_then_drained_until_a_person_undoes_it(
     )
     world.monitor._tell([sick])
     world.monitor._steer([sick], node_of, [0])
+    assert world.pulses.slow == (SlowLink(2, None, 16.0),)
+    world.monitor._steering = replace(world.monitor._steering, patience_s=0.0)
+    world.monitor._steer([sick], node_of, [0])
     assert (world.monitor.avoided, world.monitor.drained) == ({2}, {})
     world.monitor._steer([], node_of, [0])
-    assert world.monitor.avoided == frozenset()
-    world.monitor._steering = replace(world.monitor._steering, patience_s=0.0)
+    assert (world.monitor.avoided, world.pulses.slow) == (frozenset(), ())
     world.monitor._steer([sick], node_of, [0])
     assert world.monitor.drained == {2: "monitoring.steering: slow sender"}
     again = world.make()
     again._remember()
     assert again.drained == world.monitor.drained
-    assert again.undo("node 2") == ["start nothing more on node 2", "drain node 2"]
+    done = ["plan traffic around node 2", "start nothing more on node 2", "drain node 2"]
+    assert again.undo("node 2") == done
     assert again.drained == {}
     assert world.swapped == []
-    assert [one["action"]["num_workers"] for one in world.told("steered")] == [0, 1]
+    assert [one["action"]["num_workers"] for one in world.told("steered")] == [0, 0, 1]
+
+
+def test_traffic_is_planned_around_a_slow_link_until_a_person_undoes_it(
+    make_job: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    world = World(make_job, tmp_path, steering="act")
+    sick = Verdict(
+        kind=Kind.SLOW_LINK,
+        culprit=Link(1, 2),
+        since_step=3,
+        confidence=0.9,
+        reason="it is so",
+        evidence={"excess_ratio": 3.0},
+    )
+    world.monitor._tell([sick])
+    for _ in range(2):
+        world.monitor._steer([sick], {0: 0, 1: 1, 2: 2}, [])
+        assert world.pulses.slow == (SlowLink(1, 2, 4.0),)
+    assert world.monitor.undo("link 1 -> 2") == ["plan traffic around link 1 -> 2"]
+    for _ in range(2):
+        world.monitor._steer([sick], {0: 0, 1: 1, 2: 2}, [])
+        assert world.pulses.slow == ()
+    assert len(world.told("steered")) == len(world.told("undone")) == 1
 
 
 def test_what_was_undone_holds_for_the_host_when_it_comes_back_as_another_node(
@@ -313,9 +340,10 @@ def test_what_was_undone_holds_for_the_host_when_it_comes_back_as_another_node(
             kind=Kind.SLOW_SENDER, culprit=Node(3), since_step=3, confidence=0.9, reason="it is so"
         )
         monitor._tell([sick])
-        monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
-        assert monitor.avoided == expected
         monitor._steering = replace(monitor._steering, patience_s=0.0)
+        for _ in range(2):  # traffic is planned around it first
+            monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
+        assert monitor.avoided == expected
         monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
         assert set(monitor.drained) == expected
 

@@ -11,6 +11,7 @@ from actors.pulses import PULSE_S, Pulses
 from elastic.core.protocol.messages import Look, Message, ProbedLink, Pulse, Report, Scale
 from monitoring.detection import Detector
 from monitoring.progress import Progress
+from policies.owning import SlowLink
 from policies.verdicts import Culprit, Kind, Node, Worker
 
 STEP_S = 0.4
@@ -74,6 +75,14 @@ def test_a_node_is_asked_again_only_when_it_has_answered(
     contacts.pulses.append(Pulse(1, 5))
     pulses.turn()
     assert len(contacts.sent) == 3, "not before it is time"
+
+
+def test_every_question_says_over_which_links_less_is_to_go(
+    contacts: FakeContacts, pulses: Pulses
+) -> None:
+    pulses.slow = (SlowLink(0, 1, 4.0),)
+    pulses.turn()
+    assert contacts.sent == [(node, Look((SlowLink(0, 1, 4.0),))) for node in (0, 1)]
 
 
 def test_who_is_there_again_is_asked_anew(

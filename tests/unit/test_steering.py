@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.owning import SlowLink
 from policies.steering import (
     Act,
     Remedy,
@@ -114,14 +115,39 @@ def test_a_verdict_that_comes_again_is_met_mildly_again() -> None:
     assert act.remedy is Remedy.DRAIN
 
 
-def test_what_nobody_can_do_here_is_passed_over_and_told_if_nothing_else_is_left() -> None:
-    policy = replace(ACT, by_hand=frozenset({Remedy.ROUTE_AROUND}))
-    (act,) = policy.decide(view(verdict(Kind.SLOW_SENDER, Node(1))))
-    assert isinstance(act, Act)
-    assert act.remedy is Remedy.AVOID
-    (told,) = policy.decide(view(verdict(Kind.SLOW_LINK, Link(0, 1))))
-    assert isinstance(told, Tell)
-    assert told.reason.startswith("nobody but a person can plan traffic around link 0 -> 1")
+def paced(kind: Kind, culprit: Culprit, excess: float) -> Verdict:
+    return replace(verdict(kind, culprit), evidence={"excess_ratio": excess})
+
+
+def around(*verdicts: Verdict, undone: bool = False, since_s: float = 990.0) -> list[SlowLink]:
+    """What traffic is planned around, once that was done about each of them."""
+    taken = [replace(done(Remedy.ROUTE_AROUND, one, 995.0), undone=undone) for one in verdicts]
+    return list(ACT.slow_links(view(*verdicts, taken=taken, since_s=since_s)))
+
+
+def test_traffic_is_planned_around_a_slow_link_as_long_as_it_is_slow() -> None:
+    both = [paced(Kind.SLOW_LINK, Link(2, 1), 3.1), paced(Kind.SLOW_LINK, Link(1, 2), 6.7)]
+    assert around(*both) == [SlowLink(1, 2, 8.0)], "in both directions goes the same"
+    assert around(*both, undone=True) == []
+    assert around(*both, since_s=999.0) == [], "it was well meanwhile"
+    taken = [done(Remedy.ROUTE_AROUND, one, 995.0) for one in both]
+    assert ACT.slow_links(view(taken=taken)) == ()
+    assert ACT.slow_links(view(*both)) == (), "nobody has decided it yet"
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        pytest.param(paced(Kind.SLOW_SENDER, Node(3), 0.5), SlowLink(3, None, 16.0), id="sender"),
+        pytest.param(paced(Kind.SLOW_LINK, Link(0, 1), 0.2), SlowLink(0, 1, 2**0.5), id="little"),
+        pytest.param(paced(Kind.SLOW_LINK, Link(0, 1), 900.0), SlowLink(0, 1, 16.0), id="much"),
+        pytest.param(verdict(Kind.FLAPPING, Link(0, 1)), SlowLink(0, 1, 16.0), id="flapping"),
+    ],
+)
+def test_how_much_less_is_to_go_there_follows_from_how_slow_it_is(
+    one: Verdict, expected: SlowLink
+) -> None:
+    assert around(one) == [expected]
 
 
 def test_observe_only_says_and_notify_acts_once_its_time_is_up() -> None:

@@ -96,6 +96,7 @@ from elastic.core.protocol.messages import (
     Lease,
     Leases,
     Leave,
+    Look,
     Manifest,
     Membership,
     Message,
@@ -374,6 +375,9 @@ class Aggregator:
                     self._failure = self._failure or reason
             case Report():
                 self._told = None  # the coordinator's greeting: it wants to hear everything
+            case Look(slow):
+                reason = self._keeping.route(slow)
+                return [Note("traffic_planned", reason)] if reason else []
         return []
 
     def _from_worker(self, worker: int, message: Message, now_s: float) -> list[Action]:

@@ -13,11 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from policies.owning import SlowLink, carried, decide
 from policies.resharding import NOBODY, Interleaved, Lost, MembersView, Move, Placement
 
 SHARE = 4
 """In one step a node sends, and receives, the state of at most one in so many of the chunks that
 it owns, but of one at least."""
+
+_MAX_TOLD = 3
 
 
 class Keeping:
@@ -35,6 +38,8 @@ class Keeping:
         self._rows: list[tuple[int, ...]] = [()] * num_chunks
         self._next: list[tuple[int, ...]] = []
         self._wanted: list[tuple[int, ...]] = []
+        self._slow: tuple[SlowLink, ...] = ()
+        self._routed: tuple[tuple[int, ...], ...] | None = None
         self._rounds: deque[tuple[Move, ...]] = deque()
         self._num_moved = self._num_steps = 0
         self._nodes: tuple[int, ...] = ()
@@ -48,7 +53,29 @@ class Keeping:
     @property
     def keepers(self) -> tuple[tuple[int, ...], ...]:
         """Of each chunk: who is to compute its state in the next round, its owner first."""
-        return tuple(self._next)
+        if self._routed is None:
+            self._routed = tuple(decide(self._next, self._slow))
+        return self._routed
+
+    def route(self, slow: Sequence[SlowLink]) -> str:
+        """Less is to go over these links from the next round on: owners change, not who keeps what.
+
+        To be said as long as it holds. Returns what that brings, if it is new.
+        """
+        if self._slow == (*slow,):
+            return ""
+        before, self._slow, self._routed = self.keepers, (*slow,), None
+        if not slow:
+            return "no link is slow any more: all nodes own as many chunks again"
+        num = len(self._next)
+        told = [
+            f"{carried(self.keepers, one, other)} of {num} chunks"
+            f" {f'are owned by node {one}' if other is None else f'go over link {one} - {other}'},"
+            f" {carried(before, one, other)} before"
+            for one, other, _ in self._slow[:_MAX_TOLD]
+        ]
+        more = ["..."] * (len(slow) > _MAX_TOLD)
+        return "; ".join([*told, *more])
 
     @property
     def is_moving(self) -> bool:
@@ -94,6 +121,7 @@ class Keeping:
             self._wanted = _rows(decision.placement)
             self._rounds = deque(decision.rounds)
         self._next = [self._settled(chunk) for chunk in range(self._num_chunks)]
+        self._routed = None
         return ""
 
     def moves(self) -> tuple[Move, ...]:
@@ -108,6 +136,7 @@ class Keeping:
             self._rows[move.chunk] += (move.receiver,)
             self._next[move.chunk] = self._settled(move.chunk)
         if moves:
+            self._routed = None
             sent = set(moves)
             rounds = (tuple(one for one in pairs if one not in sent) for pairs in self._rounds)
             self._rounds = deque(pairs for pairs in rounds if pairs)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elastic.core.errors import ProtocolError
+from policies.owning import SlowLink
 
 NO_DIGEST = bytes(16)
 
@@ -349,7 +350,12 @@ class ProbedLink:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A request for a Pulse, by whoever watches the job. One at a time: nothing piles up."""
+    """A request for a Pulse, by whoever watches the job. One at a time: nothing piles up.
+
+    `slow`: the links over which less is to go, as long as every one says so.
+    """
+
+    slow: tuple[SlowLink, ...] = ()
 
 
 class LinkCount(NamedTuple):
@@ -654,6 +660,8 @@ def _from_json(body: dict[str, Any]) -> Message:
         body["hung"] = tuple((worker, reason) for worker, reason in body["hung"])
     if kind is Peers:
         body["addresses"] = tuple((node, host, port) for node, host, port in body["addresses"])
+    if kind is Look:
+        body["slow"] = tuple(SlowLink(*one) for one in body["slow"])
     message: Message = kind(**body)
     return message
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elastic.core.protocol import coordinator as coord
-from elastic.core.protocol.messages import Admit, Membership, Report
+from elastic.core.protocol.messages import Admit, Look, Membership, Report
 from elastic.core.simulator.world import END_OF_FILE, Link, Process
+from policies.owning import SlowLink
 
 if TYPE_CHECKING:
     from elastic.core.simulator.job import Job
 
 LOOK_S = 0.1
+PLAN_LOOKS = 5
 
 
 class CoordinatorProcess(Process):
@@ -28,7 +30,7 @@ class CoordinatorProcess(Process):
         self._known = {worker.worker for worker in job.workers.values() if worker.alive}
         self._reports: dict[int, Report] = {}
         self._links: dict[int, Link] = {}
-        self._newest = 0
+        self._newest = self._num_looks = 0
         self.after(0.05, self._look)
 
     def died(self) -> None:
@@ -54,7 +56,20 @@ class CoordinatorProcess(Process):
         self._ask_to_stop()
         self._decide()
         if self.alive:
+            self._plan_traffic()
             self.after(LOOK_S, self._look)
+
+    def _plan_traffic(self) -> None:
+        """Say now and then, on a job of several nodes, that other links are slow: owners change."""
+        self._num_looks += 1
+        number, late = divmod(self._num_looks, PLAN_LOOKS)
+        nodes = self.proto.membership.nodes
+        if late or len(nodes) < 2:
+            return
+        other = nodes[(number + 1) % len(nodes)] if number % 3 == 1 else None
+        slow = (SlowLink(nodes[number % len(nodes)], other, 8.0),) if number % 3 else ()
+        for link in self._links.values():
+            link.send(self, self.job.over_the_wire(Look(slow)))
 
     def run(self) -> None:
         while self.inbox and self.alive:
