@@ -135,6 +135,13 @@ class ClusterNodes:
         """The Ray node of each number that was ever given."""
         return self._ray_ids
 
+    @property
+    def addresses(self) -> dict[int, str]:
+        """Of the host of each number, as far as it was seen alive. Other than the Ray node it stays
+        the same when a raylet is started anew."""
+        known = self._addresses
+        return {node: known[one] for node, one in self._ray_ids.items() if one in known}
+
     def ray_id(self, node: int) -> str:
         """The Ray node of a number."""
         return self._ray_ids[node]

@@ -384,6 +384,7 @@ class CoordinatorShell:
             num_joining = len(self._protocol.membership.joining)
             spares, host_of = self._spares(), dict(self._processes.hosts())
             exporters = self._processes.exporters()
+            machine_of = dict(self._processes.machines())
         wanted = min(job.replicas, job.nodes.max)
         return Now(
             status=status,
@@ -393,6 +394,7 @@ class CoordinatorShell:
             num_joining=num_joining,
             spares=tuple(sorted(spares)),
             host_of=host_of,
+            machine_of=machine_of,
             exporters=exporters,
         )
 

@@ -241,6 +241,10 @@ class RayProcesses:
         """The Ray node of each node that there is or was; nothing in a job of one node."""
         return {} if self._nodes is None else self._nodes.ray_ids
 
+    def machines(self) -> Mapping[int, str]:
+        """The address of the host of each node that there is or was, as far as it is known."""
+        return {} if self._nodes is None else self._nodes.addresses
+
     def addresses(self) -> Mapping[int, Address]:
         """Where the aggregators of nodes listen, as far as they have said so."""
         return self._of_living(self._addresses)

@@ -179,6 +179,7 @@ class Monitor:
         passed = {id(one) for one in steps[:first]}
         if self._detector is not None:
             self._detector.join(is_joining=now.num_joining > 0)
+            self._detector.know(now.machine_of)
         for what, line in in_order(steps=steps, events=events, evaluations=evaluations):
             self._tally.add(what, line)
             if self._detector is not None and id(line) not in passed:

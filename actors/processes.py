@@ -50,6 +50,11 @@ class Processes(Protocol):
         """What names the host of each node that there is or was; nothing in a job of one node."""
         ...
 
+    def machines(self) -> Mapping[int, str]:
+        """The address of the host of each node that there is or was, as far as it is known. Unlike
+        `hosts` it stays the same when Ray is started anew there."""
+        ...
+
     def addresses(self) -> Mapping[int, Address]:
         """Where the aggregators of nodes listen, as far as they have said so."""
         ...

@@ -7,6 +7,7 @@ events. Decides nothing itself: `policies.fault_detection` and `policies.flappin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Detector:
         self._told: dict[int, Verdict] = {}
         self._over: set[int] = set()
         self._departures: list[Departure] = []
+        self._machine_of: Mapping[int, str] = {}
         self._is_exempt = True
         self._is_joining = self._was_joining = False
         self._num_afresh = AFRESH
@@ -79,6 +81,10 @@ class Detector:
         self._is_joining = is_joining
         self._was_joining |= is_joining
 
+    def know(self, machine_of: Mapping[int, str]) -> None:
+        """What names the machine of each node: a host that comes back is another node."""
+        self._machine_of = machine_of
+
     def poll(self, view: PollView) -> bool:
         """Take in how all processes get on; whether a verdict begins or ends by that."""
         found = self._peers.decide_poll(view, self._memory)
@@ -98,7 +104,7 @@ class Detector:
             self._told.pop(worker, None)
         self._over.clear()
         if num_nodes > 1:
-            view = DeparturesView(now_s, self._departures, num_nodes)
+            view = DeparturesView(now_s, self._of_machines(), num_nodes)
             found += self._flapping.decide(view)
         return found
 
@@ -168,6 +174,19 @@ class Detector:
             self._over.add(worker)
             if kind == "worker_lost":
                 self._departed(Node(node_of.get(worker, 0)), event)
+
+    def _of_machines(self) -> list[Departure]:
+        """The departures, those of a machine all of the newest node that it was."""
+        newest = {machine: node for node, machine in sorted(self._machine_of.items())}
+
+        def now(node: int) -> Node:
+            return Node(newest.get(self._machine_of.get(node, ""), node))
+
+        return [
+            replace(one, culprit=now(one.culprit.number))
+            for one in self._departures
+            if isinstance(one.culprit, Node)
+        ]
 
     def _departed(self, node: Node, event: Line) -> None:
         time_s = float(event["time_s"])

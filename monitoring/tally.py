@@ -47,8 +47,8 @@ class Now:
     """How a job stands, as its coordinator knows it: of each worker the node, and how many copies
     there are, and should be, of the chunk that has fewest. `num_joining`: nodes that only receive
     the parameters yet. `spares`: workers that are ready to compute. `host_of`: of each node
-    what names its host, which may come back as another node. `exporters`: where those of nodes
-    are scraped."""
+    what names its host, which may come back as another node; `machine_of`, though Ray was started
+    anew there. `exporters`: where those of nodes are scraped."""
 
     status: Status
     node_of: Mapping[int, int]
@@ -57,6 +57,7 @@ class Now:
     num_joining: int = 0
     spares: tuple[int, ...] = ()
     host_of: Mapping[int, str] = field(default_factory=dict)
+    machine_of: Mapping[int, str] = field(default_factory=dict)
     exporters: Mapping[int, tuple[str, int]] = field(default_factory=dict)
 
 

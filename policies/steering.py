@@ -264,7 +264,7 @@ def _factor(verdict: Verdict) -> float:
     excess = verdict.evidence.get("excess_ratio")
     if excess is None or isinstance(verdict.culprit, Node):
         return _MAX_FACTOR
-    return min(_MAX_FACTOR, math.sqrt(2.0) ** max(1, round(2 * math.log2(1 + excess))))
+    return min(_MAX_FACTOR, math.pow(2.0, max(1, round(2 * math.log2(1 + excess))) / 2))
 
 
 def drained(taken: Sequence[Taken]) -> dict[int, Kind]:

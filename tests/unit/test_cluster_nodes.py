@@ -73,6 +73,7 @@ def test_a_host_that_is_lost_again_and_again_waits_also_behind_a_new_raylet(
         nodes.lost(node)
         former.append(node)
         cluster.hosts = {"ray-a": "a", "ray-b": "b", f"ray-c{number}": "c"}
+    assert {nodes.addresses[node] for node in former} == {"c"}
     assert sorted(look(cluster, nodes, 3, *former).values()) == ["a", "b"]
     assert "lost 3 times" in nodes.held["c"]
     cluster.now_s += POLICY.base_s

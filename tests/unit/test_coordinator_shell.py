@@ -52,6 +52,9 @@ class NoProcesses:
     def hosts(self) -> Mapping[int, str]:
         return {}
 
+    def machines(self) -> Mapping[int, str]:
+        return {}
+
     def addresses(self) -> Mapping[int, Address]:
         return {}
 
@@ -253,6 +256,9 @@ class ManyProcesses(NoProcesses):
 
     def hosts(self) -> Mapping[int, str]:
         return {node: f"host-{node}" for node in self.places}
+
+    def machines(self) -> Mapping[int, str]:
+        return {node: where[0] for node, where in self.places.items()}
 
     def addresses(self) -> Mapping[int, Address]:
         return self.places

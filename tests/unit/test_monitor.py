@@ -160,6 +160,18 @@ def test_a_node_whose_workers_die_again_and_again_flaps(detector: Detector) -> N
     assert names(detector.verdicts(5000.0, 4)) == []
 
 
+def test_a_host_that_comes_back_as_another_node_flaps_under_its_newest_number(
+    detector: Detector,
+) -> None:
+    for number in range(5):
+        detector.add(
+            "event", event("worker_lost", 30.0 + 10 * number, number), {number: 3 + number}
+        )
+    assert names(detector.verdicts(80.0, 4)) == [], "each was lost once"
+    detector.know({0: "a", 1: "b", 2: "c", **dict.fromkeys(range(3, 9), "d")})
+    assert names(detector.verdicts(80.0, 4)) == [(Kind.FLAPPING, Node(8))]
+
+
 def test_workers_that_are_lost_with_their_node_are_one_departure(detector: Detector) -> None:
     for number in range(8):
         detector.add("event", event("worker_lost", 30.0 + number / 100, number), {})
