@@ -21,10 +21,11 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.faults_of_hosts import KINDS, Kind, Struck
+from benchmarks.faults_of_hosts import KINDS, LOSSES, MEDIAN_STEPS, Kind, Struck
 from benchmarks.hosts import HostJob, heal, host_job
 from benchmarks.jobs import ENDLESS, RUNS, hand_over, say, timed
 from benchmarks.naming import FAILED, NOTHING, Asked, Injection, figures_of, matrix, summary
@@ -46,11 +47,15 @@ Event = dict[str, Any]
 
 
 def judge(
-    kind: Asked, struck: Struck, events: Sequence[Event], *, at_s: float, usual_s: float
+    kind: Asked, struck: Struck, events: Sequence[Event], steps: Sequence[float], *, at_s: float
 ) -> Injection:
     """Compare what was told since the fault began with what was done.
 
     What was told of a part of the culprit blames nobody else, and names nobody yet.
+
+    Args:
+        steps: when each step was committed. What hangs is measured by the usual length of the last
+            ones before the fault, what is slow by the steps that there were.
     """
     told = [one for one in events if one["kind"] == "verdict" and one["time_s"] >= at_s]
     named = [one for one in told if one["verdict"]["culprit"] in struck.right]
@@ -62,11 +67,19 @@ def judge(
     if not named:
         return Injection(kind.name, NOTHING, None, others)
     first_s = float(named[0]["time_s"])
-    took = (first_s - at_s) / usual_s
-    if kind.unit == "losses":
-        lost = [one for one in events if one["kind"] == "worker_lost"]
-        took = float(sum(at_s <= one["time_s"] <= first_s for one in lost))
-    return Injection(kind.name, str(named[0]["verdict"]["kind"]), took, others)
+    called = str(named[0]["verdict"]["kind"])
+    if kind.unit == MEDIAN_STEPS:
+        took = (first_s - at_s) / usual_s([one for one in steps if one < at_s])
+        return Injection(kind.name, called, took, others)
+    lost = [float(one["time_s"]) for one in events if one["kind"] == "worker_lost"]
+    counted = lost if kind.unit == LOSSES else steps
+    num = sum(at_s <= time_s <= first_s for time_s in counted)
+    return Injection(kind.name, called, float(num), others)
+
+
+def usual_s(steps: Sequence[float]) -> float:
+    """The median length of the last steps."""
+    return statistics.median(after - before for before, after in pairwise(steps[-NUM_CALM:]))
 
 
 class Played:
@@ -98,16 +111,20 @@ class Played:
     def strike(self, kind: Kind, dice: random.Random) -> Injection:
         """Let it happen, once all is calm, and see what is told until all is calm again."""
         self.dice = dice
-        usual_s = self.calm(NUM_CALM + dice.randrange(NUM_DRAWN))
+        self.calm(NUM_CALM + dice.randrange(NUM_DRAWN))
         self._struck_s = at_s = time.time()
         with kind.make(self) as struck:
-            self._await_verdict(struck, PATIENCE_STEPS * usual_s)
+            self._await_verdict(struck, PATIENCE_STEPS * usual_s(self._steps))
         heal(self._bed)
         self._await_end()
-        return judge(kind, struck, self.events, at_s=at_s, usual_s=usual_s)
+        return judge(kind, struck, self.events, self._steps, at_s=at_s)
 
-    def calm(self, num_steps: int) -> float:
-        """Wait until all hosts and workers take part for so many steps. The median of these."""
+    @property
+    def _steps(self) -> list[float]:
+        return [float(one["time_s"]) for one in self._rows]
+
+    def calm(self, num_steps: int) -> None:
+        """Wait until all hosts and workers take part for so many steps."""
         hosts = {host.address: host for host in self._bed.hosts}
         since: int | None = None
 
@@ -123,7 +140,6 @@ class Played:
             return len(rows) - since >= num_steps
 
         self.job.await_rows(is_calm)
-        return statistics.median(float(one["step_s"]) for one in self._rows[-num_steps:])
 
     def _find(self, hosts: Mapping[str, Host]) -> dict[int, Host]:
         """Which node is on which host, as Prometheus is told."""

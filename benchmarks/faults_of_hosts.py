@@ -22,8 +22,10 @@ from typing import Protocol
 from benchmarks.naming import HANG_STEPS, SLOW_STEPS, Asked
 from scripts.hosts import Direction, Host
 
-RATES = ("200mbit", "400mbit")
-"""Of what is slow. In a step some 2 MB go over each link: steps take longer, but not many times."""
+RATES = ("50mbit", "100mbit")
+"""Of what is slow. In a step some 2 MB go over each link: that takes 0.15 to 0.3 s, not 0.05 s."""
+MEDIAN_STEPS, LOSSES = "median steps", "losses"
+"""Units beside committed steps: usual steps as a time, workers of a node that were lost."""
 SHARES = (0.4, 0.8)
 """Of the time in which a host under pressure lacks something."""
 MAX_LOSSES = 12
@@ -218,11 +220,27 @@ KINDS = (
     Kind(name="slow link", make=_slow_link, says="slow link", limit=SLOW_STEPS),
     Kind(name="slow sender", make=_slow_end("out"), says="slow sender", limit=SLOW_STEPS),
     Kind(name="slow receiver", make=_slow_end("in"), says="slow receiver", limit=SLOW_STEPS),
-    Kind(name="cut link", make=_cut_link, says="hang in communication", limit=HANG_STEPS),
-    Kind(name="cut host", make=_cut_host, says="hang in communication", limit=HANG_STEPS),
     Kind(
-        name="frozen host", make=_frozen_host, says="hang outside communication", limit=HANG_STEPS
+        name="cut link",
+        make=_cut_link,
+        says="hang in communication",
+        limit=HANG_STEPS,
+        unit=MEDIAN_STEPS,
+    ),
+    Kind(
+        name="cut host",
+        make=_cut_host,
+        says="hang in communication",
+        limit=HANG_STEPS,
+        unit=MEDIAN_STEPS,
+    ),
+    Kind(
+        name="frozen host",
+        make=_frozen_host,
+        says="hang outside communication",
+        limit=HANG_STEPS,
+        unit=MEDIAN_STEPS,
     ),
     Kind(name="pressure", make=_pressed, says="resource pressure"),
-    Kind(name="flapping", make=_flapping, says="flapping", unit="losses"),
+    Kind(name="flapping", make=_flapping, says="flapping", unit=LOSSES),
 )

@@ -16,6 +16,7 @@ import pytest
 
 from scripts.hosts import (
     NAMESPACES,
+    Direction,
     Host,
     HostError,
     hosts_of,
@@ -32,6 +33,7 @@ NETWORK = f"hosts{os.getpid()}"
 NUM_BYTES = 2 * 2**20
 LINE_RATE, RATE_BYTES_PER_S = "32mbit", 4_000_000
 BURST_BYTES = 256 * 1024
+SLOW_S = (NUM_BYTES - 2 * BURST_BYTES) / RATE_BYTES_PER_S
 
 SERVE = f"""
 import socket
@@ -201,18 +203,79 @@ def test_a_slow_link_is_slow_both_ways(
     hosts: tuple[Host, Host], server: Host, slowed: int, code: str
 ) -> None:
     first, _ = hosts
-
-    def takes_s() -> float:
-        command = python(first, code, server)
-        return float(subprocess.run(command, check=True, capture_output=True).stdout)
-
-    slow_s = (NUM_BYTES - 2 * BURST_BYTES) / RATE_BYTES_PER_S
     hosts[slowed].slow(LINE_RATE)
     assert hosts[slowed].rate_bytes_per_s == RATE_BYTES_PER_S
-    assert takes_s() > slow_s
+    assert takes_s(first, server, code) > SLOW_S
     hosts[slowed].fast()
     assert hosts[slowed].rate_bytes_per_s is None
-    assert takes_s() < slow_s
+    assert takes_s(first, server, code) < SLOW_S
+
+
+def takes_s(host: Host, server: Host, code: str) -> float:
+    command = python(host, code, server)
+    return float(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_a_link_may_be_slow_in_one_direction(
+    hosts: tuple[Host, Host], server: Host, direction: Direction
+) -> None:
+    first, _ = hosts
+    slow, fast = (DOWNLOAD, UPLOAD) if direction == "out" else (UPLOAD, DOWNLOAD)
+    server.slow(LINE_RATE, direction)
+    assert server.rate_bytes_per_s == RATE_BYTES_PER_S
+    assert takes_s(first, server, slow) > SLOW_S
+    assert takes_s(first, server, fast) < SLOW_S
+    server.fast()
+    assert takes_s(first, server, slow) < SLOW_S
+
+
+@pytest.fixture
+def third(hosts: tuple[Host, Host], disk: Callable[[Host], Path]) -> Host:
+    """One more host, which goes with the others."""
+    host = Host(NETWORK, 3)
+    host.plug_in()
+    host.boot(disk(host))
+    return host
+
+
+@pytest.mark.parametrize("code", [DOWNLOAD, UPLOAD], ids=["download", "upload"])
+def test_two_hosts_may_be_slow_to_each_other_alone(
+    hosts: tuple[Host, Host], server: Host, third: Host, code: str
+) -> None:
+    first, _ = hosts
+    with pytest.raises(HostError, match="2 horses"):
+        first.slow_to(server, "2 horses")
+    assert takes_s(first, server, code) < SLOW_S
+    first.slow_to(server, LINE_RATE)
+    assert takes_s(first, server, code) > SLOW_S
+    assert takes_s(third, server, code) < SLOW_S
+    server.fast_to(first)
+    assert takes_s(first, server, code) < SLOW_S
+
+
+def test_two_hosts_may_be_parted_alone(hosts: tuple[Host, Host], server: Host, third: Host) -> None:
+    first, _ = hosts
+    server.part(first)
+    assert not reaches(first, server)
+    assert reaches(third, server)
+    server.meet(first)
+    wait_until(lambda: reaches(first, server), "they meet again", timeout_s=10)
+
+
+def test_a_host_may_be_shown_another_counter_than_the_kernels(
+    hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    first, second = hosts
+    file = tmp_path / "vmstat"
+    file.write_text("oom_kill 7\n")
+    first.show("vmstat", file)
+    assert run(first, "cat", "/proc/vmstat") == "oom_kill 7\n"
+    file.write_text("oom_kill 8\n")
+    assert run(first, "cat", "/proc/vmstat") == "oom_kill 8\n"
+    assert "nr_free" in run(second, "cat", "/proc/vmstat")
+    first.unshow("vmstat")
+    assert "nr_free" in run(first, "cat", "/proc/vmstat")
 
 
 def test_a_rate_is_checked_before_it_counts(hosts: tuple[Host, Host]) -> None:

@@ -28,8 +28,9 @@ def verdict(kind: str, culprit: str, time_s: float) -> dict[str, Any]:
 
 
 def judged(kind: str, *events: dict[str, Any]) -> Injection:
-    """The fault begins at 20 s; steps take half a second."""
-    return judge(BY_NAME[kind], NODE, events, at_s=20.0, usual_s=0.5)
+    """The fault begins at 20 s; steps take half a second, and a whole one from then on."""
+    steps = [one / 2 for one in range(40)] + [float(one) for one in range(20, 60)]
+    return judge(BY_NAME[kind], NODE, events, [one + 0.01 for one in steps], at_s=20.0)
 
 
 def test_the_first_verdict_on_the_culprit_counts() -> None:
@@ -40,7 +41,7 @@ def test_the_first_verdict_on_the_culprit_counts() -> None:
         verdict("slow sender", "node 2", 24.0),
         verdict("slow receiver", "node 2", 25.0),
     )
-    assert told == Injection("slow sender", "slow sender", 8.0, ())
+    assert told == Injection("slow sender", "slow sender", 4.0, ())
 
 
 def test_its_links_alone_are_not_the_culprit() -> None:
@@ -56,6 +57,11 @@ def test_who_is_blamed_besides_is_named() -> None:
         verdict("slow link", "link 0 -> 2", 24.5),
     )
     assert told.others == ("slow receiver: node 1", "slow link: link 0 -> 2")
+
+
+def test_a_hang_is_measured_by_steps_of_before() -> None:
+    told = judged("frozen host", verdict("hang outside communication", "node 2", 21.5))
+    assert told.took == pytest.approx(3.0)
 
 
 def test_flapping_is_counted_in_losses() -> None:
