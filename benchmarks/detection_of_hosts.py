@@ -248,9 +248,13 @@ class Struckable(Protocol):
 def play(
     begin: Callable[[], Struckable], number: int, kept: Kept, *, seed: int, only: Collection[str]
 ) -> None:
-    """Strike with what a round lacks; another job, which `begin` begins, where one has failed."""
+    """Strike with what a round lacks; another job, which `begin` begins, where one has failed.
+
+    Who flaps does so for an hour, whatever happens to it: that comes last.
+    """
     left = [kind for kind in KINDS if kind.name in only]
     random.Random(f"{seed} {number}").shuffle(left)
+    left.sort(key=lambda kind: kind.unit == LOSSES)
     left = [kind for kind in left if (number, kind.name) not in kept]
     while left:
         left = _play(begin(), left, number, kept, seed)
