@@ -30,11 +30,13 @@ from elastic.core.protocol.holdings import can_follow
 from elastic.core.protocol.messages import (
     Admit,
     Hello,
+    Look,
     Manifest,
     Membership,
     Report,
     State,
 )
+from policies.owning import SlowLink
 
 
 def test_the_first_node_asks_all_others_before_it_leases() -> None:
@@ -68,6 +70,16 @@ def test_orders_go_to_the_home_of_the_worker_rows_before_the_manifest() -> None:
     assert kinds[:4] == [ev.SaveRow, ev.SaveManifest, ev.MarkDone, ev.Send]
     assert [type(one) for one in ordered(actions, 2)] == [ev.MarkDone]
     assert not only(ev.SaveManifest, actions)
+
+
+def test_traffic_is_planned_by_the_lead_alone() -> None:
+    look = Look((SlowLink(0, 2, 8.0),))
+    host = leading()
+    (note,) = only(ev.Note, host.do(ev.Received(None, look)))
+    assert note.kind == "traffic_planned"
+    assert "of 1 chunks go over link 0 - 2" in note.reason
+    assert host.do(ev.Received(None, look)) == [], "it is said again and again"
+    assert relaying().do(ev.Received(None, look)) == []
 
 
 def test_orders_of_another_term_are_dropped() -> None:
