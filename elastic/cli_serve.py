@@ -61,7 +61,7 @@ def serve(
     from serve.settings import load_serving
 
     settings = load_serving(source, overrides or ())
-    from serve.launch import Deployed, config, http_options, place
+    from serve.launch import Deployed, config, http_options, place, told_prometheus
 
     if print_config:
         resolved = settings.model_copy(update={"repository": settings.repository.resolve()})
@@ -81,9 +81,10 @@ def serve(
         try:
             where = f"http://{settings.host}:{settings.port}"
             console.print(Text(f"{deployed.name} answers at {where}  (Ctrl-C ends it)"))
-            while True:
-                time.sleep(settings.poll_s)
-                deployed.step()
+            with told_prometheus(deployed.name, settings):
+                while True:
+                    time.sleep(settings.poll_s)
+                    deployed.step()
         finally:
             deployed.stop()
             if not ray_serve.status().applications:

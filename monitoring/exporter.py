@@ -31,6 +31,8 @@ from monitoring.counters import LinkTotal
 from monitoring.metrics import KINDS, LABELS, NUM_SLOWEST, OF_A_JOB, SECONDS, Metric
 from monitoring.tally import Histogram, Now, Tally
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Who listens there is reached by the name of its host."""
 _POLL_S = 0.1
 
 Address = tuple[str, int]

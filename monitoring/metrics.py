@@ -31,11 +31,13 @@ LABELS: Mapping[str, int] = {
     "part": len(PARTS),
     "kind": len(KINDS),
     "state": 4,
-    "outcome": 3,
+    "outcome": 4,
     "worker": NUM_SLOWEST,
     "node": 64,
     "expert": 64,
-    "version": 1,
+    "version": 4,
+    "route": 32,
+    "status": 16,
     "sender": NUM_LINKS,
     "receiver": 1,  # for each of these senders
     "peer": NUM_LINKS,
@@ -204,15 +206,23 @@ OF_A_NODE = (
 """What the exporter of one node tells, where it is wanted. Targets have the label `node`."""
 
 OF_SERVING = (
-    Metric("expert_up", "gauge", "1 if the expert answers", ("expert",)),
-    Metric("requests_total", "counter", "Requests served: answered, refused, failed", ("outcome",)),
-    Metric("request_seconds", "histogram", "Time to answer a request"),
+    Metric("serve_requests_total", "counter", "Requests by route and status", ("route", "status")),
+    Metric("serve_request_seconds", "histogram", "From request to answer", ("route",)),
+    Metric("serve_degraded_total", "counter", "Answers for which an expert was lost"),
+    Metric("serve_expert_calls_total", "counter", "Calls by outcome", ("expert", "outcome")),
+    Metric("serve_expert_rows_total", "counter", "Rows that an expert answered for", ("expert",)),
+    Metric("serve_expert_seconds", "histogram", "Calls of an expert", ("expert",)),
+    Metric("serve_expert_state", "gauge", "0: asked, 1: tried again, 2: left out", ("expert",)),
+    Metric("serve_batch_rows", "histogram", "Rows of a call"),
+    Metric("serve_queue_rows", "gauge", "Rows that wait or are in work"),
+    Metric("serve_swaps_total", "counter", "New versions by what became of them", ("outcome",)),
+    Metric("serve_version_share", "gauge", "Share of requests", ("version",)),
 )
-"""What serving tells."""
+"""What a replica that serves tells. All have the label `replica`, too."""
 
 TABLE = OF_A_JOB + OF_A_NODE + OF_SERVING
 
 
-def num_series(table: Sequence[Metric] = OF_A_JOB + OF_SERVING) -> int:
+def num_series(table: Sequence[Metric] = OF_A_JOB) -> int:
     """The most series that one job can have; or whoever tells of `table`."""
     return sum(metric.num_series for metric in table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 import urllib.parse
@@ -250,13 +251,16 @@ _DRAWN = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Draw all dashboards of the last minutes of a job, as long as it was scraped."""
+    """Draw the dashboards that have data of a job in the last hour, as long as it was scraped."""
     url, job, folder = words
     source = Source(url, job, time.time() - 3600, time.time())
-    target = {"expr": 'elastic_steps_total{job=~"$job"}', "legendFormat": ""}
-    ((_, time_s, _),) = source.series({**target})
-    whole = Source(url, job, source.begin_s + time_s[0], source.begin_s + time_s[-1])
     for dashboard in all_dashboards():
+        metric = re.findall(r"label_values\((\w+), job\)", json.dumps(dashboard["templating"]))[0]
+        seen = source.series({"expr": f'max({metric}{{job=~"$job"}})', "legendFormat": ""})
+        if not seen:
+            continue  # of serving, where it is a job that trains
+        _, time_s, _ = seen[0]
+        whole = Source(url, job, source.begin_s + time_s[0], source.begin_s + time_s[-1])
         draw(dashboard, whole, Path(folder) / f"dashboard-{dashboard['uid']}.png")
     return 0
 

@@ -143,8 +143,8 @@ async def _status(app: App, request: Request, ask: Ask) -> Response:
 
 
 async def _metrics(app: App, request: Request, ask: Ask) -> Response:
-    text = app.service.metrics.text()
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    text, content_type = app.service.metrics_text(request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})
 
 
 async def _openapi(app: App, request: Request, ask: Ask) -> Response:

@@ -6,11 +6,13 @@ applications of others.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +22,8 @@ from ray.serve import Application, RunTarget
 from elastic.core.errors import ElasticError
 from elastic.core.experts.repository import Repository
 from elastic.core.memory import available_bytes
+from elastic.core.runs import RunFolder, runs_folder
+from monitoring.exporter import EVERYWHERE, discovery
 from policies.placing import Placed, PlacingView, decide
 from policies.routing import All, Policy, TopK
 from serve.replicas import ExpertReplica, Ingress, application_of
@@ -148,6 +152,24 @@ def _expert_arguments(settings: Serving) -> dict[str, Any]:
         "repository": str(settings.repository.resolve()),
         "placement": settings.placement.model_dump(mode="json"),
     }
+
+
+@contextlib.contextmanager
+def told_prometheus(name: str, settings: Serving) -> Iterator[None]:
+    """While this lasts, a file beside the run folders says where metrics are scraped, as those of
+    jobs do. Not where keys are set: such a file cannot hold one, and a scrape needs it."""
+    if settings.keys:
+        yield
+        return
+    host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
+    run = RunFolder(runs_folder() / f"serving-{name}")
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    targets = discovery((host, settings.port), {}, job=name, run=run.path.name)
+    run.write_json(run.prometheus_json, targets)
+    try:
+        yield
+    finally:
+        run.prometheus_json.unlink(missing_ok=True)
 
 
 class Applications(Protocol):

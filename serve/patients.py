@@ -19,6 +19,9 @@ from serve.pool import Slow
 from serve.settings import Failing
 from serve.version import Version, fault_of
 
+UNLOADED = 3
+"""Of the metric, besides the breaker's states."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -52,7 +55,6 @@ class Patients:
                 breaker = self._breaker(key)
                 if breaker.state is State.OPEN and breaker.may_ask(now_s):
                     found.append(k)
-                    self._tell(version.names[k], breaker)
         return found
 
     def retry_after_s(self, version: Version) -> float:
@@ -76,13 +78,10 @@ class Patients:
         self._metrics.called(name, outcome, took_s, rows)
         with self._lock:
             breaker = self._breaker(version.keys[k])
-            before = breaker.state
             if fault is None:
                 breaker.succeeded()
             else:
                 breaker.failed(fault, self._clock(), at_once=outcome == "slow")
-            if breaker.state is not before:
-                self._tell(name, breaker)
         return answer if fault is None and isinstance(answer, Tensor) else None
 
     def conditions(self, version: Version) -> list[Condition]:
@@ -93,13 +92,20 @@ class Patients:
                 for entry, key in zip(version.manifest.experts, version.keys, strict=True)
             ]
 
+    def states(self, version: Version) -> dict[str, int]:
+        """The same as numbers, of the metric."""
+        with self._lock:
+            return {
+                name: UNLOADED if name in self.unloaded else self._breaker(key).state.value
+                for name, key in _experts(version)
+            }
+
     def condemn(self, version: Version, wrong: dict[str, str]) -> None:
         """Leave out experts that a check found wanting."""
         with self._lock:
             for name, fault in wrong.items():
                 breaker = self._breaker(version.keys[version.index[name]])
                 breaker.failed(fault, self._clock(), at_once=True)
-                self._tell(name, breaker)
 
     def keep(self, keys: Collection[str]) -> None:
         """Forget experts that no version has any more."""
@@ -122,9 +128,6 @@ class Patients:
         if breaker.state is State.CLOSED:
             return "READY", ""
         return "UNAVAILABLE", breaker.reason
-
-    def _tell(self, name: str, breaker: Breaker) -> None:
-        self._metrics.expert_state.labels(name).set(breaker.state.value)
 
 
 def _experts(version: Version) -> zip[tuple[str, str]]:

@@ -79,6 +79,10 @@ class Service:
             2, "probe", torch.set_num_threads, (settings.placement.threads,)
         )
 
+    def metrics_text(self, accept: str) -> tuple[bytes, str]:
+        """What a scrape reads, and its content type."""
+        return self.metrics.text(accept, self.engine.patients.states(self.rollout.current))
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()

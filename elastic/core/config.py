@@ -392,7 +392,7 @@ class JobConfig(_Section):
     """Hosts that keep the optimizer state of each chunk, where there are so many. If one fewer
     is lost at once nothing is lost; all hosts keep all parameters in any case."""
     stragglers: Stragglers = Stragglers()
-    """What is done about slow workers."""
+    """What is done about slow workers; `stragglers: auto` is short for `{kind: auto}`."""
     audit: Annotated[float, Field(ge=0, le=1)] | Literal["all"] = 0.001
     """The share of micro-batches that a second worker computes, too: a worker that computes
     something else than two others is named and replaced. all: twice the work, and nothing counts
@@ -456,6 +456,20 @@ class JobConfig(_Section):
             raise ValueError(f"{what}, and nodes.max is {self.nodes.max}; must be 1")
         if self.audit == "all":
             raise ValueError(f"{what}, and audit is all; {why}")
+
+    @field_validator("stragglers", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("audit", mode="before")
+    @classmethod
+    def _share_or_all(cls, value: Any) -> Any:
+        """In words of its own: of a union pydantic would tell what each part of it expects."""
+        is_share = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != "all" and not (is_share and 0 <= value <= 1):
+            raise ValueError(f"got {value!r}; needs a number from 0 to 1, or all")
+        return value
 
     @field_validator("models", mode="before")
     @classmethod

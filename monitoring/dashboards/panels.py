@@ -20,6 +20,13 @@ CHOSEN = 'job=~"$job", run=~"$run"'
 RED, YELLOW, GREEN, BLUE = "#e24d42", "#eab839", "#56a64b", "#3274d9"
 GREY, VIOLET, TEAL, ORANGE, PINK = "#8e8e8e", "#8f3bb8", "#1f9e89", "#ef843c", "#d683ce"
 
+CELLS = {
+    "fillOpacity": 90,
+    "lineWidth": 1,
+    "hideFrom": {"legend": False, "tooltip": False, "viz": False},
+}
+"""How a state over time is drawn."""
+
 Json = dict[str, Any]
 
 
@@ -143,9 +150,21 @@ def figure(title: str, description: str, unit: str, query: Query, **more: Any) -
 
 
 def dashboard(
-    uid: str, title: str, description: str, rows: Sequence[Sequence[Panel]], *, of_one_job: bool
+    uid: str,
+    title: str,
+    description: str,
+    rows: Sequence[Sequence[Panel]],
+    *,
+    of_one_job: bool,
+    found_by: str = "elastic_info",
+    annotations: Sequence[Json] | None = None,
 ) -> Json:
-    """A whole dashboard; the panels of a row lie side by side."""
+    """A whole dashboard; the panels of a row lie side by side.
+
+    Args:
+        found_by: a metric that everything has that can be chosen.
+        annotations: None: of jobs.
+    """
     panels, number, y = [], 1, 0
     for row in rows:
         x = 0
@@ -165,8 +184,8 @@ def dashboard(
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "templating": {"list": _variables(of_one_job=of_one_job)},
-        "annotations": {"list": list(ANNOTATIONS)},
+        "templating": {"list": _variables(found_by, of_one_job=of_one_job)},
+        "annotations": {"list": list(ANNOTATIONS if annotations is None else annotations)},
         "links": [
             {
                 "type": "dashboards",
@@ -182,7 +201,7 @@ def dashboard(
     }
 
 
-def _variables(*, of_one_job: bool) -> list[Json]:
+def _variables(found_by: str, *, of_one_job: bool) -> list[Json]:
     source = {
         "name": "datasource",
         "label": "Data source",
@@ -193,8 +212,8 @@ def _variables(*, of_one_job: bool) -> list[Json]:
     }
     return [
         source,
-        _variable("job", "Job", "label_values(elastic_info, job)", is_several=not of_one_job),
-        _variable("run", "Run", 'label_values(elastic_info{job=~"$job"}, run)', is_several=True),
+        _variable("job", "Job", f"label_values({found_by}, job)", is_several=not of_one_job),
+        _variable("run", "Run", f'label_values({found_by}{{job=~"$job"}}, run)', is_several=True),
     ]
 
 
@@ -218,7 +237,7 @@ def _variable(name: str, label: str, query: str, *, is_several: bool) -> Json:
 _ALL = {"selected": True, "text": ["All"], "value": ["$__all"]}
 
 
-def _annotation(name: str, colour: str, expression: str, text: str) -> Json:
+def annotation(name: str, colour: str, expression: str, text: str) -> Json:
     return {
         "name": name,
         "enable": True,
@@ -233,16 +252,16 @@ def _annotation(name: str, colour: str, expression: str, text: str) -> Json:
 
 
 ANNOTATIONS = (
-    _annotation(
+    annotation(
         "Generation", BLUE, f"changes(elastic_generation{{{CHOSEN}}}[10s]) > 0", "{{job}}: {{run}}"
     ),
-    _annotation(
+    annotation(
         "Worker lost",
         ORANGE,
         f"sum by (job, run) (increase(elastic_departures_total{{{CHOSEN}}}[10s])) > 0",
         "{{job}}: {{run}}",
     ),
-    _annotation(
+    annotation(
         "Verdict",
         RED,
         f"sum by (job, run, kind) (increase(elastic_verdicts_total{{{CHOSEN}}}[10s])) > 0",

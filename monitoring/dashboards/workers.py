@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monitoring.dashboards.panels import (
+    CELLS,
     GREEN,
     ORANGE,
     RED,
@@ -22,11 +23,6 @@ from monitoring.dashboards.queries import (
 
 def workers() -> Json:
     """Who is slow, and which verdicts hold: times as colours."""
-    heat = {
-        "fillOpacity": 90,
-        "lineWidth": 1,
-        "hideFrom": {"legend": False, "tooltip": False, "viz": False},
-    }
     pace = Panel(
         title="Pace of the slowest workers",
         description="Time for a micro-batch over the median of all workers; 1 is as the others."
@@ -36,7 +32,7 @@ def workers() -> Json:
         width=24,
         height=10,
         queries=[Query(f"topk(32, {of('pace_ratio')})", "worker {{worker}}")],
-        custom=heat,
+        custom=CELLS,
         thresholds=((None, GREEN), (1.15, YELLOW), (1.5, ORANGE), (2.0, RED)),
         options={"showValue": "never", "rowHeight": 0.9, "legend": {"showLegend": True}},
         defaults={"color": {"mode": "thresholds"}},
@@ -68,7 +64,7 @@ def workers() -> Json:
         unit="short",
         width=12,
         queries=[Query(f"sum by (kind) ({of('verdicts_open')})", "{{kind}}")],
-        custom=heat,
+        custom=CELLS,
         thresholds=((None, GREEN), (1, YELLOW), (2, ORANGE), (4, RED)),
         options={"showValue": "never", "rowHeight": 0.8, "mergeValues": True},
         defaults={"color": {"mode": "thresholds"}},

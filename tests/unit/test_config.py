@@ -74,6 +74,9 @@ WRONG = {
         "stragglers: {kind: crc, stragglers: 7}",
         "stragglers.kind is crc with stragglers 7, and workers.max is 8; must be >= 9",
     ),
+    "no such kind": ("stragglers: autos", "stragglers.kind: got 'autos'; needs speculation, frc"),
+    "audit of two": ("audit: 2", "audit: got 2; needs a number from 0 to 1, or all"),
+    "audit a yes": ("audit: true", "audit: got True; needs a number from 0 to 1, or all"),
     "no model": ("models: 0", "models: got 0; needs a whole number from 1 to 64, or a list of as"),
     "no list of models": ("models: []", "models: got a list of 0; needs a whole number from 1"),
     "models a text": ("models: two", "models: got 'two'; needs a whole number from 1 to 64"),
@@ -338,6 +341,14 @@ def test_each_of_several_models_is_a_job() -> None:
     assert (second.seed, second.task_args) == (1, given["task_args"])
     assert second.checkpoint.storage == "/data/models/1"
     assert load_job(listed.model_dump(mode="json")) == listed
+
+
+def test_a_kind_of_stragglers_may_stand_alone() -> None:
+    given = {"name": "t", "task": "a:B", "steps": 3}
+    batch = {"micro_batches": 4, "micro_batch_size": 2}
+    job = load_job({**given, "batch": batch, "stragglers": "auto"}, ["stragglers=uncoded"])
+    assert job.stragglers.kind == "uncoded"
+    assert load_job({**given, "batch": batch, "stragglers": "auto"}).stragglers.kind == "auto"
 
 
 def test_a_job_of_one_model_is_the_job_itself() -> None:

@@ -14,13 +14,15 @@ import yaml
 
 import monitoring
 from monitoring.account import PARTS
-from monitoring.metrics import KINDS, LABELS, OF_A_JOB, OF_A_NODE, TABLE, num_series
+from monitoring.metrics import KINDS, LABELS, OF_A_JOB, OF_A_NODE, OF_SERVING, TABLE, num_series
 
 RULES = Path(monitoring.__file__).parent / "rules" / "elastic.rules.yml"
 GROUPS = yaml.safe_load(RULES.read_text())["groups"]
 ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
 RECORDS = {rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule}
 MOST_SERIES = 1000
+MOST_OF_SERVING = 3000
+"""Of a replica that serves 64 experts."""
 PROMTOOL = shutil.which("promtool")
 
 needs_promtool = pytest.mark.skipif(
@@ -35,7 +37,7 @@ needs_promtool = pytest.mark.skipif(
 def test_a_name_says_its_type_and_unit(metric: Any) -> None:
     assert re.fullmatch(r"elastic_[a-z]+(_[a-z]+)*", metric.full_name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
-    assert (metric.kind == "histogram") <= metric.name.endswith("_seconds")
+    assert (metric.kind == "histogram") <= metric.name.endswith(("_seconds", "_rows"))
     assert metric.meaning
     assert set(metric.labels) <= set(LABELS)
     assert not {"step", "sample", "micro_batch"} & set(metric.labels)
@@ -46,6 +48,7 @@ def test_names_are_told_apart_and_series_stay_few_whatever_the_number_of_workers
     assert len(families) == len(TABLE)  # OpenMetrics names a counter without its suffix
     assert num_series() < MOST_SERIES
     assert num_series(OF_A_NODE) < MOST_SERIES
+    assert num_series(OF_SERVING) < MOST_OF_SERVING
 
 
 def test_the_table_knows_every_part_and_every_verdict() -> None:
@@ -96,12 +99,16 @@ class Case(NamedTuple):
     labels: str = ""
 
 
-def buckets(name: str, *, slow: str, fast: str) -> dict[str, str]:
+INFER = "/v2/models/{model}/infer"
+
+
+def buckets(name: str, *, slow: str, fast: str, route: str = INFER) -> dict[str, str]:
     """A histogram of two buckets: half a second, and two."""
+    labels = f'job="j",route="{route}"'
     return {
-        f'{name}_bucket{{job="j",le="0.5"}}': fast,
-        f'{name}_bucket{{job="j",le="2"}}': slow,
-        f'{name}_bucket{{job="j",le="+Inf"}}': slow,
+        f'{name}_bucket{{{labels},le="0.5"}}': fast,
+        f'{name}_bucket{{{labels},le="2"}}': slow,
+        f'{name}_bucket{{{labels},le="+Inf"}}': slow,
     }
 
 
@@ -113,6 +120,7 @@ def one(series: str, fault: str, healthy: str, **more: Any) -> Case:
     return Case({series: fault, **TRAINS}, {series: healthy, **TRAINS}, **more)
 
 
+ASKED = "elastic_serve_request_seconds"
 GOOD = 'elastic_seconds_total{job="j",part="productive"}'
 BAD = 'elastic_seconds_total{job="j",part="waiting"}'
 STEPS = 'elastic_steps_total{job="j"}'
@@ -157,21 +165,35 @@ CASES = {
     "ElasticHang": one(
         'elastic_verdicts_open{job="j",kind="hang in communication"}', "1x200", "0x90 1x0 0x110"
     ),
-    "ElasticExpertDown": one(
-        'elastic_expert_up{job="j",expert="3"}', "1x90 0x110", "1x200", labels=', expert="3"'
+    "ElasticExpertDown": Case(  # of two replicas one is scraped at a time
+        {
+            'elastic_serve_expert_state{job="j",expert="3",replica="a"}': "0x100" + " _ 2" * 10,
+            'elastic_serve_expert_state{job="j",expert="3",replica="b"}': "0x80"
+            + " 0 _" * 10
+            + " 2 _" * 10,
+        },
+        {
+            'elastic_serve_expert_state{job="j",expert="3",replica="a"}': "0x102 2 1 0x100",
+            'elastic_serve_expert_state{job="j",expert="4",replica="a"}': "3x200",
+        },
+        labels=', expert="3"',
+    ),
+    "ElasticVersionRefused": one(
+        'elastic_serve_swaps_total{job="j",outcome="refused",replica="a"}', "0x100 1x100", "0x200"
     ),
     "ElasticLatencyHigh": Case(
-        buckets("elastic_request_seconds", fast="0+50x200", slow="0+60x200"),
-        buckets("elastic_request_seconds", fast="0+60x200", slow="0+60x200"),
+        buckets(ASKED, fast="0+50x200", slow="0+60x200"),
+        buckets(ASKED, fast="0+60x200", slow="0+60x200")
+        | buckets(ASKED, fast="0x200", slow="0+60x200", route="/status"),
     ),
     "ElasticErrorsHigh": Case(
         {
-            'elastic_requests_total{job="j",outcome="failed"}': "0+3x200",
-            'elastic_requests_total{job="j",outcome="answered"}': "0+97x200",
+            'elastic_serve_requests_total{job="j",status="503"}': "0+3x200",
+            'elastic_serve_requests_total{job="j",status="200"}': "0+97x200",
         },
         {
-            'elastic_requests_total{job="j",outcome="failed"}': "0x200",
-            'elastic_requests_total{job="j",outcome="answered"}': "0+97x200",
+            'elastic_serve_requests_total{job="j",status="429"}': "0+3x200",
+            'elastic_serve_requests_total{job="j",status="200"}': "0+97x200",
         },
     ),
 }
@@ -256,11 +278,11 @@ def promtool(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROMTOOL, *words], capture_output=True, text=True, timeout=50)
 
 
-def test_the_document_lists_every_metric_of_a_job_and_of_a_node() -> None:
+def test_the_document_lists_every_metric() -> None:
     """It is what this prints, so that nobody has to type it."""
     document = (RULES.parents[2] / "docs" / "monitoring.md").read_text()
     _, *tables = document.split("| metric | type | labels | meaning |\n|---|---|---|---|\n")
-    for metrics, table in zip((OF_A_JOB, OF_A_NODE), tables, strict=True):
+    for metrics, table in zip((OF_A_JOB, OF_A_NODE, OF_SERVING), tables, strict=True):
         rows = [
             f"| `{one.full_name}` | {one.kind} | {', '.join(one.labels)} | {one.meaning} |"
             for one in metrics

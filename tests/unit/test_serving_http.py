@@ -235,6 +235,9 @@ def test_a_lost_expert_is_told_in_the_headers(served: Http) -> None:
     calls = f'elastic_serve_expert_calls_total{{expert="expert-2",outcome="garbage",{replica}}} 3.0'
     assert calls in metrics
     assert f"elastic_serve_degraded_total{{{replica}}} 1.0" in metrics
+    for expert, state in (("expert-0", 0), ("expert-1", 0), ("expert-2", 2)):
+        told = f'elastic_serve_expert_state{{expert="{expert}",{replica}}} {state}.0'
+        assert told in metrics
 
 
 def test_experts_are_unloaded_and_loaded(served: Http, flow: Path) -> None:

@@ -1,10 +1,13 @@
-"""Applications follow the folder; one that does not start ends nobody else."""
+"""Applications follow the folder; one that does not start ends nobody else. Prometheus is told."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from elastic.core.experts.repository import Repository
 from serve.settings import load_serving
@@ -14,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve 2.60 declares settings as pydantic 1 did
     from ray.serve import RunTarget
 
-    from serve.launch import Deployed
+    from serve.launch import Deployed, told_prometheus
 
 
 class FakeApplications:
@@ -53,3 +56,20 @@ def test_an_expert_that_does_not_start_is_tried_again_and_ends_nobody_else(tmp_p
     assert applications.there == first
     deployed.stop()
     assert applications.there == set()
+
+
+def test_prometheus_is_told_where_metrics_are_as_long_as_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_repository(tmp_path / "repo")
+    monkeypatch.chdir(tmp_path)
+    found = tmp_path / "runs" / "serving-tiny.prometheus.json"
+    given = {"repository": str(tmp_path / "repo"), "port": 8123}
+    with told_prometheus("tiny", load_serving(given)):
+        (told,) = json.loads(found.read_text())
+        assert told["targets"] == ["127.0.0.1:8123"]
+        assert told["labels"] == {"job": "tiny", "run": "serving-tiny"}
+    assert not found.exists()
+    key = {"name": "alice", "sha256": "0" * 64}
+    with told_prometheus("tiny", load_serving({**given, "keys": [key]})):
+        assert not found.exists(), "a scrape would need a key"

@@ -1,0 +1,104 @@
+"""The alerts on a real job, by a real Prometheus: silent as long as all is well, then each fires.
+
+A minute of the rules is a second here. What one host cannot have, replicas and links, and what
+takes hours, is in tests/unit/test_monitoring.py; alerts of serving are in test_serving_metrics.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic.core.runs import RunFolder
+from elastic.handle import connect
+from tests.integration.support import make_job, run_job, wait_until, write_faults
+from tests.prometheus import PROMETHEUS, Prometheus, hurried, prometheus
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus"),
+]
+
+NUM_WORKERS, LIAR = 3, 1
+CALM_S = 30.0
+"""Half an hour of the rules."""
+STOPPED_S = 30.0
+SLOW_S = 40.0
+EXPECTED = {
+    "ElasticNotFinite",
+    "ElasticSilentCorruption",
+    "ElasticHang",
+    "ElasticJobStalled",
+    "ElasticGoodputLow",
+    "ElasticStepTimeRegression",
+}
+
+
+def fired(server: Prometheus, begin_s: float, end_s: float) -> set[str]:
+    """The alerts that were firing at some time between the two."""
+    asked = f'max_over_time(ALERTS{{alertstate="firing"}}[{max(1, int(end_s - begin_s))}s])'
+    return {one["metric"]["alertname"] for one in server.query(asked, end_s)}
+
+
+def of_all(do: str, step: int, **more: Any) -> list[dict[str, Any]]:
+    """The same fault for each worker: another one has taken the place of the liar."""
+    there = [one for one in range(NUM_WORKERS + 1) if one != LIAR]
+    return [{"do": do, "at": {"step": step}, "target": f"worker-{one}", **more} for one in there]
+
+
+def test_they_are_silent_until_something_happens_and_then_fire(tmp_path: Path) -> None:
+    calm = round(CALM_S / 0.1)
+    job = make_job(
+        "alerts",
+        workers=NUM_WORKERS,
+        steps=100_000,
+        audit="all",
+        checkpoint={"every": 20, "keep_last": 2},
+        task_args={"width": 512},
+        batch={"micro_batches": 12, "micro_batch_size": 64},
+        evaluate={"every": 0},
+    )
+    faults = [
+        {"do": "nan_gradient", "at": {"step": calm}, "target": "worker-0"},
+        {"do": "flip_bit", "at": {"step": calm + 10}, "target": f"worker-{LIAR}"},
+        *of_all("stop", calm + 40, for_s=STOPPED_S),
+        *of_all("slow", calm + 60, for_s=SLOW_S, factor=4.0),
+    ]
+    run_dir = tmp_path / "runs" / "alerts"
+    running = threading.Thread(
+        target=lambda: run_job(
+            job, run_dir=run_dir, faults=write_faults(tmp_path / "faults.yaml", faults)
+        ),
+        daemon=True,
+    )
+    with prometheus(tmp_path, is_hurried=True) as server:
+        begin_s = time.time()
+        running.start()
+
+        def struck_s() -> float | None:
+            events = RunFolder(run_dir).read_events() if run_dir.exists() else []
+            return next((one["time_s"] for one in events if one["kind"] == "fault"), None)
+
+        wait_until(lambda: struck_s() is not None, "the first fault", timeout_s=120)
+        calm_until_s = struck_s() or begin_s
+        for alert in sorted(EXPECTED):
+            wait_until(
+                lambda named=alert: named in fired(server, calm_until_s, time.time()),
+                f"{alert} fires",
+                timeout_s=90,
+            )
+        assert calm_until_s - begin_s > CALM_S
+        assert fired(server, begin_s, calm_until_s) == set()
+        connect(str(run_dir)).stop()
+        running.join(60)
+
+
+def test_minutes_become_seconds_and_nothing_else_changes() -> None:
+    rules = "expr: rate(a_5m[5m]) > 2 * b[1h] offset 15m\n  for: 10m\n"
+    assert hurried(rules) == "expr: rate(a_5m[5s]) > 2 * b[60s] offset 15s\n  for: 10s\n"
