@@ -27,7 +27,7 @@ from actors.preemption import NodeWatch
 from actors.preflight import Preflight
 from actors.processes import Processes
 from actors.pulses import Pulses
-from actors.setup import JobSetup
+from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.errors import (
     ClusterError,
     ElasticError,
@@ -197,6 +197,7 @@ class CoordinatorShell:
     # ------------------------------------------------------------------- loop
 
     def _loop(self) -> None:
+        set_nice(NICE_STEP)
         try:
             while self._phase not in ("done", "failed"):
                 self._turn()

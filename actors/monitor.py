@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.mesh import Address
 from actors.pulses import Pulses
-from actors.setup import JobSetup
+from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.runs import Lines
 from monitoring.account import BEGINS
 from monitoring.actions import STEERED, UNDONE, action_fields, taken_of
@@ -105,6 +105,7 @@ class Monitor:
         self._ended.set()
 
     def _loop(self) -> None:
+        set_nice(NICE_STEP)
         try:
             self._begin()
             exporter = self._listen()
@@ -124,8 +125,7 @@ class Monitor:
 
     def _listen(self) -> Exporter | None:
         """Answer scrapes from now on."""
-        from actors.node_exporter import EVERYWHERE
-        from monitoring.exporter import Exporter, registry_of  # behind the job's start
+        from monitoring.exporter import EVERYWHERE, Exporter, registry_of  # behind the job's start
 
         job = self._setup.job
         if job.monitoring.port is None:

@@ -16,12 +16,11 @@ from actors.links import Clock
 from actors.mesh import Address, find_address
 from actors.setup import JobSetup
 from elastic.core.protocol.messages import Pulse
-from monitoring.exporter import Exporter
+from monitoring.exporter import EVERYWHERE, Exporter
 from monitoring.node_exporter import node_registry
 
 LOOK_S = 1.0
 """Between two looks; whoever scrapes more often reads the same."""
-EVERYWHERE = ("0.0.0.0", "::")
 _FILE = "exporter"
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "elastic"
 
-NICE_STEP = 0  # what a step waits for: computing, and the acting aggregator
+NICE_STEP = 0  # what a step or a verdict waits for: computing, acting aggregator, coordinator
 NICE_START = 10  # a worker on its way, where the step is at 0
 _NICE_FIRST = 5  # times its number: a worker that a job begins with
 NICE_BEHIND = 19  # checkpoints
