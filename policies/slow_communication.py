@@ -30,7 +30,8 @@ class Rates:
     """What is remembered of links, and of nodes as senders and receivers: the mean of their links.
 
     `waits_L2` says how much of its time each end of a link waited, smoothed; `usual_L` how many
-    seconds a byte took each in the healthy past, over `age_L` steps.
+    seconds a byte took each in the healthy past, over `age_L` steps, while there were the workers
+    `worker_W`.
     """
 
     links: History
@@ -41,6 +42,7 @@ class Rates:
     waits_L2: Floats
     usual_L: Floats
     age_L: Ints
+    worker_W: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,9 @@ class SlowCommunication:
     min_links: int = 2
     few_links: int = 12
     """So many or fewer are compared with their own past: of three nodes one has four of six."""
+    few: Outliers = field(default_factory=lambda: Outliers(min_excess=0.4))
+    """Their own past is another guide than many peers: hosts that are busy otherwise than then send
+    and receive up to some 30 % more slowly (measured, `benchmarks.detection_of_hosts`)."""
     few_quantile: float = 0.25
     """What became slower for so many of them became so for all."""
     warm_up: int = 10
@@ -75,6 +80,7 @@ class SlowCommunication:
             waits_L2=np.empty((0, 2)),
             usual_L=np.empty(0),
             age_L=none,
+            worker_W=none,
         )
 
     def decide(self, view: StepView, before: Rates) -> tuple[list[Verdict], Rates]:
@@ -84,19 +90,19 @@ class SlowCommunication:
             rates, ends = self._learn(view.transfers, before, view)
         if not len(rates.links.id_E):
             return [], rates
-        ends = ends or _Ends(rates)
-        cells = self.outliers.judge(
+        ends, outliers = ends or _Ends(rates), self._outliers_of(rates)
+        cells = outliers.judge(
             rates.links,
             places_by(rates.kind_L),
             is_sick_E=ends.is_sender_off_L | ends.is_receiver_off_L,
         )
         sender_L, receiver_L = ends.sender_L, ends.receiver_L
-        is_hot_L = cells.is_off_E | (cells.excess_E > self.outliers.vote)
+        is_hot_L = cells.is_off_E | (cells.excess_E > outliers.vote)
         senders, wide_senders_N = self._ends(
-            rates.senders, ends.sender_place_L, is_hot_L, ~ends.is_receiver_off_L
+            rates.senders, ends.sender_place_L, is_hot_L, ~ends.is_receiver_off_L, outliers
         )
         receivers, wide_receivers_N = self._ends(
-            rates.receivers, ends.receiver_place_L, is_hot_L, ~ends.is_sender_off_L
+            rates.receivers, ends.receiver_place_L, is_hot_L, ~ends.is_sender_off_L, outliers
         )
         explained_L = wide_senders_N[ends.sender_place_L] | wide_receivers_N[ends.receiver_place_L]
         ended_L = (rates.senders.is_open_E & ~senders.is_off_E)[ends.sender_place_L]
@@ -104,14 +110,14 @@ class SlowCommunication:
         is_alone_L = cells.is_off_E & ~explained_L & ~ended_L
         found = [
             _of_end(one, rates.senders, Kind.SLOW_SENDER)
-            for one in self.outliers.findings(rates.senders, senders)
+            for one in outliers.findings(rates.senders, senders)
         ]
         found += [
             _of_end(one, rates.receivers, Kind.SLOW_RECEIVER)
-            for one in self.outliers.findings(rates.receivers, receivers)
+            for one in outliers.findings(rates.receivers, receivers)
         ]
         alone = replace(cells, is_off_E=is_alone_L)
-        for one in self.outliers.findings(rates.links, alone):
+        for one in outliers.findings(rates.links, alone):
             found.append(self._of_link(one, rates, sender_L, receiver_L))
         rates = replace(
             rates,
@@ -134,8 +140,10 @@ class SlowCommunication:
         waits_T2 = np.stack([transfers.send_wait_s_L, transfers.receive_wait_s_L], axis=1)
         waits_T2 = np.clip(waits_T2[is_told_L][order] / took_s_T[:, None], 0, 1)
         rates = _known(before, id_T, kind_T, view)
-        if not np.array_equal(rates.links.id_E, before.links.id_E):
-            rates = _begun_anew(rates)
+        worker_W = view.fleet.worker_W
+        is_as_before = np.array_equal(rates.links.id_E, before.links.id_E)
+        if not is_as_before or not np.array_equal(worker_W, before.worker_W):
+            rates = replace(_begun_anew(rates), worker_W=worker_W)
         place_T = np.arange(len(id_T))
         if len(id_T) < len(rates.links.id_E):
             place_T = np.searchsorted(rates.links.id_E, id_T)
@@ -160,7 +168,7 @@ class SlowCommunication:
         waits_L2[place_T] = np.where(np.isnan(drift_T2), waits_T2, drift_T2)
         seen_L = rates.seen_L.copy()
         seen_L[place_T] = view.step
-        vote = self.outliers.vote
+        vote = self._outliers_of(rates).vote
         after = replace(
             rates,
             links=rates.links.added(excess_L, view.step, vote=vote),
@@ -180,7 +188,7 @@ class SlowCommunication:
         excess_L = np.full(len(pace_L), np.nan)
         if 2 * np.count_nonzero(~np.isnan(own_L)) > np.count_nonzero(is_known_L):
             excess_L = own_L / np.nanquantile(own_L, self.few_quantile) - 1
-        learns_L = is_known_L & (~is_old_L | (excess_L < self.outliers.vote))
+        learns_L = is_known_L & (~is_old_L | (excess_L < self.few.vote))
         weight_L = np.fmax(1 / (rates.age_L + 1), self.memory / 10)
         before_L = np.where(rates.age_L > 0, rates.usual_L, 0.0)
         usual_L = np.where(learns_L, before_L + weight_L * (pace_L - before_L), rates.usual_L)
@@ -188,17 +196,25 @@ class SlowCommunication:
 
     # ------------------------------------------------------------------ deciding
 
+    def _outliers_of(self, rates: Rates) -> Outliers:
+        return self.few if len(rates.links.id_E) <= self.few_links else self.outliers
+
     def _ends(
-        self, history: History, place_L: Ints, is_hot_L: Bools, counts_L: Bools
+        self,
+        history: History,
+        place_L: Ints,
+        is_hot_L: Bools,
+        counts_L: Bools,
+        outliers: Outliers,
     ) -> tuple[Judged, Bools]:
         """Nodes of which nearly all links are hot in one direction; and those that begin to be."""
-        judged = self.outliers.judge(history, [np.arange(len(history.id_E))])
+        judged = outliers.judge(history, [np.arange(len(history.id_E))])
         num = len(history.id_E)
         links_N = np.bincount(place_L[counts_L], minlength=num)
         hot_N = np.bincount(place_L[is_hot_L & counts_L], minlength=num)
         is_wide_N = (links_N >= self.min_links) & (hot_N >= self.share * links_N)
         is_off_N = judged.is_off_E & (is_wide_N | history.is_open_E)
-        begins_N = is_wide_N & (judged.excess_E > self.outliers.vote)
+        begins_N = is_wide_N & (judged.excess_E > outliers.vote)
         return replace(judged, is_off_E=is_off_N), is_off_N | begins_N
 
     def _of_link(self, found: Finding, rates: Rates, sender_L: Ints, receiver_L: Ints) -> Verdict:
@@ -262,12 +278,13 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
         waits_L2=waits_L2,
         usual_L=usual_L,
         age_L=age_L,
+        worker_W=before.worker_W,
     )
 
 
 def _begun_anew(rates: Rates) -> Rates:
-    """Where nodes come or go each shares its card with others: no pace of before is usual any more,
-    but for that of links on which there is a verdict."""
+    """Where nodes come or go each shares its card with others, and where workers do its processors:
+    no pace of before is usual any more, but for that of links on which there is a verdict."""
     ends = _Ends(rates)
     is_kept_L = rates.links.is_open_E | ends.is_sender_off_L | ends.is_receiver_off_L
     return replace(rates, age_L=np.where(is_kept_L, rates.age_L, 0))
