@@ -32,7 +32,7 @@ from benchmarks.record import figure, ratio
 from benchmarks.served import NUM_STEPS, SHAPE, WITHIN, Bare, ask, free_port, repository
 from elastic.cluster import local_cluster
 from policies.routing import TopK
-from serve.launch import Deployed, http_options
+from serve.launch import Deployed, start
 from serve.pool import LocalPool
 from serve.service import Ask, Service
 from serve.settings import load_serving
@@ -131,7 +131,7 @@ def measure_noop(options: argparse.Namespace) -> None:
     times_s: dict[str, list[float]] = {"/v2/health/live": [], "/bare": []}
     with repository() as path, local_cluster():
         settings = load_serving({"repository": str(path), "port": free_port()})
-        serve.start(http_options=http_options(settings))
+        start(settings)
         deployed = Deployed(settings, "colocated")
         bare = serve.deployment(max_ongoing_requests=1000)(Nothing).bind()
         serve.run(bare, name="bare", route_prefix="/bare")

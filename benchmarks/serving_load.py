@@ -34,7 +34,7 @@ from benchmarks.served import WITHIN, Bare, ask, free_port, repository, trained
 from elastic.cluster import local_cluster
 from elastic.core.experts.repository import Repository
 from policies.routing import All
-from serve.launch import Deployed, http_options
+from serve.launch import Deployed, start
 from serve.settings import load_serving
 from serve.version import identity_of
 
@@ -202,7 +202,7 @@ def measure(options: argparse.Namespace) -> None:
         judge = Judge([Bare(original, All()), Bare(copy, All())])
         judge.learn(path, 0)
         settings = load_serving(_settings(path, options))
-        serve.start(http_options=http_options(settings))
+        start(settings)
         deployed = Deployed(settings, options.mode)
         say("quiet")
         quiet = _asked_while(settings.port, lambda: time.sleep(quiet_s))

@@ -61,7 +61,7 @@ def serve(
     from serve.settings import load_serving
 
     settings = load_serving(source, overrides or ())
-    from serve.launch import Deployed, config, http_options, place, told_prometheus
+    from serve.launch import Deployed, config, place, start, told_prometheus
 
     if print_config:
         resolved = settings.model_copy(update={"repository": settings.repository.resolve()})
@@ -76,7 +76,7 @@ def serve(
     with local_cluster(), contextlib.suppress(KeyboardInterrupt):
         placed = place(settings)
         console.print(Text(f"{placed.mode}: {placed.reason}"))
-        ray_serve.start(http_options=http_options(settings))
+        start(settings)
         deployed = Deployed(settings, placed.mode)
         try:
             where = f"http://{settings.host}:{settings.port}"

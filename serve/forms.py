@@ -60,6 +60,12 @@ def error_response(refusal: Refusal, path: str) -> Response:
     return response
 
 
+def error_event(refusal: Refusal) -> str:
+    """A refusal as the last of server-sent events, as OpenAI's clients read it."""
+    error = {"message": refusal.message, "type": "server_error", "code": refusal.code}
+    return f"data: {json.dumps({'error': error})}\n\n"
+
+
 def request_id_of(request: Request) -> str:
     """The client's own where it is plain ASCII of at most 128 characters, else a fresh one."""
     given = request.headers.get("x-request-id", "")

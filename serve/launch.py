@@ -26,6 +26,7 @@ from elastic.core.runs import RunFolder, runs_folder
 from monitoring.exporter import EVERYWHERE, discovery
 from policies.placing import Placed, PlacingView, decide
 from policies.routing import All, Policy, TopK
+from serve.proxy import controller_options
 from serve.replicas import ExpertReplica, Ingress, application_of
 from serve.settings import Placement, Serving
 from serve.version import read_version
@@ -131,11 +132,17 @@ def config(settings: Serving, mode: str) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),
+        "controller_options": controller_options(),
         "applications": [
             *applications,
             {**front, "import_path": "serve.launch:ingress", "args": arguments},
         ],
     }
+
+
+def start(settings: Serving) -> None:
+    """Start Ray Serve; where it runs already, it stays as it is."""
+    serve.start(http_options=http_options(settings), controller_options=controller_options())
 
 
 def http_options(settings: Serving) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from serve.asking import (
     to_png,
 )
 from serve.engine import Job
-from serve.forms import json_response, known_fields, number, parse_object, text, whole
+from serve.forms import error_event, json_response, known_fields, number, parse_object, text, whole
 from serve.refusals import Refusal, bad
 from serve.service import Ask, Service
 from serve.version import Version
@@ -271,8 +271,7 @@ async def _events(
         try:
             await running
         except Refusal as refusal:
-            error = {"message": refusal.message, "type": "server_error", "code": refusal.code}
-            yield f"data: {json.dumps({'error': error})}\n\n"
+            yield error_event(refusal)
             return
         for index, work in enumerate(works):
             yield event(index, decoders[index].decode(b"", True), work.finish_reason)

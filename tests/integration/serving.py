@@ -27,8 +27,9 @@ class Command:
     url: str
     leader: int
 
-    def infer(self) -> httpx.Response:
-        return httpx.post(self.url + "/v2/models/tiny/infer", json=BODY, timeout=30)
+    def infer(self, **parameters: int) -> httpx.Response:
+        body = {**BODY, "parameters": parameters}
+        return httpx.post(self.url + "/v2/models/tiny/infer", json=body, timeout=60)
 
     def status(self) -> dict[str, object]:
         answer = httpx.get(self.url + "/status", timeout=30)

@@ -34,6 +34,38 @@ def test_experts_together(tmp_path: Path) -> None:
         assert all(one.json()["outputs"][0]["data"] == wanted for one in answers)
 
 
+def test_requests_outlive_a_replica_with_all_experts(tmp_path: Path) -> None:
+    """Who it was working for is answered by the other one, and told so."""
+    make_repository(tmp_path / "tiny")
+    overrides = ("placement.mode=colocated", "placement.replicas=2")
+    with elastic_serve(tmp_path / "tiny", tmp_path / "log", *overrides) as serving:
+        wanted = serving.infer(num_steps=250).json()["outputs"][0]["data"]
+        done = Event()
+        answers: list[httpx.Response] = []
+
+        def load() -> None:
+            while not done.is_set():
+                answers.append(serving.infer(num_steps=250))
+
+        def is_repeated() -> bool:
+            return any("x-elastic-repeated" in one.headers for one in list(answers))
+
+        with ThreadPoolExecutor(4) as threads:
+            clients = [threads.submit(load) for _ in range(4)]
+            try:
+                wait_until(lambda: len(answers) >= 8, "there is load")
+                os.kill(serving.replicas("tiny")[0], signal.SIGKILL)
+                wait_until(is_repeated, "a request was asked again")
+            finally:
+                done.set()
+            for client in clients:
+                client.result(timeout=60)
+        assert [one.text for one in answers if one.status_code != 200] == []
+        assert all(
+            one.json()["outputs"][0]["data"] == pytest.approx(wanted, abs=1e-4) for one in answers
+        )
+
+
 def test_experts_apart_are_killed_swapped_and_added_under_load(tmp_path: Path) -> None:
     """No answer but 200, whatever happens: degraded ones say so."""
     make_repository(tmp_path / "tiny")
