@@ -20,7 +20,7 @@ from policies.routing import Selection, policy_from
 from serve.engine import Job
 from serve.forms import whole
 from serve.mixing import Only
-from serve.refusals import bad, unknown
+from serve.refusals import Refusal, bad
 from serve.service import Service
 from serve.version import Version, check_policy
 
@@ -59,7 +59,8 @@ def model_policy(name: Any, version: Version) -> Selection | None:
         return Only(version.index[name])
     shown = str(name)[:80]
     names = ", ".join((version.manifest.name, *version.names))
-    raise unknown(f"no model {shown!r}; there are {names}")
+    told = f"no model {shown!r}; there are {names}"
+    raise Refusal(told, 404, "model_not_found", param="model")  # OpenAI's word for it
 
 
 def seed_of(value: Any) -> int:

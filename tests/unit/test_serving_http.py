@@ -197,7 +197,7 @@ def test_errors_have_the_form_of_their_api(served: Http) -> None:
     openai = served.post("/v1/images/generations", {"prompt": "", "n": 11}).json()["error"]
     assert (openai["type"], openai["param"]) == ("invalid_request_error", "n")
     other = served.post("/v1/images/generations", {"prompt": "", "model": "dall-e"})
-    assert other.status_code == 404
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
     assert served.post("/v1/completions", {"prompt": "a"}).status_code == 400
     late = served.post(
         "/v1/images/generations",
