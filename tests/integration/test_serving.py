@@ -64,6 +64,12 @@ def test_requests_outlive_a_replica_with_all_experts(tmp_path: Path) -> None:
         assert all(
             one.json()["outputs"][0]["data"] == pytest.approx(wanted, abs=1e-4) for one in answers
         )
+        for pid in serving.replicas("tiny"):  # nobody is left, for longer than this client waits
+            os.kill(pid, signal.SIGKILL)
+        late = httpx.get(serving.url + "/v2", headers={"x-elastic-timeout-s": "0.5"}, timeout=30)
+        assert (late.status_code, list(late.json())) == (504, ["error"])
+        patient = serving.infer(num_steps=250)
+        assert patient.json()["outputs"][0]["data"] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_experts_apart_are_killed_swapped_and_added_under_load(tmp_path: Path) -> None:

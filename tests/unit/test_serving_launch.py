@@ -16,8 +16,9 @@ from tests.served import FakeClock, make_repository, trained
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve 2.60 declares settings as pydantic 1 did
     from ray.serve import RunTarget
+    from ray.serve.schema import ServeDeploySchema
 
-    from serve.launch import Deployed, told_prometheus
+    from serve.launch import Deployed, config, told_prometheus
 
 
 class FakeApplications:
@@ -73,3 +74,15 @@ def test_prometheus_is_told_where_metrics_are_as_long_as_they_are_there(
     key = {"name": "alice", "sha256": "0" * 64}
     with told_prometheus("tiny", load_serving({**given, "keys": [key]})):
         assert not found.exists(), "a scrape would need a key"
+
+
+@pytest.mark.parametrize("mode", ["colocated", "distributed"])
+def test_what_is_printed_is_what_serve_deploys(mode: str, tmp_path: Path) -> None:
+    make_repository(tmp_path / "repo")
+    settings = load_serving({"repository": str(tmp_path / "repo"), "port": 8123})
+    schema = ServeDeploySchema.model_validate(config(settings, mode))
+    assert [one.route_prefix for one in schema.applications if one.route_prefix] == ["/"]
+    assert len(schema.applications) == (1 if mode == "colocated" else 4)
+    assert schema.controller_options is not None
+    environment = (schema.controller_options.runtime_env or {})["env_vars"]
+    assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "serve.proxy:middlewares"
