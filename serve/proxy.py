@@ -2,14 +2,15 @@
 
 Serve drops such a request, and its HTTP server then answers with a text 500. Whatever is asked here
 may be asked twice: an answer changes nothing, and to load or unload an expert again neither. What
-Serve refuses by itself gets the form of the API that was asked. Requests for applications of others
-pass untouched. Light to import: a proxy holds no model.
+Serve refuses by itself gets the form of the API that was asked. What is asked at other addresses
+passes untouched. Light to import: a proxy holds no model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,8 +34,14 @@ _MOST_S = 600.0
 """Whatever a client gives us, it does not wait longer for a replica to come."""
 _GRACE_S = 1.0
 """Serve waits so much longer than a client: whoever is asked says more of what is wrong."""
-_OURS = frozenset(("/", "/docs", "/openapi.json", "/status", "/metrics", "/v2"))
-_OURS_BELOW = ("/v1/", "/v2/")
+_READ = re.compile(r"/|/docs|/openapi\.json|/status|/metrics|/v2|/v2/.+|/v1/models(/.+)?")
+_ASKED = re.compile(
+    r"/v2/models/[^/]+(/versions/[^/]+)?/infer"
+    r"|/v2/repository/(index|models/[^/]+/(load|unload))"
+    r"|/v1/(images/generations|completions)"
+)
+_PAGES = (404, 408, 429, 500, 503)
+"""Statuses that Serve answers with by itself."""
 
 
 def controller_options() -> dict[str, Any]:
@@ -47,9 +54,11 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Repeating)]
 
 
-def is_ours(path: str) -> bool:
-    """Whether it is an address of `serve.app`."""
-    return path in _OURS or path.startswith(_OURS_BELOW)
+def is_ours(method: str, path: str) -> bool:
+    """Whether it is an address of `serve.app`, which by what it is may be asked again: another
+    application may have these paths tomorrow."""
+    paths = {"GET": _READ, "HEAD": _READ, "POST": _ASKED}.get(method)
+    return paths is not None and paths.fullmatch(path) is not None
 
 
 class Repeating:
@@ -59,7 +68,7 @@ class Repeating:
         self._app, self._clock = app, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and is_ours(scope["path"]):
+        if scope["type"] == "http" and is_ours(scope["method"], scope["path"]):
             await _Exchange(self._app, scope, receive, send, self._clock).run()
         else:
             await self._app(scope, receive, send)
@@ -148,7 +157,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=[(name, value) for name, value in message["headers"]])
             kind = headers.get("content-type", "")
-            if message["status"] >= 400 and kind.startswith("text/plain"):  # ours are never text
+            is_text = kind.startswith("text/plain")  # errors of ours never are
+            if is_text and message["status"] in _PAGES:
                 self._page = _typed(message["status"], headers)
                 return
             self._has_begun, self._is_stream = True, kind.startswith("text/event-stream")

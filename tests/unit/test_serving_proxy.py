@@ -97,12 +97,13 @@ class Answer:
 def ask(
     proxy: Proxy,
     path: str = INFER,
+    method: str = "POST",
     parts: Sequence[bytes] = (b"ab", b"cd"),
     leaves: bool = False,
     **headers: str,
 ) -> Answer:
     given = [(name.replace("_", "-").encode(), one.encode()) for name, one in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": given}
+    scope = {"type": "http", "method": method, "path": path, "headers": given}
     coming: list[Message] = [
         {"type": "http.request", "body": part, "more_body": index + 1 < len(parts)}
         for index, part in enumerate(parts)
@@ -205,7 +206,7 @@ def test_text_pages_of_serve_get_the_form_of_the_api(page: str, status: int, cod
     }
     for path, has_form in forms.items():
         proxy = Proxy([page])
-        answer = ask(proxy, path)
+        answer = ask(proxy, path, "GET" if path == "/status" else "POST")
         assert (answer.status, len(proxy.scopes)) == (status, 1)
         assert has_form(json.loads(answer.body))
         assert ("retry-after" in answer.headers) == (status in (429, 503))
@@ -234,10 +235,14 @@ def test_requests_for_others_pass_untouched() -> None:
     assert len(proxy.scopes) == 1
     page = Proxy(["500"])
     assert ask(page, "/other").body == b"a text page"
+    assert ask(Proxy(["400"])).body == b"a text page"
 
 
 def test_each_address_is_ours_and_serve_finds_what_it_calls() -> None:
-    assert all(is_ours(one.path) for one in ADDRESSES)
+    assert all(is_ours(one.method, one.path) for one in ADDRESSES)
+    assert not is_ours("POST", "/v1/files")
+    assert not is_ours("POST", "/status")
+    assert not is_ours("DELETE", "/v1/models/mine")
     (path,) = controller_options()["runtime_env"]["env_vars"].values()
     assert path == "serve.proxy:middlewares"
     assert [one.cls for one in middlewares()] == [Repeating]
