@@ -255,6 +255,29 @@ def test_where_the_matrix_is_hot(
 
 
 @pytest.mark.parametrize(
+    ("factor", "num_workers", "expected"),
+    [
+        pytest.param(1.3, 3, set(), id="a little slower than it was"),
+        pytest.param(2.0, 3, {(Kind.SLOW_RECEIVER, Node(0))}, id="twice as slow"),
+        pytest.param(2.0, 6, set(), id="since other workers came"),
+    ],
+)
+def test_few_links_are_compared_with_a_past_of_as_many_workers(
+    factor: float, num_workers: int, expected: set[Name]
+) -> None:
+    dice = np.random.default_rng(8)
+
+    def make(step: int) -> StepView:
+        num = 3 if step < 30 else num_workers
+        who = fleet([0] * num, nodes=[one % 3 for one in range(num)])
+        went = transfers(3, {(None, 0): factor} if step >= 30 else {}, dice=dice)
+        return step_view(step, who, {}, dice=dice, transfers=went)
+
+    first, _, _ = run(make, 80)
+    assert set(first) == expected
+
+
+@pytest.mark.parametrize(
     ("waits", "expected"),
     [
         pytest.param((0.0, 0.9), (Kind.SLOW_SENDER, Node(0)), id="only the receiver waits"),
