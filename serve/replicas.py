@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ _START_S = 60.0
 """An application of a new expert may take so long to appear."""
 _RETRY_S = 0.2
 _NUM_KEPT = 4
+_MAY_COME = (RayActorError, RayServeException)
+"""A replica has died, or there is none yet: another one may answer."""
 
 
 def application_of(repository: str, expert: str) -> str:
@@ -80,25 +83,29 @@ class ExpertReplica:
         torch.set_num_threads(threads)
         self._path, self._name = Path(repository), name
         self._modules: dict[str, nn.Module] = {}
+        self._lock = threading.Lock()
         now = Repository.open(self._path, verify=False)
         self._manifest = now.manifest
-        self._module(now.expert(name))
+        self._load(now.expert(name))
 
     async def ask(self, entry: str, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """A comparable answer of the version that `entry`, of a manifest, names."""
-        module = self._module(ExpertEntry.model_validate_json(entry))
+        wanted = ExpertEntry.model_validate_json(entry)
+        module = self._modules.get(wanted.sha256)
+        if module is None:  # others are answered while it is read
+            module = await asyncio.to_thread(self._load, wanted)
         with torch.inference_mode():
             answer = module(*(torch.from_numpy(one.copy()) for one in arrays))
             return comparable(self._manifest.task, answer).numpy()
 
-    def _module(self, entry: ExpertEntry) -> nn.Module:
-        module = self._modules.pop(entry.sha256, None)
-        if module is None:
-            alone = self._manifest.model_copy(update={"experts": (entry,)})
-            module = Repository(self._path, alone).load_expert(self._name)
-        self._modules[entry.sha256] = module  # the last is the newest
-        while len(self._modules) > _NUM_KEPT:
-            del self._modules[next(iter(self._modules))]
+    def _load(self, entry: ExpertEntry) -> nn.Module:
+        with self._lock:
+            module = self._modules.get(entry.sha256)
+            if module is None:
+                alone = self._manifest.model_copy(update={"experts": (entry,)})
+                module = Repository(self._path, alone).load_expert(self._name)
+                kept = [*self._modules.items()][1 - _NUM_KEPT :]
+                self._modules = {**dict(kept), entry.sha256: module}
         return module
 
 
@@ -106,17 +113,23 @@ class RemotePool:
     """Experts in applications of their own. A call is repeated once where its replica died: it
     changes nothing there, so that is safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        find: Callable[[str], Any] = serve.get_app_handle,
+    ) -> None:
+        """`find`: the handle of an application; raises RayServeException where there is none."""
+        self._clock, self._find = clock, find
         self._handles: dict[str, Any] = {}
 
     def prepare(self, version: Version) -> dict[str, str]:
+        """Have every replica load it, so that no request waits for that, and try it there."""
         wrong: dict[str, str] = {}
         for k, name in enumerate(version.names):
-            answer = self._first_answer(version, k)
-            fault = fault_of(version, answer, 1) if isinstance(answer, Tensor) else str(answer)
-            if fault is not None:
-                wrong[name] = fault
+            for answer in self._everywhere(version, k):
+                fault = fault_of(version, answer, 1) if isinstance(answer, Tensor) else str(answer)
+                if fault is not None:
+                    wrong[name] = fault
         return wrong
 
     def ask(
@@ -127,7 +140,7 @@ class RemotePool:
         answers: dict[int, Tensor | Exception] = {}
         for k, response in sent.items():
             answer = self._receive(response, deadline_s)
-            if isinstance(answer, RayActorError | RayServeException):
+            if isinstance(answer, _MAY_COME):
                 log.warning("expert %s is asked again: %s", version.names[k], _line(answer))
                 answer = self._receive(self._send(version, k, calls[k]), deadline_s)
             answers[k] = answer
@@ -141,25 +154,40 @@ class RemotePool:
         }
         self._handles = {name: one for name, one in self._handles.items() if name in names}
 
-    def _first_answer(self, version: Version, k: int) -> Tensor | Exception:
-        """Wait for the application too, which may only be starting."""
+    def _everywhere(self, version: Version, k: int) -> list[Tensor | Exception]:
+        """What each replica says; one that has died says nothing. Waits for the application too,
+        which may only be starting."""
         deadline_s = self._clock() + _START_S
         while True:
-            response = self._send(version, k, version.example())
-            answer = self._receive(response, deadline_s)
-            may_come = isinstance(answer, RayActorError | RayServeException)
-            if not may_come or self._clock() > deadline_s:
-                return answer
+            answers = self._broadcast(version, k, deadline_s)
+            there = [one for one in answers if not isinstance(one, _MAY_COME)]
+            if there or self._clock() > deadline_s:
+                return there or answers
             time.sleep(_RETRY_S)
+
+    def _broadcast(self, version: Version, k: int, deadline_s: float) -> list[Tensor | Exception]:
+        entry, arrays = _arguments(version, k, version.example())
+        left_s = max(deadline_s - self._clock(), 0.001)
+        try:
+            response = self._handle(version, k).broadcast("ask", entry, arrays)
+            answers = response.results(timeout_s=left_s, return_exceptions=True)
+        except Exception as error:  # whatever it is, nobody has answered
+            return [error]
+        return [
+            one if isinstance(one, Exception) else torch.from_numpy(np.array(one))
+            for one in answers
+        ]
+
+    def _handle(self, version: Version, k: int) -> Any:
+        name = application_of(version.manifest.name, version.names[k])
+        if name not in self._handles:
+            self._handles[name] = self._find(name)
+        return self._handles[name]
 
     def _send(self, version: Version, k: int, inputs: Inputs) -> Any:
         """A response to wait for, or why there is none."""
-        name = application_of(version.manifest.name, version.names[k])
         try:
-            if name not in self._handles:
-                self._handles[name] = serve.get_app_handle(name)
-            entry = version.manifest.experts[k].model_dump_json()
-            return self._handles[name].ask.remote(entry, tuple(one.numpy() for one in inputs))
+            return self._handle(version, k).ask.remote(*_arguments(version, k, inputs))
         except RayServeException as error:
             return error
 
@@ -174,6 +202,12 @@ class RemotePool:
         except Exception as error:  # whatever it is, this call of this expert failed
             return error
         return torch.from_numpy(np.array(answer))
+
+
+def _arguments(version: Version, k: int, inputs: Inputs) -> tuple[str, tuple[np.ndarray, ...]]:
+    """Of `ExpertReplica.ask`."""
+    entry = version.manifest.experts[k].model_dump_json()
+    return entry, tuple(one.numpy() for one in inputs)
 
 
 def _line(error: Exception) -> str:
