@@ -120,16 +120,24 @@ class RemotePool:
     ) -> None:
         """`find`: the handle of an application; raises RayServeException where there is none."""
         self._clock, self._find = clock, find
+        self._tried: set[str] = set()
         self._handles: dict[str, Any] = {}
 
     def prepare(self, version: Version) -> dict[str, str]:
-        """Have every replica load it, so that no request waits for that, and try it there."""
+        """Have every replica load what is new, so that no request waits for that, and try it there.
+
+        What was tried before is not: an expert that is lost now would hold up the others.
+        """
         wrong: dict[str, str] = {}
-        for k, name in enumerate(version.names):
+        for k, (name, key) in enumerate(zip(version.names, version.keys, strict=True)):
+            if key in self._tried:
+                continue
             for answer in self._everywhere(version, k):
                 fault = fault_of(version, answer, 1) if isinstance(answer, Tensor) else str(answer)
                 if fault is not None:
                     wrong[name] = fault
+            if name not in wrong:
+                self._tried.add(key)
         return wrong
 
     def ask(
@@ -147,6 +155,8 @@ class RemotePool:
         return answers
 
     def keep(self, versions: Iterable[Version]) -> None:
+        versions = list(versions)
+        self._tried &= {key for version in versions for key in version.keys}
         names = {
             application_of(version.manifest.name, one)
             for version in versions

@@ -73,7 +73,14 @@ def prepared(version: Version, replies: list[Reply], num_missing: int = 0) -> di
         told = replies if name == "expert-1" else [good, good]
         return FakeHandle(ExpertReplica(str(path), name, 1), told)
 
-    return RemotePool(clock, find).prepare(version)
+    pool = RemotePool(clock, find)
+    wrong = pool.prepare(version)
+    if not wrong:
+        replies[:] = [garbage]  # what was tried is not tried again
+        assert pool.prepare(version) == {}
+        pool.keep([])
+        assert list(pool.prepare(version)) == ["expert-1"]
+    return wrong
 
 
 def test_each_replica_is_asked_before_requests_are(version: Version) -> None:
