@@ -5,7 +5,9 @@
 Four hosts, eight workers, as a user has them, but that the hosts share this machine's kernel. In
 each round one job is struck by every kind once, one after the other, in an order, at times and at
 places drawn from the seed, which is printed. What came of each is written down at once: with the
-same --seed it goes on where it ended. `benchmarks.detection_of_jobs` strikes workers.
+same --seed it goes on where it ended. A round takes minutes, and wants an idle machine: where
+others compute, too, links are slow by themselves, and whoever watches sees them late.
+`benchmarks.detection_of_jobs` strikes workers.
 """
 
 from __future__ import annotations
