@@ -24,12 +24,22 @@ def links(path: Path) -> list[str]:
     return sorted(set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())))
 
 
+def typed(path: Path) -> list[str]:
+    """What the document tells to type in a shell, in order, without comments."""
+    lines = "".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in (re.split("(?:^| +)# ", one)[0].strip() for one in lines) if line]
+
+
+def all_typed() -> list[str]:
+    """The same of all documents but the reference, which is made from the commands themselves."""
+    return sorted({one for path in DOCUMENTS if path.name != "api.md" for one in typed(path)})
+
+
 def commands() -> list[str]:
-    """What the documents tell to type in a shell, and in passing, that begins with `elastic`."""
-    shown = set()
+    """What begins with `elastic` of all that, and of what is told in passing."""
+    shown = set(all_typed())
     for path in DOCUMENTS:
-        if path.name != "api.md":  # made from the commands themselves
-            lines = "".join(blocks(path, "sh")).replace("\\\n", " ").splitlines()
-            inline = re.findall(r"`(elastic [a-z]+ [^`]*)`", path.read_text())
-            shown |= {line.removeprefix(".venv/bin/") for line in (*lines, *inline)}
-    return sorted({re.split(" +[#>] ", line)[0] for line in shown if line.startswith("elastic ")})
+        if path.name != "api.md":
+            shown |= set(re.findall(r"`(elastic [a-z]+ [^`]*)`", path.read_text()))
+    lines = (line.removeprefix(".venv/bin/") for line in shown)
+    return sorted({re.split(" +[#>] ", line)[0] for line in lines if line.startswith("elastic ")})
