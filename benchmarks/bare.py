@@ -55,8 +55,9 @@ class Bare:
     num_workers: int
     batch: int
     steps: int
-    mapped: bool
-    """Whether parameters lie in shared memory that may only be read, as in a job."""
+    as_in_job: bool
+    """Whether parameters lie in shared memory that may only be read, and what could round
+    differently between two processes is settled."""
 
     def job(self) -> JobConfig:
         parts = self.num_workers
@@ -147,7 +148,9 @@ def _environment(given: Mapping[str, str]) -> Iterator[None]:
 
 
 def _load(what: Bare) -> tuple[JobConfig, Task]:
-    deterministic(1)
+    torch.set_num_threads(1)
+    if what.as_in_job:
+        deterministic(1)
     job = what.job()
     return job, load_task(job.task, job.task_args)
 
@@ -179,7 +182,7 @@ def _work(number: int, what: Bare, root: Path) -> Seconds:
     seconds: Seconds = {name: [] for name in PHASES[:3]}
     _meet()  # so are the slots
     for step in range(WARM_UP + what.steps):
-        if what.mapped:
+        if what.as_in_job:
             for parameter, view in zip(parameters, views[step % 2], strict=True):
                 parameter.data = view
         model.zero_grad(set_to_none=True)

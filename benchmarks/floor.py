@@ -130,8 +130,8 @@ def _cpu_s(pids: Iterable[int]) -> float:
 def measure(size: str, num: int, options: argparse.Namespace) -> None:
     """One size with one number of workers: bare, then as a job."""
     steps = (QUICK_STEPS if options.quick else STEPS)[size]
-    what = Bare(size=size, num_workers=num, batch=BATCH[size], steps=steps, mapped=False)
-    ours = Bare(size=size, num_workers=num, batch=BATCH[size], steps=steps, mapped=True)
+    what = Bare(size=size, num_workers=num, batch=BATCH[size], steps=steps, as_in_job=False)
+    ours = Bare(size=size, num_workers=num, batch=BATCH[size], steps=steps, as_in_job=True)
     with timed(f"{size}, {num} workers: bare"):
         plain, num_parameters = bare.measure(what, {"OMP_NUM_THREADS": "1"})
         kernels, _ = bare.measure(ours, compute_environment(1))
@@ -199,6 +199,8 @@ def figures_of(
             note="kernels held to AVX2, parameters in shared memory, as few page faults as can be",
         ),
     ]
+    twice = [float(one["num_duplicates"]) for one in lines]
+    figures.append(figure(f"micro-batches computed twice in a step, {name}", twice, unit=""))
     for phase in PHASES:
         figures.append(
             figure(

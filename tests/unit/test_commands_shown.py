@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import shlex
 import subprocess
@@ -321,6 +322,30 @@ def test_its_command_line_takes_it(command: str) -> None:
     words = words_of(command)
     if words[0] not in NO_READER:
         READERS[words[0]](words)
+
+
+def told_in_passing() -> list[str]:
+    """Within a sentence, such as `ray status`; parts of them may be left to the reader."""
+    shape = r"`((?:sudo )?(?:ray [a-z]|python -m |scripts/[a-z])[^`]*)`"
+    return sorted({one for path in DOCUMENTS for one in re.findall(shape, path.read_text())})
+
+
+@pytest.mark.parametrize("command", told_in_passing())
+def test_what_is_told_in_passing_is_there(command: str) -> None:
+    """Programs, modules, subcommands, and the options that are named."""
+    words = words_of(command)
+    if words[0] == "ray":
+        found: Any = ray_cli
+        while hasattr(found, "commands") and len(words) > 1:
+            found, words = found.commands[words[1]], words[1:]
+        known = {option for one in found.params for option in one.opts}
+        named = itertools.takewhile(lambda word: word != "--", words)
+        assert {one.partition("=")[0] for one in named if one.startswith("--")} <= known
+    elif words[0] == "python":
+        assert (ROOT / f"{words[2].replace('.', '/')}.py").exists()
+        read_python(words)
+    else:
+        assert (ROOT / words[0]).exists()
 
 
 @pytest.mark.parametrize(

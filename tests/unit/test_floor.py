@@ -23,7 +23,7 @@ def line(begin_s: float, *, update_s: float = 0.25) -> dict[str, Any]:
         [1, 1, begin_s + 0.25, begin_s + 1.5, "granted"],
         [2, 1, begin_s + 0.01, begin_s + 1.9, "late"],
     ]
-    return {"time_s": begin_s + 2.0, "update_s": update_s, "work": work}
+    return {"time_s": begin_s + 2.0, "update_s": update_s, "work": work, "num_duplicates": 1}
 
 
 def test_the_phases_of_a_step_add_up_to_it() -> None:
@@ -62,7 +62,7 @@ def test_what_is_asked_for_is_checked() -> None:
 def test_every_phase_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     StdlibLM().dataset()  # written once
-    what = Bare(size="small", num_workers=2, batch=2, steps=2, mapped=True)
+    what = Bare(size="small", num_workers=2, batch=2, steps=2, as_in_job=True)
     seconds, num_parameters = bare.measure(what, compute_environment(1))
     assert tuple(seconds) == bare.PHASES
     assert all(len(one) == 2 and min(one) > 0 for one in seconds.values())
@@ -73,6 +73,6 @@ def test_every_phase_is_measured_alone(tmp_path: Path, monkeypatch: pytest.Monke
 def test_an_error_of_a_process_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     StdlibLM().dataset()
-    what = Bare(size="none", num_workers=1, batch=2, steps=1, mapped=False)
+    what = Bare(size="none", num_workers=1, batch=2, steps=1, as_in_job=False)
     with pytest.raises(Exception, match=r"task_args\.size is 'none'"):
         bare.measure(what, {})
