@@ -80,5 +80,4 @@ def make_checkout(folder: Path, **variables: str) -> Checkout:
     (programs / "activate").write_text(_ACTIVATE)
     for name in ("examples", "monitoring", "docs"):
         (folder / name).symlink_to(ROOT / name)
-    kept = {name: one for name, one in os.environ.items() if not name.startswith("RAY_")}
-    return Checkout(folder, {**kept, "PYTHONPATH": str(ROOT), **variables})
+    return Checkout(folder, {**os.environ, "PYTHONPATH": str(ROOT), **variables})

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 _DOCS = ROOT / "docs"
 _FEW_STEPS = "expert.steps=8 router.steps=8"
-_FEW_SAMPLES = "evaluation.num_samples=40 evaluation.num_steps=3"
+_FEW_SAMPLES = "evaluation.num_samples=60 evaluation.num_steps=3"
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_experts(checkout: Checkout) -> None:
     serve = told.take("elastic serve")
     assert told.left == []
     url = "http://127.0.0.1:8000"
-    with checkout.started(serve) as serving:
+    with checkout.started(f"env RAY_ADDRESS=local RAY_AUTH_MODE=disabled {serve}") as serving:
 
         def answers() -> bool:
             assert serving.poll() is None, checkout.log.read_text()
