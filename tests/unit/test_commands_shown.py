@@ -89,7 +89,7 @@ TABLE: Mapping[str, How] = {
     r"elastic experts \w+ examples/digits_experts/experts.yaml": _EXPERTS,
     r"elastic serve runs/digits-experts/repository": _EXPERTS,
     r"elastic serve models/digits": There(
-        "integration/test_serving.py", "test_experts_together", ('"elastic", "serve", str(path)',)
+        "integration/test_serving.py", "test_experts_together", ("elastic_serve(",)
     ),
     r"curl http://127.0.0.1:8000/.*": There(
         "unit/test_commands_shown.py", "test_requests_are_answered"
