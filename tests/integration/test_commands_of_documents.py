@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from elastic.core.runs import RunFolder, find_run
+from elastic.core.runs import RunFolder
 from tests.documents import ROOT, blocks, typed
 from tests.integration.support import wait_until
 from tests.typing_in import Checkout, make_checkout
@@ -45,21 +45,23 @@ class Commands:
 def training(checkout: Checkout, command: str, name: str, num_steps: int) -> Iterator[RunFolder]:
     """A job, once so many more steps are done; it ends by what is done in the block."""
     runs = checkout.folder / "runs"
-    before = _num_steps(runs, name) if command.startswith("elastic resume") else 0
+    before = _num_steps(runs, name)
     with checkout.started(command) as process:
 
-        def trains() -> bool:
+        def trains() -> list[RunFolder]:
             assert process.poll() is None, checkout.log.read_text()
-            return _num_steps(runs, name) >= before + num_steps
+            now = _num_steps(runs, name).items()
+            return [RunFolder(run) for run, num in now if num >= before.get(run, 0) + num_steps]
 
-        wait_until(trains, f"{command}: steps are done", timeout_s=120)
-        yield find_run(name, base=runs)
+        (run,) = wait_until(trains, f"{command}: steps are done", timeout_s=120)
+        yield run
         assert process.wait(timeout=90) == 0, checkout.log.read_text()
 
 
-def _num_steps(runs: Path, name: str) -> int:
-    found = sorted(runs.glob(f"{name}-*/metrics.jsonl"))
-    return len(found[-1].read_text().splitlines()) if found else 0
+def _num_steps(runs: Path, name: str) -> dict[Path, int]:
+    """Of each run of a job, a new one or one that goes on."""
+    found = runs.glob(f"{name}-*/metrics.jsonl")
+    return {file.parent: len(file.read_text().splitlines()) for file in found}
 
 
 def test_the_readme(checkout: Checkout) -> None:
@@ -77,7 +79,7 @@ def test_the_readme(checkout: Checkout) -> None:
     resumed = run.read_json(run.result_json)
     assert resumed["steps"] > stopped["steps"]
     checkout.run(told.take("elastic report"))
-    assert (run.path / "report.html").stat().st_size > 100_000
+    assert (run.path / "report.html").stat().st_size > 50_000
     assert "productive" in checkout.run(told.take("elastic top"))
     assert "goodput" in checkout.run(told.take("elastic diagnose"))
     with training(checkout, told.take("elastic train"), "stdlib-lm", 22) as run:
