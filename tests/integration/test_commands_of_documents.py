@@ -69,7 +69,7 @@ def test_the_readme(checkout: Checkout) -> None:
     told = Commands(ROOT / "README.md")
     stop = told.take("elastic stop")
     with training(checkout, told.take("elastic train"), "stdlib-lm", 3) as run:
-        assert "training, step" in checkout.run(told.take("elastic status"))
+        assert " of 500" in checkout.run(told.take("elastic status"))
         assert "4 → 2 workers" in checkout.run(told.take("elastic scale"))
         assert "elastic resume" in checkout.run(stop)
     stopped = run.read_json(run.result_json)
@@ -100,7 +100,7 @@ def test_the_guide(checkout: Checkout) -> None:
     (checkout.folder / "faults.yaml").write_text(faults)
     stop = told.take("elastic stop")
     with training(checkout, told.take("elastic train"), "digits", 1):
-        assert "training, step" in checkout.run(told.take("elastic status"))
+        assert " of 500" in checkout.run(told.take("elastic status"))
         assert "2 → 6 workers" in checkout.run(told.take("elastic scale"))
         checkout.run(stop)
     with training(checkout, told.take("elastic train"), "digits", 10) as run:
