@@ -216,7 +216,9 @@ class Monitor:
         if self._step_s is None:
             return False
         now_s, waiting = time.monotonic(), self._pulses.waiting
-        return self._detector.poll(self._progress.view(now_s, self._step_s, waiting))
+        is_news = self._detector.poll(self._progress.view(now_s, self._step_s, waiting))
+        self._progress.hung = self._detector.hung
+        return is_news
 
     def _turn(self) -> None:
         self._turned_s = time.monotonic()

@@ -91,6 +91,12 @@ class Detector:
         self._memory = found.memory
         return bool(found.begun or found.ended)
 
+    @property
+    def hung(self) -> frozenset[int]:
+        """Workers that hang."""
+        culprits = (one.culprit for one in self._memory.verdicts if one.kind is Kind.HANG_OUTSIDE)
+        return frozenset(one.number for one in culprits if isinstance(one, Worker))
+
     def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
         """What holds now. A hang is told of at least once, however soon it was over. What went
         over links is not looked at while a node joins: so nothing holds that was said of it."""

@@ -28,12 +28,16 @@ class Progress:
         self._holding: dict[int, bool] = {}
         self._lead_s = float("-inf")
         self._step = 0
+        self.hung: frozenset[int] = frozenset()
+        """Workers that hang: they do until their counter moves, though others have their work."""
 
     def take(self, pulse: Pulse, heard_s: float) -> None:
         """Take in what a node says. Who is given work begins to be measured then."""
         before = self._workers.get(pulse.node, {})
-        for worker, count in pulse.progress:
-            if count != before.get(worker) or worker not in self._holding:
+        moved = {worker for worker, count in pulse.progress if count != before.get(worker)}
+        self.hung -= moved
+        for worker, _ in pulse.progress:
+            if worker in moved or (worker not in self._holding and worker not in self.hung):
                 self._moved_s[worker] = heard_s
         self._workers[pulse.node] = dict(pulse.progress)
         self._heard_s[pulse.node] = heard_s
@@ -58,8 +62,10 @@ class Progress:
         for node, workers in self._workers.items():
             for worker in workers:
                 silent_s = self._heard_s[node] - self._moved_s[worker]
-                is_busy = is_fresh and worker in self._holding
-                rows.append((False, worker, silent_s, is_busy, self._holding.get(worker, False)))
+                hangs = worker in self.hung
+                is_busy = hangs or (is_fresh and worker in self._holding)
+                has_done = hangs or self._holding.get(worker, False)
+                rows.append((False, worker, silent_s, is_busy, has_done))
         is_node, number, silent, busy, done = zip(*rows, strict=True) if rows else ((),) * 5
         nothing = np.empty(0, np.int64)
         return PollView(

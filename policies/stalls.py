@@ -29,9 +29,10 @@ _CIRCLE = "waits in a circle"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspects:
-    """What is remembered: in how many polls in a row each suspect was one; when the last poll was,
-    and until when nothing can be said, since the observer itself stood still."""
+    """What is remembered: what holds; in how many polls in a row each suspect was one; when the
+    last poll was, and until when nothing new can be said, since the observer stood still itself."""
 
+    verdicts: tuple[Verdict, ...] = ()
     polls: Mapping[tuple[Kind, Culprit], int] = field(default_factory=dict)
     since_step: Mapping[tuple[Kind, Culprit], int] = field(default_factory=dict)
     polled_s: float | None = None
@@ -60,19 +61,26 @@ class Stalls:
         blind_until_s = before.blind_until_s
         if before.polled_s is not None and view.now_s - before.polled_s > limit_s / 2:
             blind_until_s = view.now_s + limit_s
-        found: list[Verdict] = []
-        if not view.is_exempt and view.now_s >= blind_until_s:
-            found = self._blamed(view, limit_s)
+        if view.is_exempt or view.now_s < blind_until_s:
+            blind = replace(before, polls={}, polled_s=view.now_s, blind_until_s=blind_until_s)
+            return list(before.verdicts), blind
+        found = self._blamed(view, limit_s)
+        held = {one.name for one in before.verdicts}
         polls = {one.name: before.polls.get(one.name, 0) + 1 for one in found}
         since = {name: before.since_step.get(name, view.step) for name in polls}
-        after = Suspects(
-            polls=polls, since_step=since, polled_s=view.now_s, blind_until_s=blind_until_s
-        )
-        return [
+        verdicts = [
             replace(one, since_step=since[one.name])
             for one in found
-            if polls[one.name] >= self.polls
-        ], after
+            if polls[one.name] >= self.polls or one.name in held
+        ]
+        after = Suspects(
+            verdicts=tuple(verdicts),
+            polls=polls,
+            since_step=since,
+            polled_s=view.now_s,
+            blind_until_s=blind_until_s,
+        )
+        return verdicts, after
 
     def _blamed(self, view: PollView, limit_s: float) -> list[Verdict]:
         processes = view.processes

@@ -21,7 +21,7 @@ from tests.prometheus import PROMETHEUS, Prometheus, hurried, prometheus
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
     pytest.mark.usefixtures("cluster"),
     pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus"),
 ]
@@ -66,8 +66,8 @@ def test_they_are_silent_until_something_happens_and_then_fire(tmp_path: Path) -
     faults = [
         {"do": "nan_gradient", "at": {"step": CALM_STEPS}, "target": "worker-0"},
         *of_each((0, 1, 2), "slow", CALM_STEPS + 10, for_s=SLOW_S, factor=4.0),
-        {"do": "flip_bit", "at": {"step": CALM_STEPS + 100}, "target": f"worker-{LIAR}"},
-        *of_each((0, 2, 3), "stop", CALM_STEPS + 150, for_s=STOPPED_S),  # 3 replaces the liar
+        {"do": "flip_bit", "at": {"step": CALM_STEPS + 40}, "target": f"worker-{LIAR}"},
+        *of_each((0, 2, 3), "stop", CALM_STEPS + 70, for_s=STOPPED_S),  # 3 replaces the liar
     ]
     run_dir = tmp_path / "runs" / "alerts"
     running = threading.Thread(
@@ -90,7 +90,7 @@ def test_they_are_silent_until_something_happens_and_then_fire(tmp_path: Path) -
             wait_until(
                 lambda named=alert: named in fired(server, calm_until_s, time.time()),
                 f"{alert} fires",
-                timeout_s=90,
+                timeout_s=150,
             )
         assert calm_until_s - begin_s > CALM_S
         assert fired(server, begin_s, calm_until_s) == set()

@@ -132,6 +132,7 @@ class Job:
                 self._progress.take(pulse, self.now_s)
             view = self._progress.view(self.now_s, STEP_S, self.silent)
             self._detector.poll(view)
+            self._progress.hung = self._detector.hung
             yield self.now_s, {one.name for one in self._detector.verdicts(self.now_s, 1)}
 
     def first(self, for_s: float) -> tuple[float, set[tuple[Kind, Culprit]]]:
@@ -155,6 +156,30 @@ def test_a_worker_that_stops_is_named_within_three_steps_and_forgiven_when_it_go
     assert at_s - begun_s <= 3 * STEP_S
     job.stopped = set()
     assert [names for _, names in job.found(0.1)][-1] == set()
+
+
+HANGS = {(Kind.HANG_OUTSIDE, Worker(3))}
+
+
+def test_it_hangs_until_it_moves_though_others_have_its_work(job: Job) -> None:
+    job.stopped = {3}
+    assert job.first(5.0)[1] == HANGS
+    del job.holding[3]
+    assert all(names == HANGS for _, names in job.found(5.0))
+    job.holding[3] = True
+    assert all(names == HANGS for _, names in job.found(5.0))
+    job.stopped = set()
+    assert [names for _, names in job.found(0.1)][-1] == set()
+
+
+def test_it_hangs_though_the_observer_stood_still_itself(job: Job) -> None:
+    job.stopped = {3}
+    assert job.first(5.0)[1] == HANGS
+    job.now_s += 60.0
+    assert all(names == HANGS for _, names in job.found(5.0))
+    job.now_s += 60.0
+    job.stopped = set()
+    assert [names for _, names in job.found(5.0)][-1] == set()
 
 
 def test_who_holds_no_work_may_be_silent(job: Job) -> None:
