@@ -9,8 +9,10 @@ With o chunks owned by each node and f times the usual time for a byte, the leas
     sum over pairs a, b of (f_ab (o_a + o_b))^2
 
 chunk by chunk. That is near the smallest time of the slowest link, never overloads what is healthy
-for little, and grows with every step away from its least: so the search ends. One chunk at least
-stays on every link, or nobody would see that it is well again.
+for little. Factors count in whole numbers, so that the sum does: it gets smaller by one at least
+with every change, and the search ends. (With fractions two owners of a chunk may each seem better
+than the other, by what rounding leaves.) One chunk at least stays on every link, or nobody would
+see that it is well again.
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
+
+_UNIT = 64
+"""What a byte over a healthy link counts; over a slow one a whole number, too."""
+
+_MAX_PASSES = 50
+"""Over all chunks; then it is good enough. A few are usual."""
 
 Rows = Sequence[tuple[int, ...]]
 """Of each chunk: the nodes that keep it, its owner first."""
@@ -38,8 +46,7 @@ class SlowLink(NamedTuple):
 def decide(keepers: Rows, slow: Sequence[SlowLink]) -> list[tuple[int, ...]]:
     """The same keepers, the owner first that it is best to have. As they are if no link is slow."""
     rows, search = list(keepers), _Search(keepers, slow)
-    is_new = bool(search.slow)
-    while is_new:
+    for _ in range(_MAX_PASSES if search.slow else 0):
         is_new = False
         for chunk, row in enumerate(rows):
             best = min(row, key=lambda one: search.change(row[0], one), default=None)
@@ -47,6 +54,8 @@ def decide(keepers: Rows, slow: Sequence[SlowLink]) -> list[tuple[int, ...]]:
                 search.move(row[0], best)
                 rows[chunk] = (best, *(one for one in row if one != best))
                 is_new = True
+        if not is_new:
+            break
     return rows
 
 
@@ -61,20 +70,21 @@ class _Search:
     def __init__(self, keepers: Rows, slow: Sequence[SlowLink]) -> None:
         self._nodes = {node for row in keepers for node in row}
         self._owned = Counter(row[0] for row in keepers if row)
-        self.slow: dict[int, dict[int, float]] = {}
+        self.slow: dict[int, dict[int, int]] = {}
         """Of each node: by how much more than usual what goes to others counts."""
         for one, other, factor in slow:
             for end in self._nodes if other is None else {other}:
-                if factor > 1 and one != end and {one, end} <= self._nodes:
-                    self.slow.setdefault(one, {})[end] = factor**2 - 1
-                    self.slow.setdefault(end, {})[one] = factor**2 - 1
+                weight = round(_UNIT * (factor**2 - 1))
+                if weight > 0 and one != end and {one, end} <= self._nodes:
+                    self.slow.setdefault(one, {})[end] = weight
+                    self.slow.setdefault(end, {})[one] = weight
 
     def change(self, before: int, after: int) -> float:
         """What the sum grows by if one chunk gets another owner."""
         if before == after:
-            return 0.0
+            return 0
         own, theirs = self._owned[before], self._owned[after]
-        grown = 2.0 * (len(self._nodes) - 2) * (1 - own + theirs)
+        grown: float = 2 * _UNIT * (len(self._nodes) - 2) * (1 - own + theirs)
         for node, weight in self.slow.get(before, {}).items():
             if node != after:
                 if own + self._owned[node] == 1:
