@@ -22,15 +22,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.faults_of_hosts import KINDS, LOSSES, MEDIAN_STEPS, Kind, Struck
 from benchmarks.hosts import HostJob, heal, host_job
-from benchmarks.jobs import ENDLESS, RUNS, hand_over, say, timed
-from benchmarks.naming import FAILED, NOTHING, Asked, Injection, figures_of, matrix, summary
+from benchmarks.jobs import ENDLESS, hand_over, say, timed
+from benchmarks.naming import (
+    FAILED,
+    NOTHING,
+    Asked,
+    Injection,
+    Kept,
+    figures_of,
+    kept_of,
+    matrix,
+    summary,
+)
 from benchmarks.record import RESULTS
 from elastic.core.runs import Lines
 from scripts.hosts import Host, HostError
@@ -212,34 +221,6 @@ def _may_end(name: tuple[str, str]) -> bool:
     return name[0] != "flapping"  # it holds for an hour
 
 
-class Kept:
-    """What came of each fault, in a file: a line for each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._found = {(one["round"], one["kind"]): one for one in map(json.loads, lines)}
-
-    def __contains__(self, place: tuple[int, str]) -> bool:
-        return place in self._found
-
-    def add(self, number: int, injection: Injection) -> None:
-        line = {"round": number, **asdict(injection)}
-        self._found[number, injection.kind] = line
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def injections(self) -> list[tuple[Asked, Injection]]:
-        """All, kind by kind."""
-        return [
-            (kind, Injection(kind.name, one["called"], one["took"], tuple(one["others"])))
-            for kind in KINDS
-            for (_, name), one in sorted(self._found.items())
-            if name == kind.name
-        ]
-
-
 class Struckable(Protocol):
     """See `Played`."""
 
@@ -296,7 +277,7 @@ def healthy(played: Played, minutes: float) -> list[str]:
 def measure(options: argparse.Namespace) -> None:
     """So many rounds, then the healthy job."""
     say(f"seed {options.seed}")
-    kept = Kept(RUNS / f"detection_of_hosts-{options.seed}{'-quick' * options.quick}.jsonl")
+    kept = kept_of("detection_of_hosts", options, KINDS)
     num_hosts = QUICK_HOSTS if options.quick else NUM_HOSTS
     times = 1 if options.quick else options.times
     with Testbed(f"named{os.getpid()}") as bed:

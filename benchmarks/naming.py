@@ -5,11 +5,15 @@ Shared by the benchmarks that strike jobs; injects nothing itself.
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from benchmarks.jobs import RUNS
 from benchmarks.record import Figure, figure
 
 WRONG, HANG_STEPS, SLOW_STEPS = 0.05, 3.0, 10.0
@@ -39,6 +43,40 @@ class Injection:
     called: str
     took: float | None
     others: tuple[str, ...]
+
+
+def kept_of(what: str, options: argparse.Namespace, kinds: Sequence[Asked]) -> Kept:
+    """What a benchmark has found with this seed."""
+    return Kept(RUNS / f"{what}-{options.seed}{'-quick' * options.quick}.jsonl", kinds)
+
+
+class Kept:
+    """What came of each fault, in a file: a line for each. So a benchmark that is begun again with
+    the same seed goes on where it was."""
+
+    def __init__(self, path: Path, kinds: Sequence[Asked]) -> None:
+        self._path, self._kinds = path, kinds
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._found = {(one["round"], one["kind"]): one for one in map(json.loads, lines)}
+
+    def __contains__(self, place: tuple[int, str]) -> bool:
+        return place in self._found
+
+    def add(self, number: int, injection: Injection) -> None:
+        line = {"round": number, **asdict(injection)}
+        self._found[number, injection.kind] = line
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def injections(self) -> list[tuple[Asked, Injection]]:
+        """All, kind by kind."""
+        return [
+            (kind, Injection(kind.name, one["called"], one["took"], tuple(one["others"])))
+            for kind in self._kinds
+            for (_, name), one in sorted(self._found.items())
+            if name == kind.name
+        ]
 
 
 def figures_of(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from actors.host_counters import HostCounters
-from benchmarks.detection_of_hosts import Kept, judge, play
+from benchmarks.detection_of_hosts import judge, play
 from benchmarks.faults_of_hosts import COUNTERS, KINDS, Kind, Struck, lacking, links_of
-from benchmarks.naming import NOTHING, Injection
+from benchmarks.naming import NOTHING, Injection, Kept
 from policies.verdicts import Kind as Verdict
 from policies.verdicts import Link, Node
 from scripts.hosts import Host
@@ -104,7 +104,7 @@ def test_what_is_known_is_not_struck_again(tmp_path: Path) -> None:
     def begin() -> Fake:
         return Fake(next(jobs))
 
-    kept = Kept(tmp_path / "kept.jsonl")
+    kept = Kept(tmp_path / "kept.jsonl", KINDS)
     play(begin, 0, kept, seed=3, only=BY_NAME)
     first = [name for number, name in struck if number == 0]
     assert first[-2:] == ["cut link", "end"]
@@ -115,7 +115,7 @@ def test_what_is_known_is_not_struck_again(tmp_path: Path) -> None:
     assert found.pop("cut link").called == "the job failed"
     assert all(one.called == BY_NAME[name].says for name, one in found.items())
     struck.clear()
-    again = Kept(tmp_path / "kept.jsonl")
+    again = Kept(tmp_path / "kept.jsonl", KINDS)
     assert again.injections() == kept.injections()
     play(begin, 0, again, seed=3, only=BY_NAME)
     assert struck == []
