@@ -14,6 +14,8 @@ from policies.signals import Groups, OpenTransfers, PollView, Processes
 
 _FRESH_S = 0.25
 """What a lead says of who holds work holds so long, or half a usual step if that is longer."""
+_GONE_S = 5.0
+"""Of a node that was not heard for so long nobody is said to hang any more."""
 _ANSWER_S = 0.5
 """An aggregator may take so long to answer: it adds up, it updates."""
 
@@ -62,7 +64,7 @@ class Progress:
         for node, workers in self._workers.items():
             for worker in workers:
                 silent_s = self._heard_s[node] - self._moved_s[worker]
-                hangs = worker in self.hung
+                hangs = worker in self.hung and now_s - self._heard_s[node] < _GONE_S
                 is_busy = hangs or (is_fresh and worker in self._holding)
                 has_done = hangs or self._holding.get(worker, False)
                 rows.append((False, worker, silent_s, is_busy, has_done))

@@ -62,8 +62,10 @@ class Stalls:
         if before.polled_s is not None and view.now_s - before.polled_s > limit_s / 2:
             blind_until_s = view.now_s + limit_s
         if view.is_exempt or view.now_s < blind_until_s:
-            blind = replace(before, polls={}, polled_s=view.now_s, blind_until_s=blind_until_s)
-            return list(before.verdicts), blind
+            held = tuple(one for one in before.verdicts if _may_hold(view, one, limit_s))
+            return list(held), replace(
+                before, verdicts=held, polls={}, polled_s=view.now_s, blind_until_s=blind_until_s
+            )
         found = self._blamed(view, limit_s)
         held = {one.name for one in before.verdicts}
         polls = {one.name: before.polls.get(one.name, 0) + 1 for one in found}
@@ -99,6 +101,16 @@ class Stalls:
         for group in _stuck(view.groups, is_behind_G, is_in_flight_G, is_silent_P):
             verdicts += _of_group(view, group, limit_s)
         return verdicts or _of_circle(view, is_silent_P, limit_s)
+
+
+def _may_hold(view: PollView, verdict: Verdict, limit_s: float) -> bool:
+    """Whether nothing speaks against a verdict: of a process, that it moves or is not there."""
+    if isinstance(verdict.culprit, Link):
+        return True
+    processes = view.processes
+    is_it_P = processes.number_P == verdict.culprit.number
+    is_it_P &= processes.is_node_P == isinstance(verdict.culprit, Node)
+    return bool((processes.silent_s_P[is_it_P] > limit_s).any())
 
 
 def _state(groups: Groups) -> tuple[Bools, Bools]:

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -159,14 +159,13 @@ class Node:
 
 
 class _ByFolder(LoadScopeScheduling):
-    """Of several test processes: each folder whose tests start Ray is one's, whose tests come one
-    after the other. What needs no Ray goes to whoever is free."""
+    """Of several test processes: all jobs on this machine's own Ray cluster are one's, one after
+    the other, and so are all on hosts. What needs no Ray goes to whoever is free."""
 
-    _WHOLE = ("fault", "integration", "hosts")
+    _ROOMS: ClassVar = {"fault": "jobs", "integration": "jobs", "hosts": "hosts"}
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = nodeid.split("/")[1]
-        return folder if folder in self._WHOLE else nodeid.partition("::")[0]
+        return self._ROOMS.get(nodeid.split("/")[1], nodeid.partition("::")[0])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

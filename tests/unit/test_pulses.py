@@ -110,8 +110,10 @@ class Job:
     """Two workers on each of two nodes, polled until the test looks; all go on by themselves."""
 
     def __init__(self) -> None:
-        self.now_s, self._count = 0.0, 0
+        self.now_s, self.count = 0.0, 0
+        self.nodes = {0, 1}
         self.stopped: set[int] = set()
+        self.rests: dict[int, int] = {}
         self.silent: dict[int, float] = {}
         self.holding = dict.fromkeys(range(4), True)
         self._progress, self._detector = Progress(), Detector()
@@ -121,10 +123,10 @@ class Job:
         until_s = self.now_s + for_s
         while self.now_s < until_s:
             self.now_s += POLL_S
-            self._count += 1
-            for node in {0, 1} - self.silent.keys():
+            self.count += 1
+            for node in self.nodes - self.silent.keys():
                 counts = [
-                    (one, 0 if one in self.stopped else self._count)
+                    (one, 0 if one in self.stopped else self.rests.get(one, self.count))
                     for one in (2 * node, 2 * node + 1)
                 ]
                 holding = tuple(self.holding.items()) if node == 0 else None
@@ -180,6 +182,27 @@ def test_it_hangs_though_the_observer_stood_still_itself(job: Job) -> None:
     job.now_s += 60.0
     job.stopped = set()
     assert [names for _, names in job.found(5.0)][-1] == set()
+
+
+def test_it_hangs_no_more_once_its_node_is_gone(job: Job) -> None:
+    job.stopped = {3}
+    assert job.first(5.0)[1] == HANGS
+    job.nodes = {0}
+    del job.holding[3]  # others are given it
+    assert [names for _, names in job.found(10.0)][-1] == set()
+
+
+def test_who_moves_between_two_late_looks_and_then_rests_does_not_hang(job: Job) -> None:
+    job.stopped = {3}
+    assert job.first(5.0)[1] == HANGS
+    del job.holding[3]
+    job.stopped = set()
+    job.now_s += 60.0
+    next(job.found(5.0))
+    job.now_s += 60.0
+    next(job.found(5.0))
+    job.rests = {3: job.count}
+    assert all(names == set() for _, names in job.found(20.0))
 
 
 def test_who_holds_no_work_may_be_silent(job: Job) -> None:
