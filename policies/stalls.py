@@ -67,13 +67,13 @@ class Stalls:
                 before, verdicts=held, polls={}, polled_s=view.now_s, blind_until_s=blind_until_s
             )
         found = self._blamed(view, limit_s)
-        held = {one.name for one in before.verdicts}
+        known = {one.name for one in before.verdicts}
         polls = {one.name: before.polls.get(one.name, 0) + 1 for one in found}
         since = {name: before.since_step.get(name, view.step) for name in polls}
         verdicts = [
             replace(one, since_step=since[one.name])
             for one in found
-            if polls[one.name] >= self.polls or one.name in held
+            if polls[one.name] >= self.polls or one.name in known
         ]
         after = Suspects(
             verdicts=tuple(verdicts),
