@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Ray Serve 2.60: each proxy calls this function, and puts itself behind what it returns."""
-_TRIES = 3
+_TRIES = 2
+"""Not more: what a replica died of may be the request itself."""
 _MAX_KEPT_BYTES = 16 << 20
 """Of one request's body; a request with a larger one is asked once."""
 _MOST_S = 600.0
