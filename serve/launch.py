@@ -132,7 +132,7 @@ def config(settings: Serving, mode: str) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),
-        "controller_options": controller_options(),
+        "controller_options": controller_options(settings.limits.timeout_s),
         "applications": [
             *applications,
             {**front, "import_path": "serve.launch:ingress", "args": arguments},
@@ -142,7 +142,8 @@ def config(settings: Serving, mode: str) -> dict[str, Any]:
 
 def start(settings: Serving) -> None:
     """Start Ray Serve; where it runs already, it stays as it is."""
-    serve.start(http_options=http_options(settings), controller_options=controller_options())
+    options = controller_options(settings.limits.timeout_s)
+    serve.start(http_options=http_options(settings), controller_options=options)
 
 
 def http_options(settings: Serving) -> dict[str, Any]:

@@ -8,8 +8,9 @@ passes untouched. Light to import: a proxy holds no model.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Ray Serve 2.60: each proxy calls this function, and puts itself behind what it returns."""
+_TIMEOUT = "ELASTIC_SERVE_TIMEOUT_S"
+"""`limits.timeout_s`, for the proxies: they read no settings."""
 _TRIES = 2
 """Not more: what a replica died of may be the request itself."""
 _MAX_KEPT_BYTES = 16 << 20
@@ -45,14 +48,16 @@ _PAGES = (404, 408, 429, 500, 503)
 """Statuses that Serve answers with by itself."""
 
 
-def controller_options() -> dict[str, Any]:
-    """Of Serve's controller, whose environment its proxies inherit."""
-    return {"runtime_env": {"env_vars": {_CALLBACK: f"{__name__}:{middlewares.__name__}"}}}
+def controller_options(timeout_s: float) -> dict[str, Any]:
+    """Of Serve's controller, whose environment its proxies inherit. `timeout_s`: the most that a
+    request may wait, over all tries."""
+    called = f"{__name__}:{middlewares.__name__}"
+    return {"runtime_env": {"env_vars": {_CALLBACK: called, _TIMEOUT: str(timeout_s)}}}
 
 
 def middlewares() -> list[Middleware]:
     """What a proxy calls when it starts."""
-    return [Middleware(Repeating)]
+    return [Middleware(Repeating, limit_s=float(os.environ.get(_TIMEOUT, "inf")))]
 
 
 def is_ours(method: str, path: str) -> bool:
@@ -65,12 +70,21 @@ def is_ours(method: str, path: str) -> bool:
 class Repeating:
     """Stands before a proxy, in its process."""
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
-        self._app, self._clock = app, clock
+    def __init__(
+        self,
+        app: ASGIApp,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        limit_s: float = math.inf,
+    ) -> None:
+        """`limit_s`: nobody waits longer, over all tries; infinite where Serve was started by
+        others, whose proxies know no limit of ours."""
+        self._app, self._clock, self._limit_s = app, clock, limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and is_ours(scope["method"], scope["path"]):
-            await _Exchange(self._app, scope, receive, send, self._clock).run()
+            timeout_s = _timeout_of(scope, self._limit_s)
+            await _Exchange(self._app, scope, receive, send, self._clock, timeout_s).run()
         else:
             await self._app(scope, receive, send)
 
@@ -85,11 +99,12 @@ class _Exchange:
         receive: Receive,
         send: Send,
         clock: Callable[[], float],
+        timeout_s: float,
     ) -> None:
         self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._clock, self._begin_s = clock, clock()
         self._id = request_id_of(Request(scope))
-        self._timeout_s = _timeout_of(scope)
+        self._timeout_s = timeout_s
         self._heard: list[Message] = []
         self._heard_bytes = 0
         self._has_left = False
@@ -123,13 +138,13 @@ class _Exchange:
         headers = MutableHeaders(raw=list(self._scope["headers"]))
         headers["x-request-id"] = self._id
         del headers["x-request-timeout-seconds"]  # Serve would wait for a replica as long as that
-        if self._timeout_s is not None:
-            left_s = self._timeout_s - (self._clock() - self._begin_s)
-            if left_s <= 0:
-                self._page = too_late(f"no answer within {self._timeout_s:g} s")
-                return
-            if self._tries > 1:
-                headers["x-elastic-timeout-s"] = f"{left_s:.6f}"
+        left_s = self._timeout_s - (self._clock() - self._begin_s)
+        if left_s <= 0:
+            self._page = too_late(f"no answer within {self._timeout_s:g} s")
+            return
+        if self._tries > 1 and left_s < math.inf:
+            headers["x-elastic-timeout-s"] = f"{left_s:.6f}"
+        if "x-elastic-timeout-s" in headers and left_s < math.inf:
             headers["x-request-timeout-seconds"] = f"{min(left_s, _MOST_S) + _GRACE_S:.6f}"
         try:
             await self._app({**self._scope, "headers": headers.raw}, self._hearing(), self._tell)
@@ -173,14 +188,12 @@ class _Exchange:
         await self._send(message)
 
 
-def _timeout_of(scope: Scope) -> float | None:
-    """The client's own; None where there is none, or one that the replica will refuse."""
-    given = Headers(scope=scope).get("x-elastic-timeout-s")
-    if given is None:
-        return None
-    with contextlib.suppress(Refusal):
-        return timeout_of(Request(scope), float("inf"))
-    return None
+def _timeout_of(scope: Scope, limit_s: float) -> float:
+    """The client's own, at most the limit; infinite where the replica will refuse the client's."""
+    try:
+        return timeout_of(Request(scope), limit_s)
+    except Refusal:
+        return math.inf
 
 
 def _typed(status: int, headers: Headers) -> Refusal:

@@ -79,10 +79,12 @@ def test_prometheus_is_told_where_metrics_are_as_long_as_they_are_there(
 @pytest.mark.parametrize("mode", ["colocated", "distributed"])
 def test_what_is_printed_is_what_serve_deploys(mode: str, tmp_path: Path) -> None:
     make_repository(tmp_path / "repo")
-    settings = load_serving({"repository": str(tmp_path / "repo"), "port": 8123})
+    given = {"repository": str(tmp_path / "repo"), "port": 8123, "limits": {"timeout_s": 7.5}}
+    settings = load_serving(given)
     schema = ServeDeploySchema.model_validate(config(settings, mode))
     assert [one.route_prefix for one in schema.applications if one.route_prefix] == ["/"]
     assert len(schema.applications) == (1 if mode == "colocated" else 4)
     assert schema.controller_options is not None
     environment = (schema.controller_options.runtime_env or {})["env_vars"]
     assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "serve.proxy:middlewares"
+    assert float(environment["ELASTIC_SERVE_TIMEOUT_S"]) == settings.limits.timeout_s == 7.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,6 +101,7 @@ def ask(
     method: str = "POST",
     parts: Sequence[bytes] = (b"ab", b"cd"),
     leaves: bool = False,
+    limit_s: float = math.inf,
     **headers: str,
 ) -> Answer:
     given = [(name.replace("_", "-").encode(), one.encode()) for name, one in headers.items()]
@@ -121,7 +123,8 @@ def ask(
         answer.messages.append(message)
 
     async def run() -> None:
-        await asyncio.wait_for(Repeating(proxy, proxy.clock)(scope, receive, send), 10)
+        repeating = Repeating(proxy, proxy.clock, limit_s=limit_s)
+        await asyncio.wait_for(repeating(scope, receive, send), 10)
 
     asyncio.run(run())
     return answer
@@ -222,11 +225,37 @@ def test_a_client_s_deadline_holds_over_all_tries() -> None:
     assert (answer.status, len(late.scopes)) == (504, 1)
 
 
+def test_the_limit_holds_over_all_tries_without_a_client_s_deadline() -> None:
+    proxy = Proxy(["dies", "answers"], took_s=20.0)
+    assert ask(proxy, limit_s=60.0).status == 200
+    assert seen(proxy, "x-elastic-timeout-s") == [None, "40.000000"]
+    assert seen(proxy, "x-request-timeout-seconds") == [None, "41.000000"]
+    late = Proxy(["dies", "answers"], took_s=61.0)
+    answer = ask(late, limit_s=60.0)
+    assert (answer.status, len(late.scopes)) == (504, 1)
+    assert "60 s" in json.loads(answer.body)["error"]
+
+
+def test_a_client_that_gives_more_than_the_limit_waits_for_the_limit() -> None:
+    proxy = Proxy(["dies", "answers"], took_s=20.0)
+    assert ask(proxy, limit_s=60.0, x_elastic_timeout_s="500").status == 200
+    assert seen(proxy, "x-elastic-timeout-s") == ["500", "40.000000"]
+    assert seen(proxy, "x-request-timeout-seconds") == ["61.000000", "41.000000"]
+
+
+def test_where_no_limit_is_known_a_request_is_asked_again_as_it_is() -> None:
+    proxy = Proxy(["dies", "answers"], took_s=1000.0)
+    assert ask(proxy).status == 200
+    assert seen(proxy, "x-elastic-timeout-s") == [None, None]
+    assert seen(proxy, "x-request-timeout-seconds") == [None, None]
+
+
 @pytest.mark.parametrize("wrong", ["soon", "-1", "nan", "inf"])
 def test_a_wrong_deadline_is_left_to_the_replica(wrong: str) -> None:
-    proxy = Proxy(["answers"])
-    assert ask(proxy, x_elastic_timeout_s=wrong).status == 200
-    assert seen(proxy, "x-elastic-timeout-s") == [wrong]
+    proxy = Proxy(["dies", "answers"])
+    assert ask(proxy, limit_s=60.0, x_elastic_timeout_s=wrong).status == 200
+    assert seen(proxy, "x-elastic-timeout-s") == [wrong, wrong]
+    assert seen(proxy, "x-request-timeout-seconds") == [None, None]
 
 
 def test_requests_for_others_pass_untouched() -> None:
@@ -238,11 +267,17 @@ def test_requests_for_others_pass_untouched() -> None:
     assert ask(Proxy(["400"])).body == b"a text page"
 
 
-def test_each_address_is_ours_and_serve_finds_what_it_calls() -> None:
+def test_each_address_is_ours_and_serve_finds_what_it_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert all(is_ours(one.method, one.path) for one in ADDRESSES)
     assert not is_ours("POST", "/v1/files")
     assert not is_ours("POST", "/status")
     assert not is_ours("DELETE", "/v1/models/mine")
-    (path,) = controller_options()["runtime_env"]["env_vars"].values()
-    assert path == "serve.proxy:middlewares"
-    assert [one.cls for one in middlewares()] == [Repeating]
+    environment = controller_options(7.5)["runtime_env"]["env_vars"]
+    assert environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == "serve.proxy:middlewares"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert [(one.cls, one.kwargs) for one in middlewares()] == [(Repeating, {"limit_s": 7.5})]
+    monkeypatch.delenv("ELASTIC_SERVE_TIMEOUT_S")
+    assert [one.kwargs for one in middlewares()] == [{"limit_s": math.inf}]
