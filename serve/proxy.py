@@ -165,6 +165,8 @@ class _Exchange:
             self._has_left |= message["type"] == "http.disconnect"
             if self._heard_bytes <= _MAX_KEPT_BYTES:
                 self._heard.append(message)
+            else:
+                self._heard.clear()  # it is asked once
             return message
 
         return hear

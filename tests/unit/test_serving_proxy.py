@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,6 +168,29 @@ def test_a_body_that_is_too_large_to_keep_is_asked_once() -> None:
     answer = ask(proxy, parts=[bytes(9 << 20), bytes(9 << 20)])
     assert (answer.status, len(proxy.scopes)) == (503, 1)
     assert len(proxy.heard[0]) == 18 << 20
+
+
+class Part(dict[str, Any]):
+    """A message that can be asked after: a plain dict takes no weak reference."""
+
+
+@pytest.mark.parametrize(("size_bytes", "num_held"), [(5 << 20, 3), (9 << 20, 0)])
+def test_only_a_body_that_can_be_asked_again_is_held(size_bytes: int, num_held: int) -> None:
+    coming = [
+        Part(type="http.request", body=bytes(size_bytes), more_body=more) for more in (1, 1, 0)
+    ]
+    parts = [weakref.ref(one) for one in coming]
+    held = []
+
+    async def receive() -> Message:
+        return coming.pop(0)
+
+    async def send(message: Message) -> None:
+        held.append(sum(one() is not None for one in parts))
+
+    scope = {"type": "http", "method": "POST", "path": INFER, "headers": []}
+    asyncio.run(Repeating(Proxy(["answers"]))(scope, receive, send))
+    assert held[0] == num_held
 
 
 def test_who_has_left_is_not_asked_for_again() -> None:
