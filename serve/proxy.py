@@ -44,6 +44,8 @@ _ASKED = re.compile(
     r"|/v2/repository/(index|models/[^/]+/(load|unload))"
     r"|/v1/(images/generations|completions)"
 )
+_SECONDS = re.compile(r"[0-9]{1,9}")
+"""Of `retry-after`, which may also be a date (RFC 9110, section 10.2.3)."""
 _PAGES = (404, 408, 429, 500, 503)
 """Statuses that Serve answers with by itself."""
 
@@ -200,7 +202,8 @@ def _timeout_of(scope: Scope, limit_s: float) -> float:
 
 def _typed(status: int, headers: Headers) -> Refusal:
     """What a text page of Serve's own says."""
-    wait_s = float(headers.get("retry-after", "1"))
+    given = headers.get("retry-after", "")
+    wait_s = float(given) if _SECONDS.fullmatch(given) else 1.0
     if status == 404:
         return unknown("nothing is served here now")
     if status == 408:

@@ -30,8 +30,17 @@ async def body_of(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def respond(send: Send, status: int, kind: str, *parts: bytes, is_whole: bool = True) -> None:
+async def respond(
+    send: Send,
+    status: int,
+    kind: str,
+    *parts: bytes,
+    is_whole: bool = True,
+    retry_after: str | None = None,
+) -> None:
     headers = [(b"content-type", kind.encode())]
+    if retry_after is not None:
+        headers.append((b"retry-after", retry_after.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     for index, part in enumerate(parts):
         more = not is_whole or index + 1 < len(parts)
@@ -45,6 +54,8 @@ class Proxy:
     fates: Sequence[str]
     clock: FakeClock = field(default_factory=FakeClock)
     took_s: float = 0.0
+    retry_after: str | None = None
+    """Of its text pages."""
     heard: list[bytes] = field(default_factory=list)
     scopes: list[Scope] = field(default_factory=list)
 
@@ -68,7 +79,8 @@ class Proxy:
         elif fate == "begins and dies":
             await respond(send, 200, "application/json", b'{"a":', is_whole=False)
         elif fate.isdecimal():
-            await respond(send, int(fate), "text/plain; charset=utf-8", b"a text page")
+            kind = "text/plain; charset=utf-8"
+            await respond(send, int(fate), kind, b"a text page", retry_after=self.retry_after)
         else:
             assert fate == "dies"
 
@@ -237,6 +249,27 @@ def test_text_pages_of_serve_get_the_form_of_the_api(page: str, status: int, cod
         assert (answer.status, len(proxy.scopes)) == (status, 1)
         assert has_form(json.loads(answer.body))
         assert ("retry-after" in answer.headers) == (status in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("7", "7"),
+        ("0", "1"),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", "1"),
+        ("nan", "1"),
+        ("9" * 400, "1"),
+        ("", "1"),
+    ],
+)
+def test_whatever_a_page_says_of_when_to_come_again_is_no_lost_replica(
+    given: str, told: str
+) -> None:
+    proxy = Proxy(["503"], retry_after=given)
+    answer = ask(proxy)
+    assert (answer.status, len(proxy.scopes)) == (503, 1)
+    assert answer.headers["retry-after"] == told
+    assert "no replica can take the request" in json.loads(answer.body)["error"]
 
 
 def test_a_client_s_deadline_holds_over_all_tries() -> None:
