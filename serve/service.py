@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ class Service:
             if has_ended:
                 took_s = self._clock() - begin_s
                 if refused := self.rollout.record(version, took_s, is_good=is_good):
-                    self._probes.submit(self._put_back, refused)
+                    self._later(self._put_back, refused)
         return job
 
     def version_for(self, ask: Ask) -> Version:
@@ -210,7 +211,17 @@ class Service:
     def _probe(self) -> None:
         for version in self.rollout.versions():
             for k in self.engine.patients.to_probe(version):
-                self._probes.submit(self._try_again, version, k)
+                self._later(self._try_again, version, k)
+
+    def _later(self, task: Callable[..., None], *given: Any) -> None:
+        """Do it on a thread. Once we stop there is none: a request that ends then is answered
+        all the same."""
+        try:
+            self._probes.submit(task, *given)
+        except RuntimeError:
+            if not self._stopping.is_set():
+                raise
+            log.info("%s is left undone: the service stops", task.__name__)
 
     def _try_again(self, version: Version, k: int) -> None:
         begin_s = self._clock()

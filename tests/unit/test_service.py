@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from elastic.core.errors import ConfigError
 from elastic.core.experts.repository import Repository
+from serve.engine import Job
 from serve.service import UNLOADED_FILE, Ask, Service
 from serve.settings import load_serving
 from serve.version import Version, check_router
@@ -180,6 +182,33 @@ def test_who_leaves_frees_the_engine_and_does_not_judge_a_canary(
     assert (service.engine.num_rows, pool.num_rows) == (0, [])
     assert service.rollout.candidate is trial  # one good request would have let it take over
     service.stop()
+
+
+def test_an_answer_that_comes_while_we_stop_is_given(flow: Path, clock: FakeClock) -> None:
+    """Though it has the new version taken back, which nobody writes into the folder any more."""
+    pool = Unruly(clock)
+    service = make(flow, pool, canary={"percent": 50, "min_requests": 1})
+    current = service.rollout.current
+    renew(flow, 50)
+    service.poll()
+    trial = service.rollout.candidate
+    assert trial is not None
+    named = Repository.open(flow).manifest
+
+    async def ask(version: Version) -> Job:
+        works = [Denoising(noise_of(1, SHAPE), 5)]
+        request = asyncio.create_task(service.run(works, version, Ask("late", timeout_s=60)))
+        await asyncio.sleep(0)  # until it waits
+        while service.engine.tick():
+            pass
+        return await request
+
+    assert not asyncio.run(ask(current)).lost
+    pool.faults[1] = lambda answer: answer * torch.nan
+    service.stop()
+    assert asyncio.run(ask(trial)).lost
+    assert trial.identity in service.rollout.refused
+    assert Repository.open(flow).manifest == named
 
 
 def test_whatever_a_model_raises_is_told_of_it(service: Service) -> None:
