@@ -212,7 +212,12 @@ OF_SERVING = (
     Metric("serve_expert_calls_total", "counter", "Calls by outcome", ("expert", "outcome")),
     Metric("serve_expert_rows_total", "counter", "Rows that an expert answered for", ("expert",)),
     Metric("serve_expert_seconds", "histogram", "Calls of an expert", ("expert",)),
-    Metric("serve_expert_state", "gauge", "0: asked, 1: tried again, 2: left out", ("expert",)),
+    Metric(
+        "serve_expert_state",
+        "gauge",
+        "0: asked, 1: tried again, 2: left out, 3: unloaded",
+        ("expert",),
+    ),
     Metric("serve_batch_rows", "histogram", "Rows of a call"),
     Metric("serve_queue_rows", "gauge", "Rows that wait or are in work"),
     Metric("serve_swaps_total", "counter", "New versions by what became of them", ("outcome",)),

@@ -245,6 +245,9 @@ def test_experts_are_unloaded_and_loaded(served: Http, flow: Path) -> None:
     answer = served.infer("seed", "INT64", [5])
     assert answer.headers["x-elastic-lost"] == "expert-1"
     assert served.get("/v2/models/expert-1/ready").status_code == 503
+    replica = f'replica="{socket.gethostname()}-{os.getpid()}"'
+    told = f'elastic_serve_expert_state{{expert="expert-1",{replica}}} 3.0'
+    assert told in served.get("/metrics").text
     with http(flow) as other:  # another replica, and one that starts later
         assert other.infer("seed", "INT64", [5]).headers["x-elastic-lost"] == "expert-1"
         assert served.post("/v2/repository/models/expert-1/load").status_code == 200
