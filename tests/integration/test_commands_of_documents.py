@@ -12,6 +12,7 @@ import pytest
 
 from elastic.core.runs import RunFolder
 from tests.documents import ROOT, blocks, typed
+from tests.integration.heads import free_ports
 from tests.integration.support import wait_until
 from tests.typing_in import Checkout, make_checkout
 
@@ -123,8 +124,10 @@ def test_the_experts(checkout: Checkout) -> None:
         checkout.run(f"{shown} {_FEW_STEPS} {_FEW_SAMPLES}", timeout_s=300)
     serve = told.take("elastic serve")
     assert told.left == []
-    url = "http://127.0.0.1:8000"
-    with checkout.started(f"env RAY_ADDRESS=local RAY_AUTH_MODE=disabled {serve}") as serving:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    alone = "env RAY_ADDRESS=local RAY_AUTH_MODE=disabled"
+    with checkout.started(f"{alone} {serve} port={port}") as serving:
 
         def answers() -> bool:
             assert serving.poll() is None, checkout.log.read_text()
