@@ -11,6 +11,7 @@ from threading import Event
 import httpx
 import pytest
 
+from benchmarks.processes import cpu_s
 from elastic.core.experts.repository import Repository
 from tests.integration.serving import elastic_serve
 from tests.integration.support import wait_until
@@ -38,30 +39,21 @@ def test_experts_together(tmp_path: Path) -> None:
 def test_requests_outlive_a_replica_with_all_experts(tmp_path: Path) -> None:
     """Who it was working for is answered by the other one, and told so."""
     make_repository(tmp_path / "tiny")
-    overrides = ("placement.mode=colocated", "placement.replicas=2")
+    overrides = ("placement.mode=colocated", "placement.replicas=2", "limits.num_steps=2000")
     with elastic_serve(tmp_path / "tiny", tmp_path / "log", *overrides) as serving:
-        wanted = serving.infer(num_steps=250).json()["outputs"][0]["data"]
-        done = Event()
-        answers: list[httpx.Response] = []
+        wanted = serving.infer(num_steps=2000).json()["outputs"][0]["data"]
+        before = {pid: cpu_s(pid) for pid in serving.replicas("tiny")}
+        assert len(before) == 2
 
-        def load() -> None:
-            while not done.is_set():
-                answers.append(serving.infer(num_steps=250))
-
-        def is_repeated() -> bool:
-            return any("x-elastic-repeated" in one.headers for one in list(answers))
+        def at_work() -> list[int]:
+            return [pid for pid, spent_s in before.items() if cpu_s(pid) > spent_s + 0.2]
 
         with ThreadPoolExecutor(4) as threads:
-            clients = [threads.submit(load) for _ in range(4)]
-            try:
-                wait_until(lambda: len(answers) >= 8, "there is load")
-                os.kill(serving.replicas("tiny")[0], signal.SIGKILL)
-                wait_until(is_repeated, "a request was asked again")
-            finally:
-                done.set()
-            for client in clients:
-                client.result(timeout=60)
+            asked = [threads.submit(serving.infer, num_steps=2000) for _ in range(4)]
+            os.kill(wait_until(at_work, "a replica works")[0], signal.SIGKILL)
+            answers = [one.result(timeout=60) for one in asked]
         assert [one.text for one in answers if one.status_code != 200] == []
+        assert "1" in [one.headers.get("x-elastic-repeated") for one in answers]
         assert all(
             one.json()["outputs"][0]["data"] == pytest.approx(wanted, abs=1e-4) for one in answers
         )
@@ -69,7 +61,7 @@ def test_requests_outlive_a_replica_with_all_experts(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         late = httpx.get(serving.url + "/v2", headers={"x-elastic-timeout-s": "0.5"}, timeout=30)
         assert (late.status_code, list(late.json())) == (504, ["error"])
-        patient = serving.infer(num_steps=250)
+        patient = serving.infer(num_steps=2000)
         assert patient.json()["outputs"][0]["data"] == pytest.approx(wanted, abs=1e-4)
 
 

@@ -241,9 +241,15 @@ def test_one_that_is_wrong_at_the_start_starts_nothing(
     assert left_behind(run) == []
 
 
-def test_a_fault_that_never_fired_is_an_error(fit: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_fault_that_never_fired_is_an_error(
+    fit: Callable[..., Any], cluster: FakeCluster, tmp_path: Path
+) -> None:
     path = tmp_path / "faults.yaml"
     path.write_text("- {do: kill, at: {step: 3}, target: worker-0}\n")
+    cluster.act = lambda: os.kill(os.getpid(), signal.SIGINT)
+    assert fit(faults=load_faults(path)).metrics["outcome"] == "stopped"  # it may come yet
+    cluster.stops.clear()
+    cluster.act = lambda: None
     with pytest.raises(FatalError, match="faults that never fired"):
         fit(faults=load_faults(path))
 
