@@ -22,7 +22,8 @@ from policies.windows import CLIP, History, lookup, places_by
 
 _SHIFT = 32  # a link's number: its sender above, its receiver below
 _NUM_FORGOTTEN = 40
-"""A link that has carried nothing in so many steps is forgotten."""
+"""A link that has carried nothing in so many steps is forgotten, unless there is a verdict on it:
+as traffic is planned around it, it may carry too little to be judged, and is not well for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -256,7 +257,7 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
         return before
     node_N = np.unique(view.fleet.node_W)
     sender_L, receiver_L = ends_of(before.links.id_E)
-    is_kept_L = view.step - before.seen_L <= _NUM_FORGOTTEN
+    is_kept_L = (view.step - before.seen_L <= _NUM_FORGOTTEN) | _have_verdict(before)
     is_kept_L &= np.isin(sender_L, node_N) & np.isin(receiver_L, node_N)
     id_L = np.union1d(before.links.id_E[is_kept_L], id_T)
     old = np.isin(id_L, before.links.id_E)
@@ -285,9 +286,13 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
 def _begun_anew(rates: Rates) -> Rates:
     """Where nodes come or go each shares its card with others, and where workers do its processors:
     no pace of before is usual any more, but for that of links on which there is a verdict."""
+    return replace(rates, age_L=np.where(_have_verdict(rates), rates.age_L, 0))
+
+
+def _have_verdict(rates: Rates) -> Bools:
+    """Links on which there is one, or on one of whose ends."""
     ends = _Ends(rates)
-    is_kept_L = rates.links.is_open_E | ends.is_sender_off_L | ends.is_receiver_off_L
-    return replace(rates, age_L=np.where(is_kept_L, rates.age_L, 0))
+    return rates.links.is_open_E | ends.is_sender_off_L | ends.is_receiver_off_L
 
 
 def _added(nodes: History, place_L: Ints, excess_L: Floats, step: int, vote: float) -> History:

@@ -82,6 +82,15 @@ def test_traffic_is_planned_by_the_lead_alone() -> None:
     assert relaying().do(ev.Received(None, look)) == []
 
 
+def test_of_what_is_said_of_slow_links_while_a_lead_gathers_only_the_last_counts() -> None:
+    host = Host(0)
+    for other in (2, 2, 1):
+        assert host.do(ev.Received(None, Look((SlowLink(0, other, 8.0),)))) == []
+    host.holds(1)
+    (note,) = [one for one in only(ev.Note, host.holds(2)) if one.kind == "traffic_planned"]
+    assert "link 0 - 1" in note.reason
+
+
 def test_orders_of_another_term_are_dropped() -> None:
     host = relaying()
     assert host.hear(0, orders.Order(99, ev.OpenSlot(1))) == []

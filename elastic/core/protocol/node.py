@@ -54,6 +54,7 @@ from elastic.core.protocol.joining import Observing
 from elastic.core.protocol.messages import (
     Admit,
     Lease,
+    Look,
     Membership,
     Outcome,
     Report,
@@ -320,6 +321,8 @@ class Node:
             case Disconnected(sender=int(worker)):
                 self._memory.workers.discard(worker)
         if self.role is Role.GATHERING:
+            if _is_look(event):  # they come again and again: only what the last one says holds
+                self._waiting = [one for one in self._waiting if not _is_look(one)]
             self._waiting.append(event)
             return []
         if self._lead is not None:
@@ -703,3 +706,7 @@ class Node:
             return []
         self._told = report
         return [Tell(report)]
+
+
+def _is_look(event: Event) -> bool:
+    return isinstance(event, Received) and isinstance(event.message, Look)
