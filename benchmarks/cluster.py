@@ -337,7 +337,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=None, help="of chaos; default: 20, quick 2")
     parser.add_argument("--seed", type=int, default=0, help="of the first run of chaos")
     options = parser.parse_args()
-    parts = jobs.chosen(parser, options, set(PARTS))
+    parts = jobs.chosen(parser, options, PARTS)
     if "exchange" in parts:
         _exchange(options)
     on_hosts = [part for part in PARTS if part in parts and part != "exchange"]

@@ -150,7 +150,7 @@ def main() -> int:
     jobs.add_options(parser, PARTS)
     options = parser.parse_args()
     figures = []
-    for part in jobs.chosen(parser, options, set(PARTS)):
+    for part in jobs.chosen(parser, options, PARTS):
         with timed(part):
             run, waits = measure(part, 10 if options.quick else 60)
         shares = [share for one in waits for share in shares_percent(run.settled, one)]

@@ -23,28 +23,27 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.faults_of_hosts import KINDS, LOSSES, MEDIAN_STEPS, Kind, Struck
 from benchmarks.hosts import HostJob, heal, host_job
-from benchmarks.jobs import ENDLESS, hand_over, say, timed
+from benchmarks.jobs import ENDLESS, say, timed
 from benchmarks.naming import (
     FAILED,
     NOTHING,
     Asked,
     Injection,
     Kept,
-    figures_of,
     kept_of,
     matrix,
-    summary,
+    parse,
+    report,
 )
-from benchmarks.record import RESULTS
 from elastic.core.runs import Lines
 from scripts.hosts import Host, HostError
 from scripts.testbed import Testbed
 
+NAME = "detection_of_hosts"
 NUM_HOSTS, NUM_WORKERS = 4, 8
 QUICK_HOSTS, QUICK_WORKERS = 3, 3
 NUM_CALM, NUM_DRAWN = 25, 10
@@ -276,27 +275,16 @@ def healthy(played: Played, minutes: float) -> list[str]:
 
 def measure(options: argparse.Namespace) -> None:
     """So many rounds, then the healthy job."""
-    say(f"seed {options.seed}")
-    kept = kept_of("detection_of_hosts", options, KINDS)
+    kept = kept_of(NAME, options, KINDS)
     num_hosts = QUICK_HOSTS if options.quick else NUM_HOSTS
-    times = 1 if options.quick else options.times
     with Testbed(f"named{os.getpid()}") as bed:
         bed.up(num_hosts)
         begin = functools.partial(Played, bed, _num_workers(options))
-        for number in range(times):
+        for number in range(options.times):
             play(begin, number, kept, seed=options.seed, only=options.only)
             say(matrix([one for _, one in kept.injections()]))
         false = healthy(begin(), options.healthy_minutes) if options.healthy_minutes else None
-    injections = kept.injections()
-    config = {
-        "seed": options.seed,
-        "times": times,
-        "hosts": num_hosts,
-        "workers": _num_workers(options),
-        **summary([one for _, one in injections]),
-        "verdicts of the healthy job": false,
-    }
-    hand_over("detection_of_hosts", options, config, figures_of(injections, false))
+    report(NAME, options, kept, false, hosts=num_hosts, workers=_num_workers(options))
 
 
 def _num_workers(options: argparse.Namespace) -> int:
@@ -305,15 +293,7 @@ def _num_workers(options: argparse.Namespace) -> int:
 
 def main() -> int:
     """Measure the matrix."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    names = [kind.name for kind in KINDS]
-    parser.add_argument("--quick", action="store_true", help="each once: only shows that it works")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--times", type=int, default=10, help="injections of each kind")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="kinds")
-    parser.add_argument("--healthy-minutes", type=float, default=0.0, help="default: none")
-    parser.add_argument("--out", type=Path, default=None, help=f"default: {RESULTS}")
-    measure(parser.parse_args())
+    measure(parse(__doc__, KINDS, healthy_minutes=0.0))
     return 0
 
 

@@ -16,10 +16,9 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import Run, hand_over, make_job, run_elastic, say, timed
+from benchmarks.jobs import Run, make_job, run_elastic, say, timed
 from benchmarks.naming import (
     FAILED,
     GONE,
@@ -28,15 +27,15 @@ from benchmarks.naming import (
     SLOW_STEPS,
     Asked,
     Injection,
-    figures_of,
     kept_of,
     matrix,
-    summary,
+    parse,
+    report,
 )
-from benchmarks.record import RESULTS
 from elastic.core.config import JobConfig
 from elastic.core.errors import ElasticError
 
+NAME = "detection_of_jobs"
 NUM_WORKERS, QUICK_WORKERS = 8, 3
 NUM_CALM, NUM_AFTER = 40, 40
 """Steps before the first that may be struck, and after the last one."""
@@ -119,28 +118,18 @@ def judge(kind: Kind, run: Run, worker: int) -> Injection:
 
 def measure(options: argparse.Namespace) -> None:
     """Every kind so many times, then the healthy job."""
-    say(f"seed {options.seed}")
-    times = 1 if options.quick else options.times
-    kept = kept_of("detection_of_jobs", options, KINDS)
+    kept = kept_of(NAME, options, KINDS)
     for kind in (one for one in KINDS if one.name in options.only):
-        for number in (one for one in range(times) if (one, kind.name) not in kept):
+        for number in (one for one in range(options.times) if (one, kind.name) not in kept):
             dice = random.Random(f"{options.seed} {number} {kind.name}")
-            with timed(f"{kind.name} {number + 1} of {times}"):
+            with timed(f"{kind.name} {number + 1} of {options.times}"):
                 kept.add(number, _inject(kind, dice, options))
         say(matrix([one for _, one in kept.injections()]))
     false = None
     if options.healthy_minutes:
         with timed("a healthy job"):
             false = _healthy(options)
-    injections = kept.injections()
-    config = {
-        "seed": options.seed,
-        "times": times,
-        "workers": _num_workers(options),
-        **summary([one for _, one in injections]),
-        "verdicts of the healthy job": false,
-    }
-    hand_over("detection_of_jobs", options, config, figures_of(injections, false))
+    report(NAME, options, kept, false, workers=_num_workers(options))
 
 
 def _num_workers(options: argparse.Namespace) -> int:
@@ -183,15 +172,7 @@ def _healthy(options: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     """Measure the matrix."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    names = [kind.name for kind in KINDS]
-    parser.add_argument("--quick", action="store_true", help="each once: only shows that it works")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--times", type=int, default=10, help="injections of each kind")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="kinds")
-    parser.add_argument("--healthy-minutes", type=float, default=30.0, help="0: no healthy job")
-    parser.add_argument("--out", type=Path, default=None, help=f"default: {RESULTS}")
-    measure(parser.parse_args())
+    measure(parse(__doc__, KINDS, healthy_minutes=30.0))
     return 0
 
 

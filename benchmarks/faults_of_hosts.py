@@ -95,17 +95,26 @@ def _slow_link(scene: Scene) -> Iterator[Struck]:
         scene.nodes[one].fast_to(scene.nodes[other])
 
 
-def _slow_end(direction: Direction) -> Make:
+def _on_host(
+    begin: Callable[[Scene, Host], None], end: Callable[[Host], None], direction: Direction = "both"
+) -> Make:
     @contextlib.contextmanager
     def make(scene: Scene) -> Iterator[Struck]:
         node, host = _drawn(scene)
-        host.slow(scene.dice.choice(RATES), direction)
+        begin(scene, host)
         try:
             yield _of_node(node, scene, direction)
         finally:
-            host.fast()
+            end(host)
 
     return make
+
+
+def _slow_end(direction: Direction) -> Make:
+    def begin(scene: Scene, host: Host) -> None:
+        host.slow(scene.dice.choice(RATES), direction)
+
+    return _on_host(begin, Host.fast, direction)
 
 
 @contextlib.contextmanager
@@ -116,26 +125,6 @@ def _cut_link(scene: Scene) -> Iterator[Struck]:
         yield _between(one, other)
     finally:
         scene.nodes[one].meet(scene.nodes[other])
-
-
-@contextlib.contextmanager
-def _cut_host(scene: Scene) -> Iterator[Struck]:
-    node, host = _drawn(scene)
-    host.cut()
-    try:
-        yield _of_node(node, scene)
-    finally:
-        host.join()
-
-
-@contextlib.contextmanager
-def _frozen_host(scene: Scene) -> Iterator[Struck]:
-    node, host = _drawn(scene)
-    host.freeze()
-    try:
-        yield _of_node(node, scene)
-    finally:
-        host.thaw()
 
 
 @contextlib.contextmanager
@@ -229,14 +218,14 @@ KINDS = (
     ),
     Kind(
         name="cut host",
-        make=_cut_host,
+        make=_on_host(lambda _, host: host.cut(), Host.join),
         says="hang in communication",
         limit=HANG_STEPS,
         unit=MEDIAN_STEPS,
     ),
     Kind(
         name="frozen host",
-        make=_frozen_host,
+        make=_on_host(lambda _, host: host.freeze(), Host.thaw),
         says="hang outside communication",
         limit=HANG_STEPS,
         unit=MEDIAN_STEPS,

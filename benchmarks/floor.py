@@ -30,14 +30,12 @@ from typing import Any
 from actors.setup import compute_environment
 from benchmarks import bare, jobs, processes, record
 from benchmarks.bare import Bare, Seconds
-from benchmarks.jobs import hand_over, make_job, run_elastic, say, timed
+from benchmarks.jobs import chosen, hand_over, make_job, run_elastic, say, timed
+from benchmarks.peers.settings import BATCH, SIZES, WORKERS
 from benchmarks.processes import JobProcesses
 from benchmarks.record import Figure, figure
 from elastic.core.status import Status
 
-SIZES = ("small", "10m", "100m")
-WORKERS = (1, 2, 4, 8)
-BATCH: Mapping[str, int] = {"small": 32, "10m": 16, "100m": 8}
 """Samples of a step."""
 STEPS: Mapping[str, int] = {"small": 60, "10m": 20, "100m": 6}
 QUICK_STEPS: Mapping[str, int] = {"small": 20, "10m": 8, "100m": 3}
@@ -241,12 +239,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few steps: only shows that it works")
     parser.add_argument("--out", type=Path, default=None, help=f"default: {record.RESULTS}")
     options = parser.parse_args(words)
-    options.sizes = options.sizes.split(",")
-    options.workers = [int(one) for one in options.workers.split(",")]
-    if not set(options.sizes) <= set(SIZES):
-        parser.error(f"--sizes: allowed are {', '.join(SIZES)}")
-    if not set(options.workers) <= set(WORKERS):
-        parser.error(f"--workers: allowed are {', '.join(map(str, WORKERS))}")
+    options.sizes = chosen(parser, options, SIZES, "sizes")
+    options.workers = [int(one) for one in chosen(parser, options, [*map(str, WORKERS)], "workers")]
     return options
 
 

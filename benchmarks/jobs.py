@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,13 +276,16 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
 
 
 def chosen(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, known: set[str]
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    known: Collection[str],
+    name: str = "only",
 ) -> list[str]:
-    """The parts that --only names."""
-    parts = [part for part in options.only.split(",") if part]
-    if not set(parts) <= known:
-        parser.error(f"--only: allowed are {', '.join(sorted(known))}")
-    return parts
+    """What an option names, separated by commas."""
+    given = [one for one in getattr(options, name).split(",") if one]
+    if not set(given) <= set(known):
+        parser.error(f"--{name}: got {','.join(given)}; allowed are {', '.join(known)}")
+    return given
 
 
 def run_parts(
@@ -293,7 +296,7 @@ def run_parts(
     parser.add_argument("--quick", action="store_true", help="only shows that it works")
     parser.add_argument("--out", type=Path, default=None, help=f"default: {record.RESULTS}")
     options = parser.parse_args()
-    for part in chosen(parser, options, set(measure)):
+    for part in chosen(parser, options, measure):
         say(f"--- {part}")
         measure[part](options)
     return 0

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import RUNS
-from benchmarks.record import Figure, figure
+from benchmarks.jobs import RUNS, hand_over, say
+from benchmarks.record import RESULTS, Figure, figure
 
 WRONG, HANG_STEPS, SLOW_STEPS = 0.05, 3.0, 10.0
 """Limits of issue 6."""
@@ -77,6 +78,38 @@ class Kept:
             for (_, name), one in sorted(self._found.items())
             if name == kind.name
         ]
+
+
+def parse(doc: str | None, kinds: Sequence[Asked], *, healthy_minutes: float) -> argparse.Namespace:
+    """Read the command line. `healthy_minutes`: the default."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    names = [kind.name for kind in kinds]
+    parser.add_argument("--quick", action="store_true", help="each once: only shows that it works")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--times", type=int, default=10, help="injections of each kind")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="kinds")
+    parser.add_argument(
+        "--healthy-minutes",
+        type=float,
+        default=healthy_minutes,
+        help=f"of a job that nothing happens to; default: {healthy_minutes:g}",
+    )
+    parser.add_argument("--out", type=Path, default=None, help=f"default: {RESULTS}")
+    options = parser.parse_args()
+    options.times = 1 if options.quick else options.times
+    say(f"seed {options.seed}")
+    return options
+
+
+def report(
+    what: str, options: argparse.Namespace, kept: Kept, false: Sequence[str] | None, **config: int
+) -> None:
+    """Hand over what was found. `false` as of `figures_of`; `config`: what was struck."""
+    injections = kept.injections()
+    config |= {"seed": options.seed, "times": options.times}
+    told = {**config, **summary([one for _, one in injections])}
+    told["verdicts of the healthy job"] = false
+    hand_over(what, options, told, figures_of(injections, false))
 
 
 def figures_of(

@@ -349,7 +349,7 @@ def main() -> int:
     jobs.add_options(parser, PARTS)
     options = parser.parse_args()
     bench = Bench(options.size or "small", options)
-    for part in jobs.chosen(parser, options, set(PARTS)):
+    for part in jobs.chosen(parser, options, PARTS):
         say(f"--- {part}")
         MEASURES[part](bench)
     return 0

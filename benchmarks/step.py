@@ -358,7 +358,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     jobs.add_options(parser, PARTS)
     options = parser.parse_args()
-    for part in jobs.chosen(parser, options, set(PARTS)):
+    for part in jobs.chosen(parser, options, PARTS):
         say(f"--- {part}")
         if part == "ratio":
             for size in SIZES if options.size is None else (options.size,):

@@ -14,15 +14,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks import record
 from benchmarks.ddp import JOB
-from benchmarks.jobs import say
+from benchmarks.jobs import chosen, say
 from benchmarks.peers import plots, report, scenarios
 from benchmarks.peers.driver import Driver, Run, read_run
-from benchmarks.peers.settings import SIZES, THREADS, Settings
+from benchmarks.peers.settings import BATCH, SIZES, THREADS, Settings
 from benchmarks.peers.systems import SYSTEMS, System
 from elastic.core.config import load_job
 from elastic.core.task import load_task
@@ -31,7 +31,6 @@ OUT = Path("runs/peers")
 DEFAULT_SYSTEMS = ("ddp", "torchrun", "torchft", "torchft-tuned", "ray", "ours", "ours-fine")
 CHECKPOINTED = ("torchrun", "ray", "ray-elastic")
 """Begin again from a checkpoint; the others need none for the faults here."""
-BATCH: Mapping[str, int] = {"small": 32, "10m": 16, "100m": 8}
 FINE = 2
 """Micro-batches for each worker of `ours-fine`."""
 
@@ -42,7 +41,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--size", choices=SIZES, default="10m", help="0.85M, 10M or 100M parameters"
     )
-    parser.add_argument("--systems", default=None, help=f"default: {','.join(DEFAULT_SYSTEMS)}")
+    parser.add_argument("--systems", default="", help=f"default: {','.join(DEFAULT_SYSTEMS)}")
     parser.add_argument("--scenarios", default="steady,faults,storm,changes")
     parser.add_argument("--repeats", type=int, default=None, help="default: by scenario")
     parser.add_argument("--quick", action="store_true", help="everything once")
@@ -54,11 +53,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=None, help=f"default: {OUT}/SIZE")
     options = parser.parse_args(words)
-    for name, known in (("systems", SYSTEMS), ("scenarios", scenarios.make("small"))):
-        chosen = getattr(options, name) and getattr(options, name).split(",")
-        if not set(chosen or ()) <= set(known):
-            parser.error(f"--{name}: got {','.join(chosen)}; allowed are {', '.join(known)}")
-        setattr(options, name, chosen)
+    options.systems = chosen(parser, options, SYSTEMS, "systems")
+    options.scenarios = chosen(parser, options, scenarios.make("small"), "scenarios")
     options.batch = options.batch or BATCH[options.size]
     options.out = (options.out or OUT / options.size).absolute()
     return options
@@ -80,23 +76,33 @@ def settings_of(options: argparse.Namespace, system: str, folder: Path) -> Setti
 
 def run_all(options: argparse.Namespace) -> list[str]:
     """All runs that are not there yet. Returns what failed, in words."""
+    return run_missing(options.out, _runs(options))
+
+
+def run_missing(out: Path, runs: Iterable[tuple[str, Callable[[], Run]]]) -> list[str]:
+    """Of these, by their names, those that are not there yet. Returns what failed, in words."""
     failed = []
+    for name, make in runs:
+        file = out / f"{name}.json"
+        if file.exists():
+            continue
+        say(f"{time.strftime('%H:%M:%S')} {name}")
+        try:
+            make().write(file)
+        except Exception as error:  # one run that fails must not lose the others
+            failed.append(f"{name}: {error!r}")
+            say(traceback.format_exc())
+    return failed
+
+
+def _runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Run]]]:
     known = scenarios.make(options.size, storm_s=options.storm_s)
     for scenario in (known[one] for one in options.scenarios):
         repeats = options.repeats or (1 if options.quick else scenario.repeats)
         for repeat in range(repeats):
             for system in options.systems or _default(scenario):
                 name = f"{scenario.name}-{repeat}-{system}"
-                file = options.out / f"{name}.json"
-                if file.exists():
-                    continue
-                say(f"{time.strftime('%H:%M:%S')} {name}")
-                try:
-                    one(options, system, scenario, repeat).write(file)
-                except Exception as error:  # one run that fails must not lose the others
-                    failed.append(f"{name}: {error!r}")
-                    say(traceback.format_exc())
-    return failed
+                yield name, partial(one, options, system, scenario, repeat)
 
 
 def _default(scenario: scenarios.Scenario) -> list[str]:
@@ -125,27 +131,28 @@ def one(options: argparse.Namespace, system: str, scenario: scenarios.Scenario, 
 def main() -> int:
     """Run what is missing, then write the table. 1 if a system failed to start."""
     options = parse()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what runs, too
     begin_s = time.monotonic()
-    job = load_job(JOB)
-    load_task(job.task, job.task_args).dataset()  # written once, before anybody needs it
+    prepare()
     failed = run_all(options)
     say(f"{time.monotonic() - begin_s:.0f} s")
     print(hand_over(options, failed))
     return 1 if failed else 0
 
 
+def prepare() -> None:
+    """Before the first run."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what runs, too
+    job = load_job(JOB)
+    load_task(job.task, job.task_args).dataset()  # written once, before anybody needs it
+
+
 def hand_over(options: argparse.Namespace, failed: Sequence[str]) -> str:
     """Write the table, the pictures and what they were measured on; returns the table."""
     runs = report.Runs(read_run(file) for file in sorted(options.out.glob("*-*-*.json")))
-    machine, job = record.hardware(), f"{options.workers} workers of {THREADS} thread"
-    heading = (
-        f"{machine['cpu_model']}, {machine['cores']} cores, {record.commit()[:12]},"
-        f" {time.strftime('%Y-%m-%d')}; {options.size}, {job}, batch of {options.batch};"
-        " median (lowest to highest) of the repeats; a peer that is better than ours is bold.\n"
+    what = (
+        f"{options.size}, {options.workers} workers of {THREADS} thread, batch of {options.batch}"
     )
-    missing = "".join(f"\nNot run: {one}\n" for one in failed)
-    table = f"{heading}\n{report.render(runs)}{missing}"
+    table = report.headed(what, report.render(runs), failed)
     (options.out / "table.md").write_text(table, encoding="utf-8")
     for file in plots.draw(runs, options.out):
         say(f"written: {file}")

@@ -7,10 +7,12 @@ ours, its cell is bold.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks import record
 from benchmarks.peers import measures
 from benchmarks.peers.driver import WARM_STEPS, Run
 from benchmarks.peers.measures import Cost
@@ -220,6 +222,18 @@ ROWS: Sequence[Row] = (
         better="neither",
     ),
 )
+
+
+def headed(what: str, table: str, failed: Sequence[str]) -> str:
+    """Under what it was measured on, and of what, and above what did not run."""
+    machine = record.hardware()
+    heading = (
+        f"{machine['cpu_model']}, {machine['cores']} cores, {record.commit()[:12]},"
+        f" {time.strftime('%Y-%m-%d')}; {what}; median (lowest to highest) of the repeats;"
+        " a peer that is better than ours is bold.\n"
+    )
+    missing = "".join(f"\nNot run: {one}\n" for one in failed)
+    return f"{heading}\n{table}{missing}"
 
 
 def render(runs: Runs) -> str:

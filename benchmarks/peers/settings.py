@@ -12,6 +12,10 @@ from pathlib import Path
 
 SIZES: Mapping[str, float] = {"small": 0.85e6, "10m": 10.8e6, "100m": 101e6}
 """Size -> parameters."""
+BATCH: Mapping[str, int] = {"small": 32, "10m": 16, "100m": 8}
+"""Size -> samples in a step."""
+WORKERS = (1, 2, 4, 8)
+"""How many share the batch, where that is what is measured."""
 THREADS = 1
 """Threads of one worker, of every system."""
 

@@ -11,10 +11,9 @@ import argparse
 import itertools
 import statistics
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks import record
-from benchmarks.jobs import say
+from benchmarks.jobs import chosen, say
 from benchmarks.peers import measures, report
-from benchmarks.peers.__main__ import BATCH, one
+from benchmarks.peers.__main__ import one, prepare, run_missing
 from benchmarks.peers.driver import Run, read_run
 from benchmarks.peers.plots import COLORS
 from benchmarks.peers.scenarios import CALM, Scenario
-from benchmarks.peers.settings import SIZES, THREADS
+from benchmarks.peers.settings import BATCH, SIZES, THREADS, WORKERS
 from benchmarks.peers.systems import SYSTEMS
 
 OUT = Path("runs/peers/sizes")
-WORKERS = (1, 2, 4, 8)
 DEFAULT_SYSTEMS = ("ddp", "ours")
 CALM_S: Mapping[str, float] = {"small": 8, "10m": 15, "100m": 60}
 """How long each run is looked at."""
@@ -54,11 +51,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(words)
     options.workers = [int(one) for one in options.workers.split(",")]
-    for name, known in (("sizes", SIZES), ("systems", SYSTEMS)):
-        chosen = getattr(options, name).split(",")
-        if not set(chosen) <= set(known):
-            parser.error(f"--{name}: got {','.join(chosen)}; allowed are {', '.join(known)}")
-        setattr(options, name, chosen)
+    options.sizes = chosen(parser, options, SIZES, "sizes")
+    options.systems = chosen(parser, options, SYSTEMS, "systems")
     wrong = [one for one in options.workers if one < 1 or min(BATCH.values()) % one]
     if wrong:
         parser.error(f"--workers: {wrong[0]} do not share {min(BATCH.values())} samples equally")
@@ -69,7 +63,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run_all(options: argparse.Namespace) -> list[str]:
     """All runs that are not there yet, systems in turn. Returns what failed, in words."""
-    failed = []
+    return run_missing(options.out, _runs(options))
+
+
+def _runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Run]]]:
     cells = itertools.product(options.sizes, options.workers, range(options.repeats))
     for size, num, repeat in cells:
         scenario = Scenario(name="sizes", repeats=1, phases=(replace(CALM, lasts_s=CALM_S[size]),))
@@ -77,16 +74,7 @@ def run_all(options: argparse.Namespace) -> list[str]:
             size=size, workers=num, batch=BATCH[size], checkpoint_every=10, out=options.out
         )
         for system in options.systems:
-            file = options.out / f"{size}-{num}-{repeat}-{system}.json"
-            if file.exists():
-                continue
-            say(f"{time.strftime('%H:%M:%S')} {file.stem}")
-            try:
-                one(given, system, scenario, repeat).write(file)
-            except Exception as error:  # one run that fails must not lose the others
-                failed.append(f"{file.stem}: {error!r}")
-                say(traceback.format_exc())
-    return failed
+            yield f"{size}-{num}-{repeat}-{system}", partial(one, given, system, scenario, repeat)
 
 
 class Grid:
@@ -221,15 +209,9 @@ def _draw_line(axes: Any, grid: Grid, system: str, num: int, get: Callable[[Run]
 def hand_over(options: argparse.Namespace, failed: Sequence[str]) -> str:
     """Write the table and the picture; returns the table."""
     grid = Grid(read_run(file) for file in sorted(options.out.glob("*-*-*.json")))
-    machine = record.hardware()
-    heading = (
-        f"{machine['cpu_model']}, {machine['cores']} cores, {record.commit()[:12]},"
-        f" {time.strftime('%Y-%m-%d')}; {THREADS} thread a worker, batch of"
-        f" {', '.join(f'{BATCH[size]} at {_millions(size)}' for size in SIZES)}; median (lowest to"
-        " highest) of the repeats; a peer that is better than ours is bold.\n"
-    )
-    missing = "".join(f"\nNot run: {one}\n" for one in failed)
-    table = f"{heading}\n{render(grid)}{missing}"
+    batches = ", ".join(f"{BATCH[size]} at {_millions(size)}" for size in SIZES)
+    what = f"{THREADS} thread a worker, batch of {batches}"
+    table = report.headed(what, render(grid), failed)
     (options.out / "sizes.md").write_text(table, encoding="utf-8")
     if grid.cells:
         say(f"written: {draw(grid, options.out / 'sizes.png')}")
@@ -240,6 +222,7 @@ def main() -> int:
     """Run what is missing, then write the table. 1 if something did not run."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
+    prepare()
     failed = run_all(options)
     print(hand_over(options, failed))
     return 1 if failed else 0
