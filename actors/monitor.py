@@ -7,7 +7,6 @@ goes on and its events say why.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +124,7 @@ class Monitor:
 
     def _listen(self) -> Exporter | None:
         """Answer scrapes from now on."""
-        from monitoring.exporter import EVERYWHERE, Exporter, registry_of  # behind the job's start
+        from monitoring.exporter import Exporter, reached_at, registry_of  # behind the job's start
 
         job = self._setup.job
         if job.monitoring.port is None:
@@ -136,10 +135,7 @@ class Monitor:
         except OSError as error:
             self._event("monitoring_failed", f"monitoring.port {port} at {host}: {error}")
             return None
-        reached = host
-        if host in EVERYWHERE:
-            reached = self._setup.address or socket.gethostname()
-        self._target = reached, exporter.port
+        self._target = reached_at(host, self._setup.address), exporter.port
         self._point({})
         return exporter
 

@@ -30,13 +30,7 @@ from elastic.core.errors import ChannelClosed, ConfigError, ProtocolError
 from elastic.core.protocol import events, node
 from elastic.core.protocol.frames import Block, Stage
 from elastic.core.protocol.handshake import Credentials
-from elastic.core.protocol.messages import (
-    CutCount,
-    LinkCount,
-    Message,
-    Peers,
-    ProbedLink,
-)
+from elastic.core.protocol.messages import CutCount, LinkCount, Message, Peers, ProbedLink
 from elastic.core.protocol.orders import NodeMessage, Order
 from elastic.core.update import Plan, Snapshot
 from policies.preflight import LinkProbe

@@ -6,7 +6,6 @@ of the job, and no step waits for one. Where it cannot listen the job goes on; i
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from actors.links import Clock
 from actors.mesh import Address, find_address
 from actors.setup import JobSetup
 from elastic.core.protocol.messages import Pulse
-from monitoring.exporter import EVERYWHERE, Exporter
+from monitoring.exporter import EVERYWHERE, Exporter, reached_at
 from monitoring.node_exporter import node_registry
 
 LOOK_S = 1.0
@@ -68,7 +67,5 @@ def _listens_at(setup: JobSetup) -> str:
 
 def exporter_address(setup: JobSetup) -> Address | None:
     """Where the exporter of the node of `setup` is scraped, once it listens."""
-    host = _listens_at(setup)
-    if host in EVERYWHERE:
-        host = setup.address or socket.gethostname()
+    host = reached_at(_listens_at(setup), setup.address)
     return find_address(setup.open_store().path, host, _FILE)

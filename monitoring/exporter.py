@@ -8,6 +8,7 @@ discovery file that lies beside the run folder.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from monitoring.metrics import KINDS, LABELS, NUM_SLOWEST, OF_A_JOB, SECONDS, Me
 from monitoring.tally import Histogram, Now, Tally
 
 EVERYWHERE = ("0.0.0.0", "::")
-"""Who listens there is reached by the name of its host."""
+"""All addresses of a host."""
 _POLL_S = 0.1
 
 Address = tuple[str, int]
@@ -165,6 +166,12 @@ class Exporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def reached_at(host: str, address: str = "") -> str:
+    """Where others reach who listens at `host`: if that is everywhere, at the address of the
+    machine, or by its name where that is not known."""
+    return host if host not in EVERYWHERE else address or socket.gethostname()
 
 
 def discovery(

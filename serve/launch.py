@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from elastic.core.errors import ElasticError
 from elastic.core.experts.repository import Repository
 from elastic.core.memory import available_bytes
 from elastic.core.runs import RunFolder, runs_folder
-from monitoring.exporter import EVERYWHERE, discovery
+from monitoring.exporter import discovery, reached_at
 from policies.placing import Placed, PlacingView, decide
 from policies.routing import All, Policy, TopK
 from serve.proxy import controller_options
@@ -169,10 +168,9 @@ def told_prometheus(name: str, settings: Serving) -> Iterator[None]:
     if settings.keys:
         yield
         return
-    host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
     run = RunFolder(runs_folder() / f"serving-{name}")
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    targets = discovery((host, settings.port), {}, job=name, run=run.path.name)
+    targets = discovery((reached_at(settings.host), settings.port), {}, job=name, run=run.path.name)
     run.write_json(run.prometheus_json, targets)
     try:
         yield

@@ -17,12 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import monitoring
 
 MONITORING = Path(monitoring.__file__).parent
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
+needs_prometheus = pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus")
 _STARTS_S = 20.0
 
 

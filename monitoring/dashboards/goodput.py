@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from monitoring.dashboards.panels import (
     BLUE,
-    CHOSEN,
     GREEN,
     GREY,
     ORANGE,
@@ -114,8 +113,7 @@ def goodput() -> Json:
                 "Seconds lost per second, by part.",
                 "percentunit",
                 Query(
-                    f"sum by (part) (rate(elastic_seconds_total{{{CHOSEN},"
-                    f' part=~"{"|".join(lost)}"}}[$__rate_interval]))',
+                    rate("seconds_total", "part", f'part=~"{"|".join(lost)}"'),
                     "{{part}}",
                 ),
                 width=24,

@@ -22,8 +22,8 @@ from monitoring.dashboards.queries import (
     goodput_of,
     more,
     of,
-    quantile,
     rate,
+    times,
 )
 
 
@@ -89,14 +89,10 @@ def job() -> Json:
             ),
         ],
         [
-            curves(
+            times(
                 "Step time",
                 "From commit to commit: the median, and one step in a hundred.",
-                "s",
-                Query(quantile(0.5), "median"),
-                Query(quantile(0.9), "90 %"),
-                Query(quantile(0.99), "99 %"),
-                colours={"median": GREEN, "90 %": YELLOW, "99 %": RED},
+                "step_seconds",
             ),
             curves(
                 "Workers",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from monitoring.dashboards.panels import (
     BLUE,
     CELLS,
-    CHOSEN,
     GREEN,
     GREY,
     ORANGE,
@@ -19,7 +18,7 @@ from monitoring.dashboards.panels import (
     dashboard,
     figure,
 )
-from monitoring.dashboards.queries import more, of, rate
+from monitoring.dashboards.queries import more, of, rate, times
 
 FAILED_SHARE = ((None, GREEN), (0.001, YELLOW), (0.01, RED))
 _FOUND_BY = "elastic_serve_version_share"
@@ -30,7 +29,7 @@ _HELD = "[$__rate_interval]"
 
 def serving() -> Json:
     """Experts behind their router: how many requests, how fast, who is lost."""
-    failed = f'rate(elastic_serve_requests_total{{{CHOSEN}, status=~"5.."}}[$__rate_interval])'
+    failed = rate("serve_requests_total", "job", 'status=~"5.."')
     state = Panel(
         title="Experts",
         description="Green: asked. Yellow: tried again. Red: left out. Grey: unloaded by hand.",
@@ -96,14 +95,11 @@ def serving() -> Json:
                 "ops",
                 Query(rate("serve_requests_total", "status"), "{{status}}"),
             ),
-            curves(
+            times(
                 "Time to answer",
                 "Of inference: the median, and one request in a hundred.",
-                "s",
-                Query(_quantile(0.5), "median"),
-                Query(_quantile(0.9), "90 %"),
-                Query(_quantile(0.99), "99 %"),
-                colours={"median": GREEN, "90 %": YELLOW, "99 %": RED},
+                "serve_request_seconds",
+                f'route=~"{_ANSWERS}"',
             ),
         ],
         [
@@ -180,8 +176,3 @@ def serving() -> Json:
             ),
         ],
     )
-
-
-def _quantile(share: float) -> str:
-    asked = f'elastic_serve_request_seconds_bucket{{{CHOSEN}, route=~"{_ANSWERS}"}}'
-    return f"histogram_quantile({share}, sum by (le) (rate({asked}[$__rate_interval])))"

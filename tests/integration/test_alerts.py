@@ -17,13 +17,13 @@ import pytest
 from elastic.core.runs import RunFolder
 from elastic.handle import connect
 from tests.integration.support import make_job, run_job, wait_until, write_faults
-from tests.prometheus import PROMETHEUS, Prometheus, hurried, prometheus
+from tests.prometheus import Prometheus, hurried, needs_prometheus, prometheus
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(400),
     pytest.mark.usefixtures("cluster"),
-    pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus"),
+    needs_prometheus,
 ]
 
 NUM_WORKERS, LIAR = 3, 1

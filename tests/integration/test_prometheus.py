@@ -19,13 +19,13 @@ from monitoring.account import PARTS
 from monitoring.dashboards.catalogue import all_dashboards
 from monitoring.metrics import KINDS, OF_A_JOB, OF_A_NODE
 from tests.integration.support import kinds, make_job, run_job, wait_until, write_faults
-from tests.prometheus import PROMETHEUS, Prometheus, prometheus
+from tests.prometheus import Prometheus, needs_prometheus, prometheus
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(240),
     pytest.mark.usefixtures("cluster"),
-    pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus"),
+    needs_prometheus,
 ]
 
 UIDS = [one["uid"] for one in all_dashboards()]

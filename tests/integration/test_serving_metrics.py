@@ -14,13 +14,13 @@ from monitoring.dashboards.serving import serving as dashboard
 from monitoring.metrics import OF_SERVING
 from tests.integration.serving import elastic_serve
 from tests.integration.support import wait_until
-from tests.prometheus import PROMETHEUS, Prometheus, prometheus
+from tests.prometheus import Prometheus, needs_prometheus, prometheus
 from tests.served import make_repository, trained
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(PROMETHEUS is None, reason="apt install prometheus"),
+    needs_prometheus,
 ]
 
 NUM_REQUESTS = 30
