@@ -216,7 +216,7 @@ def measure(options: argparse.Namespace) -> None:
         serve.shutdown()  # type: ignore[no-untyped-call]
     config = {"minutes": minutes, "mode": options.mode, "replicas": options.replicas, **told[0]}
     strange = [one.problem for one in load if not one.is_allowed][:5]
-    name = "serving-load" if options.mode == "distributed" else f"serving-load-{options.mode}"
+    name = f"serving-load-{options.mode}"
     hand_over(name, options, {**config, "strange": strange}, _figures(quiet, load, judge))
 
 
