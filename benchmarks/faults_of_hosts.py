@@ -22,8 +22,8 @@ from typing import Protocol
 from benchmarks.naming import HANG_STEPS, SLOW_STEPS, Asked
 from scripts.hosts import Direction, Host
 
-RATES = ("50mbit", "100mbit")
-"""Of what is slow. In a step some 2 MB go over each link: that takes 0.15 to 0.3 s, not 0.05 s."""
+RATES = ("20mbit", "50mbit")
+"""Of what is slow. Hosts that share two cores send 10 to 30 MB a second over each link."""
 MEDIAN_STEPS, LOSSES = "median steps", "losses"
 """Units beside committed steps: usual steps as a time, workers of a node that were lost."""
 SHARES = (0.4, 0.8)

@@ -55,9 +55,14 @@ class SlowCommunication:
     min_links: int = 2
     few_links: int = 12
     """So many or fewer are compared with their own past: of three nodes one has four of six."""
-    few: Outliers = field(default_factory=lambda: Outliers(min_excess=0.4))
+    few: Outliers = field(default_factory=lambda: Outliers(min_excess=0.8))
     """Their own past is another guide than many peers: hosts that are busy otherwise than then send
-    and receive up to some 30 % more slowly (measured, `benchmarks.detection_of_hosts`)."""
+    and receive up to some 60 % more slowly (measured, `benchmarks.detection_of_hosts`)."""
+    few_clip: float = 3.0
+    """So much counts of one step, where that much more is usual among what is slow."""
+    few_alike: float = 0.4
+    """Of few links those of a slow end are slow alike: none by less than that share of another.
+    Where one is slow alone, its ends wait for it, and their other links are somewhat slower."""
     few_quantile: float = 0.25
     """What became slower for so many of them became so for all."""
     warm_up: int = 10
@@ -92,6 +97,7 @@ class SlowCommunication:
         if not len(rates.links.id_E):
             return [], rates
         ends, outliers = ends or _Ends(rates), self._outliers_of(rates)
+        alike = self.few_alike if outliers is self.few else 0.0
         cells = outliers.judge(
             rates.links,
             places_by(rates.kind_L),
@@ -100,10 +106,18 @@ class SlowCommunication:
         sender_L, receiver_L = ends.sender_L, ends.receiver_L
         is_hot_L = cells.is_off_E | (cells.excess_E > outliers.vote)
         senders, wide_senders_N = self._ends(
-            rates.senders, ends.sender_place_L, is_hot_L, ~ends.is_receiver_off_L, outliers
+            rates.senders,
+            ends.sender_place_L,
+            is_hot_L & _are_alike(cells.excess_E, ends.sender_place_L, alike),
+            ~ends.is_receiver_off_L,
+            outliers,
         )
         receivers, wide_receivers_N = self._ends(
-            rates.receivers, ends.receiver_place_L, is_hot_L, ~ends.is_sender_off_L, outliers
+            rates.receivers,
+            ends.receiver_place_L,
+            is_hot_L & _are_alike(cells.excess_E, ends.receiver_place_L, alike),
+            ~ends.is_sender_off_L,
+            outliers,
         )
         explained_L = wide_senders_N[ends.sender_place_L] | wide_receivers_N[ends.receiver_place_L]
         ended_L = (rates.senders.is_open_E & ~senders.is_off_E)[ends.sender_place_L]
@@ -145,6 +159,7 @@ class SlowCommunication:
         is_as_before = np.array_equal(rates.links.id_E, before.links.id_E)
         if not is_as_before or not np.array_equal(worker_W, before.worker_W):
             rates = replace(_begun_anew(rates), worker_W=worker_W)
+        rates = self._on_their_scale(rates)
         place_T = np.arange(len(id_T))
         if len(id_T) < len(rates.links.id_E):
             place_T = np.searchsorted(rates.links.id_E, id_T)
@@ -181,6 +196,19 @@ class SlowCommunication:
             seen_L=seen_L,
         )
         return after, ends
+
+    def _on_their_scale(self, rates: Rates) -> Rates:
+        """Nothing of before counts where few links become many, or many few."""
+        clip = self.few_clip if len(rates.links.id_E) <= self.few_links else CLIP
+        if rates.links.clip == clip:
+            return rates
+        none = History.empty(self.outliers.steps, clip)
+        return replace(
+            rates,
+            links=none.of(rates.links.id_E),
+            senders=none.of(rates.senders.id_E),
+            receivers=none.of(rates.receivers.id_E),
+        )
 
     def _against_own_past(self, pace_L: Floats, rates: Rates) -> tuple[Floats, Rates]:
         """How much longer than usual, less what became slower for all; and what is usual now."""
@@ -242,6 +270,15 @@ class _Ends:
         self.is_receiver_off_L = rates.receivers.is_open_E[self.receiver_place_L]
 
 
+def _are_alike(excess_L: Floats, place_L: Ints, share: float) -> Bools:
+    """Whether a link is off by that share at least of what the worst one of the same end is."""
+    if not share:
+        return np.ones(len(excess_L), np.bool_)
+    worst_N = np.zeros(int(place_L.max()) + 1)
+    np.fmax.at(worst_N, place_L, excess_L)
+    return ~(excess_L < share * worst_N[place_L])
+
+
 def _of_end(found: Finding, history: History, kind: Kind) -> Verdict:
     return _verdict(found, kind, Node(int(history.id_E[found.place])))
 
@@ -298,7 +335,7 @@ def _have_verdict(rates: Rates) -> Bools:
 def _added(nodes: History, place_L: Ints, excess_L: Floats, step: int, vote: float) -> History:
     """One more step of nodes: the mean of their links, clipped like all."""
     is_known_L = ~np.isnan(excess_L)
-    clipped_L = np.where(is_known_L, np.clip(excess_L, -CLIP, CLIP), 0.0)
+    clipped_L = np.where(is_known_L, np.clip(excess_L, -nodes.clip, nodes.clip), 0.0)
     num_N = np.bincount(place_L, is_known_L, minlength=len(nodes.id_E))
     total_N = np.bincount(place_L, clipped_L, minlength=len(nodes.id_E))
     mean_N = np.where(num_N > 0, total_N / np.maximum(num_N, 1), np.nan)

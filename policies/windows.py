@@ -36,7 +36,7 @@ class History:
 
     `step`: the newest. `since_E`: the step at which a thing began to be off; -1 if it is not.
     `is_open_E`: there is a verdict on it. `windows` are lengths in steps, and what follows are
-    their numbers of known steps, sums and sums of squares.
+    their numbers of known steps, sums and sums of squares, of excesses that are clipped to `clip`.
     """
 
     windows: tuple[int, ...]
@@ -48,9 +48,10 @@ class History:
     sums_KE: Floats
     squares_KE: Floats
     step: int = -1
+    clip: float = CLIP
 
     @classmethod
-    def empty(cls, windows: Sequence[int]) -> Self:
+    def empty(cls, windows: Sequence[int], clip: float = CLIP) -> Self:
         """Of nothing, to begin with."""
         return cls(
             windows=tuple(windows),
@@ -61,6 +62,7 @@ class History:
             known_KE=np.empty((len(windows), 0)),
             sums_KE=np.empty((len(windows), 0)),
             squares_KE=np.empty((len(windows), 0)),
+            clip=clip,
         )
 
     def of(self, id_E: Ints) -> History:
@@ -85,6 +87,7 @@ class History:
             sums_KE=moved(self.sums_KE, 0),  # type: ignore[arg-type]
             squares_KE=moved(self.squares_KE, 0),  # type: ignore[arg-type]
             step=self.step,
+            clip=self.clip,
         )
 
     def added(self, excess_E: Floats, step: int, *, vote: float) -> History:
@@ -99,7 +102,7 @@ class History:
         for k, num in enumerate(self.windows):
             signed = [(row, 1.0)] if len(rows) <= num else [(row, 1.0), (rows[-num - 1], -1.0)]
             for one, sign in signed:
-                is_known_E, value_E = _clipped(one)
+                is_known_E, value_E = _clipped(one, self.clip)
                 known_KE[k] += sign * is_known_E
                 sums_KE[k] += sign * value_E
                 squares_KE[k] += sign * value_E * value_E
@@ -153,9 +156,9 @@ class History:
         return np.stack([row[places] for row in self.rows[-self.windows[k] :]])
 
 
-def _clipped(row: Row) -> tuple[Bools, Floats]:
+def _clipped(row: Row, clip: float) -> tuple[Bools, Floats]:
     is_known_E = ~np.isnan(row)
-    return is_known_E, np.where(is_known_E, np.clip(row, -CLIP, CLIP), 0.0).astype(np.float64)
+    return is_known_E, np.where(is_known_E, np.clip(row, -clip, clip), 0.0).astype(np.float64)
 
 
 def sigma(values: Floats) -> float:

@@ -278,6 +278,30 @@ def test_few_links_are_compared_with_a_past_of_as_many_workers(
 
 
 @pytest.mark.parametrize(
+    ("slow", "expected"),
+    [
+        pytest.param(
+            {(0, 1): 6.0, (2, 1): 1.7, (3, 1): 1.7}, (Kind.SLOW_LINK, Link(0, 1)), id="one"
+        ),
+        pytest.param(
+            {(0, 1): 6.0, (2, 1): 4.0, (3, 1): 4.0}, (Kind.SLOW_RECEIVER, Node(1)), id="all"
+        ),
+    ],
+)
+def test_of_few_links_those_of_a_slow_end_are_slow_alike(
+    slow: dict[tuple[int | None, int | None], float], expected: Name
+) -> None:
+    """Who waits for a slow link takes what comes over its others later, too."""
+    dice, who = np.random.default_rng(8), fleet([0] * 4, nodes=list(range(4)))
+
+    def make(step: int) -> StepView:
+        went = transfers(4, slow if step >= 30 else {}, dice=dice)
+        return step_view(step, who, {}, dice=dice, transfers=went)
+
+    assert list(run(make, 60)[0]) == [expected]
+
+
+@pytest.mark.parametrize(
     ("waits", "expected"),
     [
         pytest.param((0.0, 0.9), (Kind.SLOW_SENDER, Node(0)), id="only the receiver waits"),
