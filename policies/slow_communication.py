@@ -58,8 +58,8 @@ class SlowCommunication:
     few: Outliers = field(default_factory=lambda: Outliers(min_excess=0.8))
     """Their own past is another guide than many peers: hosts that are busy otherwise than then send
     and receive up to some 60 % more slowly (measured, `benchmarks.detection_of_hosts`)."""
-    few_clip: float = 3.0
-    """So much counts of one step, where that much more is usual among what is slow."""
+    few_clip: float = 10.0
+    """So much counts of one step, or all that is slow would seem to be slow alike."""
     few_alike: float = 0.4
     """Of few links those of a slow end are slow alike: none by less than that share of another.
     Where one is slow alone, its ends wait for it, and their other links are somewhat slower."""
@@ -119,6 +119,8 @@ class SlowCommunication:
             ~ends.is_sender_off_L,
             outliers,
         )
+        if outliers is self.few:
+            senders, receivers = _stronger(rates.senders, senders, rates.receivers, receivers)
         explained_L = wide_senders_N[ends.sender_place_L] | wide_receivers_N[ends.receiver_place_L]
         ended_L = (rates.senders.is_open_E & ~senders.is_off_E)[ends.sender_place_L]
         ended_L |= (rates.receivers.is_open_E & ~receivers.is_off_E)[ends.receiver_place_L]
@@ -277,6 +279,23 @@ def _are_alike(excess_L: Floats, place_L: Ints, share: float) -> Bools:
     worst_N = np.zeros(int(place_L.max()) + 1)
     np.fmax.at(worst_N, place_L, excess_L)
     return ~(excess_L < share * worst_N[place_L])
+
+
+def _stronger(
+    senders: History, sending: Judged, receivers: History, receiving: Judged
+) -> tuple[Judged, Judged]:
+    """Of a node that begins to seem slow in both directions only that in which it is slower:
+    what acknowledges the one goes the other way."""
+    id_N = np.union1d(senders.id_E, receivers.id_E)
+    excess_N2 = np.full((len(id_N), 2), -np.inf)
+    found = []
+    for way, (history, judged) in enumerate(((senders, sending), (receivers, receiving))):
+        excess_N2[np.searchsorted(id_N, history.id_E), way] = np.nan_to_num(judged.excess_E)
+    for way, (history, judged) in enumerate(((senders, sending), (receivers, receiving))):
+        excess_E2 = excess_N2[np.searchsorted(id_N, history.id_E)]
+        is_weaker_E = (excess_E2[:, way] < excess_E2[:, 1 - way]) & ~history.is_open_E
+        found.append(replace(judged, is_off_E=judged.is_off_E & ~is_weaker_E))
+    return found[0], found[1]
 
 
 def _of_end(found: Finding, history: History, kind: Kind) -> Verdict:

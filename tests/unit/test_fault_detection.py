@@ -286,12 +286,16 @@ def test_few_links_are_compared_with_a_past_of_as_many_workers(
         pytest.param(
             {(0, 1): 6.0, (2, 1): 4.0, (3, 1): 4.0}, (Kind.SLOW_RECEIVER, Node(1)), id="all"
         ),
+        pytest.param(
+            {(None, 1): 9.0, (1, None): 4.0}, (Kind.SLOW_RECEIVER, Node(1)), id="and answers late"
+        ),
     ],
 )
 def test_of_few_links_those_of_a_slow_end_are_slow_alike(
     slow: dict[tuple[int | None, int | None], float], expected: Name
 ) -> None:
-    """Who waits for a slow link takes what comes over its others later, too."""
+    """Who waits for a slow link takes what comes over its others later, too; and the way back is
+    slow for what acknowledges what came."""
     dice, who = np.random.default_rng(8), fleet([0] * 4, nodes=list(range(4)))
 
     def make(step: int) -> StepView:
