@@ -178,6 +178,7 @@ class AggregatorShell:
         self._selector = selectors.DefaultSelector()
         self._channels: dict[int | None, Channel] = {}
         self._senders: dict[Channel, int | None] = {}
+        self._deaths: dict[Channel, int] = {}
         self._left = ""
         self._alone_s = time.monotonic()
         if self._setup.has_nodes:
@@ -339,6 +340,29 @@ class AggregatorShell:
     def _accept(self, listener: socket.socket, _: int) -> None:
         channel = accept(listener)
         self._selector.register(channel, selectors.EVENT_READ, partial(self._read, channel))
+        self._watch(channel)
+
+    def _watch(self, channel: Channel) -> None:
+        death = channel.open_death()
+        if death is not None:
+            self._deaths[channel] = death
+            self._selector.register(death, selectors.EVENT_READ, partial(self._read_last, channel))
+
+    def _unwatch(self, channel: Channel) -> None:
+        death = self._deaths.pop(channel, None)
+        if death is not None:
+            self._selector.unregister(death)
+            os.close(death)
+
+    def _read_last(self, channel: Channel, _: int) -> None:
+        """A thread at the other end has ended. If it died with all others, what was said last still
+        counts."""
+        self._unwatch(channel)
+        if channel.fileno() >= 0 and not channel.is_dying:
+            self._watch(channel)
+            return
+        self._read(channel, selectors.EVENT_READ)
+        self._close(channel)
 
     def _read(self, channel: Channel, _: int) -> None:
         """Handle what one channel has. Its first message says who it is."""
@@ -379,14 +403,19 @@ class AggregatorShell:
         return Pulse(node, step, progress, holding, links, host, cuts, gpus)
 
     def _close(self, channel: Channel) -> None:
-        known = channel in self._senders
+        known, is_dead = channel in self._senders, channel.fileno() >= 0 and channel.is_dying
         sender = self._senders.pop(channel, None)
+        self._forget(channel)
+        if known and self._channels.get(sender) is channel:
+            del self._channels[sender]
+            self._handle(events.Disconnected(sender, is_dead))
+
+    def _forget(self, channel: Channel) -> None:
+        """Twice does no harm."""
         if channel.fileno() >= 0:
             self._selector.unregister(channel)
             channel.close()
-        if known and self._channels.get(sender) is channel:
-            del self._channels[sender]
-            self._handle(events.Disconnected(sender))
+        self._unwatch(channel)
 
     def _send(self, receiver: int, message: Message) -> None:
         channel = self._channels.get(receiver)
@@ -429,8 +458,7 @@ class AggregatorShell:
                 if worker in self._channels:
                     channel = self._channels.pop(worker)
                     self._senders.pop(channel, None)
-                    self._selector.unregister(channel)
-                    channel.close()
+                    self._forget(channel)
             case node.Leave(reason):
                 self._left = reason
             case events.Committed():

@@ -5,6 +5,7 @@ Only carries: what a message means is the protocols' business. Never pickles.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from pathlib import Path
@@ -18,6 +19,8 @@ from elastic.core.protocol.messages import (
 )
 
 _BUFFER_BYTES = 4 << 20
+_PIDFD_THREAD = os.O_EXCL  # of Linux 6.9
+_EXITING = 4  # PF_EXITING among the flags in /proc/PID/stat
 
 
 class Channel:
@@ -34,6 +37,28 @@ class Channel:
         data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid: int = struct.unpack("iii", data)[0]
         return pid
+
+    def open_death(self) -> int | None:
+        """A descriptor that is readable once a thread of the other end has ended, as all do at once
+        where the process dies; None where the kernel has none.
+
+        End-of-file comes when the last one has, which on a busy machine takes a second or two: it
+        frees the process's memory first. What tells of the main thread waits for that, too.
+        """
+        try:
+            main, *others = sorted(int(one) for one in os.listdir(f"/proc/{self.peer_pid}/task"))
+            return os.pidfd_open(others[0] if others else main, _PIDFD_THREAD)
+        except OSError:  # an older kernel, a process of another container, or one that is gone
+            return None
+
+    @property
+    def is_dying(self) -> bool:
+        """Whether the process at the other end executes nothing any more."""
+        try:
+            stat = Path(f"/proc/{self.peer_pid}/stat").read_text()
+        except OSError:  # gone
+            return True
+        return bool(int(stat.rpartition(")")[2].split()[6]) & _EXITING)
 
     def fileno(self) -> int:
         return self._socket.fileno()

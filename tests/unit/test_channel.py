@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,3 +182,45 @@ def test_a_closed_channel_has_no_descriptor(pair: tuple[Channel, Channel]) -> No
     pair[0].close()
     pair[0].close()
     assert pair[0].fileno() == -1
+
+
+_PEER = """
+import socket, sys, threading
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(sys.argv[1])
+thread = threading.Thread(target=sys.stdin.readline)
+thread.start()
+connection.send(b"both threads live")
+thread.join()
+sys.stdin.readline()
+"""
+
+
+def test_a_process_that_dies_shows_it_before_its_end_of_file(path: Path) -> None:
+    """The end of one of its threads is no death."""
+    with (
+        listen(path) as listener,
+        subprocess.Popen([sys.executable, "-c", _PEER, path], stdin=subprocess.PIPE) as process,
+    ):
+        assert select.select([listener], [], [], 30)[0], "it comes"
+        channel = accept(listener)
+        assert select.select([channel], [], [], 30)[0], "it says something"
+        for is_death in (False, True):
+            death = channel.open_death()
+            if death is None:
+                pytest.skip("Linux 6.9 tells of threads")
+            assert select.select([death], [], [], 0)[0] == []
+            assert not channel.is_dying
+            if is_death:
+                process.kill()
+            else:
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            assert select.select([death], [], [], 30)[0], "a thread has ended"
+            assert channel.is_dying is is_death
+            os.close(death)
+        process.wait()
+        assert channel.open_death() is None
+        assert channel.is_dying
+        channel.close()

@@ -446,6 +446,13 @@ def test_what_a_lost_worker_held_is_taken_by_another() -> None:
     assert node.holds(1) == lost
 
 
+def test_a_worker_that_is_known_to_have_died_is_told_of_at_once() -> None:
+    node = Node(2)
+    assert not any(one.report.hung for one in only(ev.Tell, node.do(ev.Disconnected(0))))
+    (tell,) = only(ev.Tell, node.do(ev.Disconnected(1, is_dead=True)))
+    assert tell.report.hung == ((1, "its process died"),)
+
+
 def test_a_worker_that_gets_nothing_is_tried_again() -> None:
     start = State(step=0, attempt=0, exponents=(10,))
     node, shares = Node(3, num_micro_batches=3, state=start), []

@@ -323,7 +323,9 @@ class Aggregator:
                 return self._from_worker(worker, message, now_s)
             case Disconnected(sender=None):
                 self._coordinator = False
-            case Disconnected(sender=int(worker)):
+            case Disconnected(sender=int(worker), is_dead=is_dead):
+                if is_dead and worker in self.membership.members:
+                    self._hung[worker] = "its process died"  # Ray says so a second or two later
                 return self._lose(worker)
             case Updated():
                 return self._updated_on(event)

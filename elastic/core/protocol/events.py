@@ -39,9 +39,13 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """End-of-file on the socket of a worker (its id) or of the coordinator (None)."""
+    """End-of-file on the socket of a worker (its id) or of the coordinator (None).
+
+    `is_dead`: its process is known to have died.
+    """
 
     sender: int | None
+    is_dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
