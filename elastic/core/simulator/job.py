@@ -445,8 +445,8 @@ class Job:
                     self._alone.add((worker, lease.key, micro_batch))
 
     def accused(self, worker: int | None) -> None:
-        """A worker is said to have lied."""
-        if worker not in self._liars:
+        """A worker is said to have lied. NaN beside two numbers that agree is a lie, too."""
+        if worker not in self._liars and worker not in self._erred.values():
             raise Violation(f"worker {worker} is said to have lied, and is honest")
 
     def granted_now(self, worker: int, manifest: Manifest) -> None:
