@@ -53,11 +53,11 @@ class Channel:
 
     @property
     def is_dying(self) -> bool:
-        """Whether the process at the other end executes nothing any more."""
+        """Whether the process at the other end is known to execute nothing any more."""
         try:
             stat = Path(f"/proc/{self.peer_pid}/stat").read_text()
-        except OSError:  # gone
-            return True
+        except OSError:
+            return self.peer_pid > 0  # gone; 0 is a process of another container
         return bool(int(stat.rpartition(")")[2].split()[6]) & _EXITING)
 
     def fileno(self) -> int:

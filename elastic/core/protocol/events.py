@@ -39,9 +39,9 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """End-of-file on the socket of a worker (its id) or of the coordinator (None).
+    """A worker (its id) or the coordinator (None) can be heard no more.
 
-    `is_dead`: its process is known to have died.
+    `is_dead`: its process is known to have died; else there was an end-of-file on its socket.
     """
 
     sender: int | None
