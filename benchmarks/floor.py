@@ -36,7 +36,6 @@ from benchmarks.processes import JobProcesses
 from benchmarks.record import Figure, figure
 from elastic.core.status import Status
 
-"""Samples of a step."""
 STEPS: Mapping[str, int] = {"small": 60, "10m": 20, "100m": 6}
 QUICK_STEPS: Mapping[str, int] = {"small": 20, "10m": 8, "100m": 3}
 

@@ -281,9 +281,9 @@ def chosen(
     known: Collection[str],
     name: str = "only",
 ) -> list[str]:
-    """What an option names, separated by commas."""
+    """What an option names, separated by commas: one at least."""
     given = [one for one in getattr(options, name).split(",") if one]
-    if not set(given) <= set(known):
+    if not given or not set(given) <= set(known):
         parser.error(f"--{name}: got {','.join(given)}; allowed are {', '.join(known)}")
     return given
 

@@ -41,7 +41,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--size", choices=SIZES, default="10m", help="0.85M, 10M or 100M parameters"
     )
-    parser.add_argument("--systems", default="", help=f"default: {','.join(DEFAULT_SYSTEMS)}")
+    parser.add_argument("--systems", default=None, help=f"default: {','.join(DEFAULT_SYSTEMS)}")
     parser.add_argument("--scenarios", default="steady,faults,storm,changes")
     parser.add_argument("--repeats", type=int, default=None, help="default: by scenario")
     parser.add_argument("--quick", action="store_true", help="everything once")
@@ -53,7 +53,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=None, help=f"default: {OUT}/SIZE")
     options = parser.parse_args(words)
-    options.systems = chosen(parser, options, SYSTEMS, "systems")
+    options.systems = options.systems and chosen(parser, options, SYSTEMS, "systems")
     options.scenarios = chosen(parser, options, scenarios.make("small"), "scenarios")
     options.batch = options.batch or BATCH[options.size]
     options.out = (options.out or OUT / options.size).absolute()
