@@ -97,7 +97,7 @@ class SlowCommunication:
         if not len(rates.links.id_E):
             return [], rates
         ends, outliers = ends or _Ends(rates), self._outliers_of(rates)
-        alike = self.few_alike if outliers is self.few else 0.0
+        alike = self.few_alike if self._are_few(rates) else 0.0
         cells = outliers.judge(
             rates.links,
             places_by(rates.kind_L),
@@ -119,8 +119,11 @@ class SlowCommunication:
             ~ends.is_sender_off_L,
             outliers,
         )
-        if outliers is self.few:
-            senders, receivers = _stronger(rates.senders, senders, rates.receivers, receivers)
+        if self._are_few(rates):
+            senders, receivers = (
+                _unless_weaker(rates.senders, senders, rates.receivers, receivers),
+                _unless_weaker(rates.receivers, receivers, rates.senders, senders),
+            )
         explained_L = wide_senders_N[ends.sender_place_L] | wide_receivers_N[ends.receiver_place_L]
         ended_L = (rates.senders.is_open_E & ~senders.is_off_E)[ends.sender_place_L]
         ended_L |= (rates.receivers.is_open_E & ~receivers.is_off_E)[ends.receiver_place_L]
@@ -170,7 +173,7 @@ class SlowCommunication:
         ends = _Ends(rates)
         is_sick_L = ends.is_sender_off_L | ends.is_receiver_off_L | rates.links.is_open_E
         excess_L = np.full(len(pace_L), np.nan)
-        are_few = len(pace_L) <= self.few_links
+        are_few = self._are_few(rates)
         if are_few:
             excess_L, rates = self._against_own_past(pace_L, rates)
         for places in places_by(rates.kind_L) if not are_few else ():
@@ -201,7 +204,7 @@ class SlowCommunication:
 
     def _on_their_scale(self, rates: Rates) -> Rates:
         """Nothing of before counts where few links become many, or many few."""
-        clip = self.few_clip if len(rates.links.id_E) <= self.few_links else CLIP
+        clip = self.few_clip if self._are_few(rates) else CLIP
         if rates.links.clip == clip:
             return rates
         none = History.empty(self.outliers.steps, clip)
@@ -228,7 +231,10 @@ class SlowCommunication:
     # ------------------------------------------------------------------ deciding
 
     def _outliers_of(self, rates: Rates) -> Outliers:
-        return self.few if len(rates.links.id_E) <= self.few_links else self.outliers
+        return self.few if self._are_few(rates) else self.outliers
+
+    def _are_few(self, rates: Rates) -> bool:
+        return len(rates.links.id_E) <= self.few_links
 
     def _ends(
         self,
@@ -281,21 +287,12 @@ def _are_alike(excess_L: Floats, place_L: Ints, share: float) -> Bools:
     return ~(excess_L < share * worst_N[place_L])
 
 
-def _stronger(
-    senders: History, sending: Judged, receivers: History, receiving: Judged
-) -> tuple[Judged, Judged]:
-    """Of a node that begins to seem slow in both directions only that in which it is slower:
-    what acknowledges the one goes the other way."""
-    id_N = np.union1d(senders.id_E, receivers.id_E)
-    excess_N2 = np.full((len(id_N), 2), -np.inf)
-    found = []
-    for way, (history, judged) in enumerate(((senders, sending), (receivers, receiving))):
-        excess_N2[np.searchsorted(id_N, history.id_E), way] = np.nan_to_num(judged.excess_E)
-    for way, (history, judged) in enumerate(((senders, sending), (receivers, receiving))):
-        excess_E2 = excess_N2[np.searchsorted(id_N, history.id_E)]
-        is_weaker_E = (excess_E2[:, way] < excess_E2[:, 1 - way]) & ~history.is_open_E
-        found.append(replace(judged, is_off_E=judged.is_off_E & ~is_weaker_E))
-    return found[0], found[1]
+def _unless_weaker(history: History, judged: Judged, other: History, others: Judged) -> Judged:
+    """Without nodes that begin to seem slow in this direction and are slower in the other one: what
+    acknowledges the one goes the other way."""
+    place_E, is_there_E = lookup(other.id_E, history.id_E)
+    is_weaker_E = is_there_E & (judged.excess_E < others.excess_E[place_E]) & ~history.is_open_E
+    return replace(judged, is_off_E=judged.is_off_E & ~is_weaker_E)
 
 
 def _of_end(found: Finding, history: History, kind: Kind) -> Verdict:
