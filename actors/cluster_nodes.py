@@ -8,7 +8,7 @@ asks it here raises ClusterError while it does not answer, or waits until it doe
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -129,11 +129,6 @@ class ClusterNodes:
     def __contains__(self, node: int) -> bool:
         """Whether a host has that number, or had it."""
         return node in self._ray_ids
-
-    @property
-    def ray_ids(self) -> Mapping[int, str]:
-        """The Ray node of each number that was ever given."""
-        return self._ray_ids
 
     @property
     def addresses(self) -> dict[int, str]:

@@ -383,7 +383,7 @@ class CoordinatorShell:
         with self._lock:
             node_of = dict(self._processes.homes("worker"))
             num_joining = len(self._protocol.membership.joining)
-            spares, host_of = self._spares(), dict(self._processes.hosts())
+            spares = self._spares()
             exporters = self._processes.exporters()
             machine_of = dict(self._processes.machines())
         wanted = min(job.replicas, job.nodes.max)
@@ -394,7 +394,6 @@ class CoordinatorShell:
             replicas_wanted=wanted,
             num_joining=num_joining,
             spares=tuple(sorted(spares)),
-            host_of=host_of,
             machine_of=machine_of,
             exporters=exporters,
         )

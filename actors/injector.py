@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from elastic.core.faults import Fault, read_trace
+from elastic.core.faults import ANY_WORKER, Fault, read_trace
 from elastic.core.permutation import derive_key
 
 _NAP_S = 0.02
@@ -91,6 +91,8 @@ class AggregatorInjector(Injector):
         worker = fault.target if isinstance(fault.target, int) else None
         signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "resume": signal.SIGCONT}
         if fault.do in signals:
+            if fault.target == ANY_WORKER:
+                worker = min(pids, default=None)
             pid = pids.get(worker) if worker is not None else None
             if pid is not None and self._claim(fault, pid=pid):
                 note(fault)

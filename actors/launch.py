@@ -237,10 +237,6 @@ class RayProcesses:
         """The nodes that the job may use now."""
         return (0,) if self._nodes is None else self._nodes.present
 
-    def hosts(self) -> Mapping[int, str]:
-        """The Ray node of each node that there is or was; nothing in a job of one node."""
-        return {} if self._nodes is None else self._nodes.ray_ids
-
     def machines(self) -> Mapping[int, str]:
         """The address of the host of each node that there is or was, as far as it is known."""
         return {} if self._nodes is None else self._nodes.addresses

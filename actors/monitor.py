@@ -21,7 +21,7 @@ from monitoring.account import BEGINS
 from monitoring.actions import STEERED, UNDONE, action_fields, taken_of
 from monitoring.tally import VERDICT, VERDICT_ENDED, Now, Tally, in_order
 from policies.steering import Act, Remedy, Steering, SteeringView, Taken, Tell, drained, undo
-from policies.verdicts import Node, Verdict, Worker
+from policies.verdicts import Culprit, Kind, Node, Verdict, Worker
 
 if TYPE_CHECKING:
     from actors.ray_metrics import RayMetrics
@@ -76,7 +76,7 @@ class Monitor:
         self._held: dict[tuple[str, str], float] = {}
         self._advised: set[tuple[tuple[str, str], Remedy]] = set()
         self._taken: list[Taken] = []
-        self._host_of: Mapping[int, str] = {}
+        self._machine_of: Mapping[int, str] = {}
         self.avoided: frozenset[int] = frozenset()
         """Nodes on which nothing is to be started. Replaced, never changed, like what follows."""
         self.drained: Mapping[int, str] = {}
@@ -113,6 +113,7 @@ class Monitor:
                     if self._has_news() or time.monotonic() - self._turned_s >= _TURN_S:
                         self._turn()
             finally:
+                self._pulses.slow = ()  # nobody sees any more whether they still are
                 self._setup.run.prometheus_json.unlink(missing_ok=True)
                 if exporter is not None:
                     exporter.close()
@@ -230,8 +231,8 @@ class Monitor:
                 return  # the end of a job is the last that is told of it
             found = self._detector.verdicts(time.time(), now.status.num_nodes)
             node_of = {one: now.node_of.get(one, 0) for one in self._tally.members}
+        self._machine_of = now.machine_of
         self._tell(found)
-        self._host_of = now.host_of
         self._steer(found, node_of, [now.node_of.get(one, 0) for one in now.spares])
 
     def _tell(self, found: list[Verdict]) -> None:
@@ -241,7 +242,7 @@ class Monitor:
         names = {_name(one): one for one in found}
         for name, verdict in names.items():
             if name not in self._held:
-                self._held[name] = time.time()
+                self._held[name] = self._since_s(verdict)
                 reason = f"{name[0]}: {verdict.reason}"
                 self._event(VERDICT, reason, _worker(verdict), verdict=verdict_fields(verdict))
         for name in set(self._held) - set(names):
@@ -250,6 +251,19 @@ class Monitor:
             self._advised = {one for one in self._advised if one[0] != name}
             fields = {"kind": kind, "culprit": culprit}
             self._event(VERDICT_ENDED, f"{kind}: {culprit} no longer", verdict=fields)
+
+    def _since_s(self, verdict: Verdict) -> float:
+        """Now; or when it was said of another node, if that was the same machine."""
+        kind, now_s, former = verdict.kind.value, time.time(), self._others(verdict.culprit)
+        return min([self._held.get((kind, str(one)), now_s) for one in former], default=now_s)
+
+    def _others(self, culprit: Culprit) -> list[Node]:
+        """What else the machine of a node is or was."""
+        if not isinstance(culprit, Node):
+            return []
+        machine = self._machine_of.get(culprit.number)
+        alike = [node for node, other in self._machine_of.items() if other == machine]
+        return [Node(node) for node in alike if node != culprit.number]
 
     def _steer(
         self, found: list[Verdict], node_of: Mapping[int, int], spares: Sequence[int]
@@ -261,7 +275,7 @@ class Monitor:
             since_s={one.name: self._held[_name(one)] for one in found},
             node_of=node_of,
             spares=spares,
-            taken=self._taken_by_host(),
+            taken=self._taken_by_machine(),
         )
         for decision in self._steering.decide(view):
             if isinstance(decision, Tell):
@@ -272,19 +286,19 @@ class Monitor:
             else:
                 self._act(decision)
         with self._lock:
-            view = replace(view, taken=self._taken_by_host())
+            view = replace(view, taken=self._taken_by_machine())
             self.avoided = self._steering.avoided(view)
             self._pulses.slow = self._steering.slow_links(view)
             self._drain()
 
-    def _taken_by_host(self) -> tuple[Taken, ...]:
-        """What was taken back from a node is from whatever other number its host has."""
+    def _taken_by_machine(self) -> tuple[Taken, ...]:
+        """What a person took back from a node is taken back from all that its machine ever is; what
+        was done about its coming and going was done about each."""
         again = [
-            replace(one, culprit=Node(node))
+            replace(one, culprit=other, num_workers=0)
             for one in self._taken
-            if one.undone and isinstance(one.culprit, Node)
-            for node, host in self._host_of.items()
-            if node != one.culprit.number and host == self._host_of.get(one.culprit.number)
+            if one.undone or one.kind is Kind.FLAPPING
+            for other in self._others(one.culprit)
         ]
         return (*self._taken, *again)
 

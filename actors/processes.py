@@ -46,13 +46,9 @@ class Processes(Protocol):
         """The nodes that the job may use now."""
         ...
 
-    def hosts(self) -> Mapping[int, str]:
-        """What names the host of each node that there is or was; nothing in a job of one node."""
-        ...
-
     def machines(self) -> Mapping[int, str]:
-        """The address of the host of each node that there is or was, as far as it is known. Unlike
-        `hosts` it stays the same when Ray is started anew there."""
+        """The address of the host of each node that there is or was, as far as it is known:
+        it stays the same when Ray is started anew there."""
         ...
 
     def addresses(self) -> Mapping[int, Address]:

@@ -46,9 +46,9 @@ def in_order(
 class Now:
     """How a job stands, as its coordinator knows it: of each worker the node, and how many copies
     there are, and should be, of the chunk that has fewest. `num_joining`: nodes that only receive
-    the parameters yet. `spares`: workers that are ready to compute. `host_of`: of each node
-    what names its host, which may come back as another node; `machine_of`, though Ray was started
-    anew there. `exporters`: where those of nodes are scraped."""
+    the parameters yet. `spares`: workers that are ready to compute. `machine_of`: of each node that
+    there is or was the address of its host, which may come back as another node. `exporters`: where
+    those of nodes are scraped."""
 
     status: Status
     node_of: Mapping[int, int]
@@ -56,7 +56,6 @@ class Now:
     replicas_wanted: int
     num_joining: int = 0
     spares: tuple[int, ...] = ()
-    host_of: Mapping[int, str] = field(default_factory=dict)
     machine_of: Mapping[int, str] = field(default_factory=dict)
     exporters: Mapping[int, tuple[str, int]] = field(default_factory=dict)
 

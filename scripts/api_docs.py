@@ -195,6 +195,10 @@ def _fault_file() -> Iterator[str]:
         ("point, in a worker", faults.WORKER_POINTS),
     ):
         yield f"- {what}: " + ", ".join(map(_code, words))
+    yield (
+        "- target: a worker, such as `worker-1`; `any`, of `kill` and `stop`: the first one that gets"
+        " to the point, of `slow` with `sleep_s` and `probability`: another one in each step"
+    )
 
 
 def _commands() -> Iterator[str]:

@@ -83,7 +83,8 @@ class Fault:
     """At this step, or at the first later one that reaches the point."""
     point: Point = "step_start"
     target: int | Literal["any"] | None = None
-    """Worker id; 'any': a random worker each time; None: no worker, or whichever."""
+    """Worker id; 'any': a random worker each time, or, of kill and stop, the first that gets there;
+    None: no worker, or whichever."""
     for_s: float | None = None
     """How long, in seconds; None: for ever."""
     factor: float | None = None
@@ -106,9 +107,8 @@ class Fault:
         """In words, as in the events of a run: 'kill worker-1 at after_grant'."""
         words = [self.do.replace("_", " ")]
         if self.target is not None:
-            words.append(
-                "a random worker" if self.target == ANY_WORKER else f"worker-{self.target}"
-            )
+            any_worker = "a random worker" if self.do == "slow" else "any worker"
+            words.append(any_worker if self.target == ANY_WORKER else f"worker-{self.target}")
         if self.do not in IN_WORKER:
             words.append(f"at {self.point}")
         if self.factor is not None:
@@ -259,8 +259,10 @@ def _target_problems(entry: _FaultEntry) -> Iterator[tuple[Key, str]]:
             yield ("target",), f"missing; {entry.do} needs target: worker-0, worker-1, ..."
     elif entry.do not in MAY_TARGET:
         yield ("target",), f"got {entry.target}; {entry.do} has no target; leave it out"
-    elif entry.target == ANY_WORKER and (entry.do != "slow" or entry.probability is None):
-        yield ("target",), "got any; only for slow with sleep_s and probability"
+    elif entry.target == ANY_WORKER and not (
+        entry.do in ("kill", "stop") or (entry.do == "slow" and entry.probability is not None)
+    ):
+        yield ("target",), "got any; only for kill, stop, and slow with sleep_s and probability"
 
 
 def _fault(index: int, entry: _FaultEntry, folder: Path) -> Fault:

@@ -90,7 +90,7 @@ def test_no_fault_changes_what_any_of_them_computes(alone: list[Outcome], tmp_pa
 def test_no_policy_changes_what_any_of_them_computes(
     kind: str, alone: list[Outcome], tmp_path: Path
 ) -> None:
-    kill = {"do": "kill", "at": {"step": 8, "point": "after_encode"}, "target": "worker-0"}
+    kill = {"do": "kill", "at": {"step": 8, "point": "after_encode"}, "target": "any"}
     faults = write_faults(tmp_path / "faults.yaml", [SLOW, kill])
     stragglers = {"kind": kind, "stragglers": 1 if kind == "frc" else 0}
     job = several(kind, workers=3, stragglers=stragglers, audit=0.2)

@@ -49,9 +49,6 @@ class NoProcesses:
     def nodes(self) -> Sequence[int]:
         return (0,)
 
-    def hosts(self) -> Mapping[int, str]:
-        return {}
-
     def machines(self) -> Mapping[int, str]:
         return {}
 
@@ -254,9 +251,6 @@ class ManyProcesses(NoProcesses):
     def nodes(self) -> Sequence[int]:
         return tuple(self.places)
 
-    def hosts(self) -> Mapping[int, str]:
-        return {node: f"host-{node}" for node in self.places}
-
     def machines(self) -> Mapping[int, str]:
         return {node: where[0] for node, where in self.places.items()}
 
@@ -411,7 +405,7 @@ def test_the_monitor_is_told_of_spares_and_hosts(many: Many) -> None:
     many.say(Report(5, KNOWN, connected=(0, 5, 6)))
     many.until(lambda: many.shell.status().num_spare)
     now = many.shell._now()
-    assert (now.spares, now.host_of) == ((5, 6), {0: "host-0", 1: "host-1"})
+    assert (now.spares, set(now.machine_of)) == ((5, 6), {0, 1})
 
 
 # --- Ray's GCS is away -----------------------------------------------------------------------

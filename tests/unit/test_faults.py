@@ -69,7 +69,14 @@ WRONG = {
         "- {do: kill_aggregator, at: {step: 1}, target: worker-1}",
         "got worker-1; kill_aggregator has no target",
     ),
-    "kill any": ("- {do: kill, at: {step: 1}, target: any}", "got any; only for slow with sleep_s"),
+    "nan of any": (
+        "- {do: nan_gradient, at: {step: 1}, target: any}",
+        "got any; only for kill, stop, and slow with sleep_s",
+    ),
+    "slow any": (
+        "- {do: slow, at: {step: 1}, target: any, factor: 2}",
+        "got any; only for kill, stop, and slow with sleep_s",
+    ),
     "kill for": (
         "- {do: kill, at: {step: 1}, target: worker-1, for_s: 3}",
         "[0].for_s: only for do: stop, slow, stop_aggregator; here do is kill",
@@ -128,7 +135,7 @@ def test_all_mistakes_come_at_once(folder: Path) -> None:
 
 
 def test_faults_are_read_with_their_defaults(folder: Path) -> None:
-    kill, stop, slow, any_slow, delays, remove = load(
+    kill, stop, slow, any_slow, delays, remove, kill_any = load(
         folder,
         """
 - {do: kill, at: {step: 5, point: after_grant}, target: worker-1}
@@ -137,6 +144,7 @@ def test_faults_are_read_with_their_defaults(folder: Path) -> None:
 - {do: slow, at: {step: 0}, target: any, sleep_s: 0.3, probability: 0.2}
 - {do: delays, trace: good.npz, scale: 0.5}
 - {do: remove_worker, at: {step: 8}}
+- {do: kill, at: {step: 9, point: after_encode}, target: any}
 """,
     )
     assert kill == Fault(index=0, do="kill", step=5, point="after_grant", target=1)
@@ -146,6 +154,7 @@ def test_faults_are_read_with_their_defaults(folder: Path) -> None:
     assert (delays.step, delays.trace, delays.scale) == (0, folder / "good.npz", 0.5)
     assert (remove.target, remove.happens_in_worker) == (None, False)
     assert str(kill) == "kill worker-1 at after_grant"
+    assert str(kill_any) == "kill any worker at after_encode"
     assert str(any_slow) == "slow a random worker by 0.3 s a step in 20% of steps"
 
 

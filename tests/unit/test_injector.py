@@ -94,6 +94,7 @@ def test_a_fault_fires_once_at_its_point(
     ("fault", "signals"),
     [
         (Fault(index=0, do="kill", target=1), [(1001, "SIGKILL")]),
+        (Fault(index=0, do="kill", target="any"), [(1001, "SIGKILL")]),
         (Fault(index=0, do="stop", target=1, for_s=5), [(1001, "SIGSTOP")]),
         (Fault(index=0, do="resume", target=1), [(1001, "SIGCONT")]),
         (Fault(index=0, do="kill_coordinator"), [(99, "SIGKILL")]),

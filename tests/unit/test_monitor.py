@@ -344,10 +344,10 @@ def test_what_was_undone_holds_for_the_host_when_it_comes_back_as_another_node(
 ) -> None:
     world = World(make_job, tmp_path, steering="act")
     undone = undo(Taken(time.time(), Remedy.AVOID, Node(2), Kind.SLOW_SENDER))
-    for host, expected in [("another", {3}), ("ray-c", frozenset[int]())]:
+    for machine, expected in [("another", {3}), ("c", frozenset[int]())]:
         monitor = world.make()
         monitor._taken.append(undone)
-        monitor._host_of = {0: "ray-a", 1: "ray-b", 2: "ray-c", 3: host}
+        monitor._machine_of = {0: "a", 1: "b", 2: "c", 3: machine}
         sick = Verdict(
             kind=Kind.SLOW_SENDER, culprit=Node(3), since_step=3, confidence=0.9, reason="it is so"
         )
@@ -357,6 +357,25 @@ def test_what_was_undone_holds_for_the_host_when_it_comes_back_as_another_node(
             monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
         assert monitor.avoided == expected
         monitor._steer([sick], {0: 0, 1: 1, 3: 3}, [])
+        assert set(monitor.drained) == expected
+
+
+def test_a_machine_that_flaps_is_drained_though_it_comes_back_as_another_node(
+    make_job: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    """What was said of it and done about it counts on: its time does not begin anew each time."""
+    for machine, expected in [("another", set[int]()), ("c", {3})]:
+        world = World(make_job, tmp_path, steering="act")
+        monitor = world.monitor
+        monitor._steering = replace(monitor._steering, patience_s=0.0)
+        for node, others in [(2, "abc"), (3, ["a", "b", "c", machine])]:
+            monitor._machine_of = dict(enumerate(others))
+            flaps = Verdict(
+                kind=Kind.FLAPPING, culprit=Node(node), since_step=3, confidence=0.9, reason="so"
+            )
+            monitor._tell([flaps])
+            monitor._steer([flaps], {0: 0, 1: 1, 2: node}, [])
+            assert node in monitor.avoided
         assert set(monitor.drained) == expected
 
 
