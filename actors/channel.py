@@ -6,6 +6,7 @@ Only carries: what a message means is the protocols' business. Never pickles.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 from pathlib import Path
@@ -20,7 +21,8 @@ from elastic.core.protocol.messages import (
 
 _BUFFER_BYTES = 4 << 20
 _PIDFD_THREAD = os.O_EXCL  # of Linux 6.9
-_EXITING = 4  # PF_EXITING among the flags in /proc/PID/stat
+_FLAGS, _EXITING = 6, 4  # PF_EXITING; places of fields in /proc/PID/stat, after the name
+_PENDING, _KILLED = 28, 1 << signal.SIGKILL - 1  # of the main thread, which did not run since
 
 
 class Channel:
@@ -58,7 +60,8 @@ class Channel:
             stat = Path(f"/proc/{self.peer_pid}/stat").read_text()
         except OSError:
             return self.peer_pid > 0  # gone; 0 is a process of another container
-        return bool(int(stat.rpartition(")")[2].split()[6]) & _EXITING)
+        fields = stat.rpartition(")")[2].split()
+        return bool(int(fields[_FLAGS]) & _EXITING or int(fields[_PENDING]) & _KILLED)
 
     def fileno(self) -> int:
         return self._socket.fileno()

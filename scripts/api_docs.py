@@ -196,8 +196,8 @@ def _fault_file() -> Iterator[str]:
     ):
         yield f"- {what}: " + ", ".join(map(_code, words))
     yield (
-        "- target: a worker, such as `worker-1`; `any`, of `kill` and `stop`: the first one that gets"
-        " to the point, of `slow` with `sleep_s` and `probability`: another one in each step"
+        "- target: a worker, such as `worker-1`; `any`, of `kill` and `stop`: the first one that"
+        " gets to the point, of `slow` with `sleep_s` and `probability`: another one in each step"
     )
 
 

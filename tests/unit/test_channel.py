@@ -196,6 +196,37 @@ sys.stdin.readline()
 """
 
 
+_BUSY_PEER = """
+import os, socket, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(sys.argv[1])
+connection.send(b"busy from now on")
+while True:
+    pass
+"""
+
+
+def test_a_process_that_was_killed_and_has_not_run_since_is_dying(path: Path) -> None:
+    """On busy cores another thread of it may end before the main one does."""
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})  # this one runs, so that one does not
+        with (
+            listen(path) as listener,
+            subprocess.Popen([sys.executable, "-c", _BUSY_PEER, path]) as process,
+        ):
+            assert select.select([listener], [], [], 30)[0], "it comes"
+            channel = accept(listener)
+            assert select.select([channel], [], [], 30)[0], "it is busy"
+            assert not channel.is_dying
+            process.kill()
+            assert channel.is_dying
+            channel.close()
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_a_process_that_dies_shows_it_before_its_end_of_file(path: Path) -> None:
     """The end of one of its threads is no death."""
     with (

@@ -217,7 +217,7 @@ class AggregatorProcess(Process):
         if item is END_OF_FILE:
             if self.peers.get(sender) is connection:
                 del self.peers[sender]
-                self._handle(ev.Disconnected(sender))
+                self._handle(ev.Disconnected(sender, is_dead=not connection.ends[0].alive))
             return
         if isinstance(item, Hello):
             self.peers[sender] = connection
