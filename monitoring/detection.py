@@ -54,6 +54,7 @@ class Detector:
         self._is_joining = self._was_joining = False
         self._num_afresh = AFRESH
         self._rows: list[Done] = []
+        self._num_plans = 0
         self._counters = Counters()
         self._cuts = Cuts()
         self._looked_s = 0.0
@@ -147,6 +148,7 @@ class Detector:
             ),
             transfers=self._transfers(),
             hosts=self._counters.hosts(),
+            plan=self._num_plans,
         )
 
     def _transfers(self) -> Transfers | None:
@@ -166,6 +168,7 @@ class Detector:
             self._is_exempt = True
         if kind == "node_joining":
             self._was_joining = True
+        self._num_plans += kind == "traffic_planned"
         if number is None:
             return
         worker = int(number)

@@ -98,6 +98,8 @@ class StepView:
     transfers: Transfers | None = None
     hosts: Hosts | None = None
     is_exempt: bool = False
+    plan: int = 0
+    """By which nodes own chunks, counted: after another one links carry otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -32,7 +32,7 @@ class Rates:
 
     `waits_L2` says how much of its time each end of a link waited, smoothed; `usual_L` how many
     seconds a byte took each in the healthy past, over `age_L` steps, while there were the workers
-    `worker_W`.
+    `worker_W` and traffic followed the same `plan`.
     """
 
     links: History
@@ -44,6 +44,7 @@ class Rates:
     usual_L: Floats
     age_L: Ints
     worker_W: Ints
+    plan: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +163,9 @@ class SlowCommunication:
         rates = _known(before, id_T, kind_T, view)
         worker_W = view.fleet.worker_W
         is_as_before = np.array_equal(rates.links.id_E, before.links.id_E)
-        if not is_as_before or not np.array_equal(worker_W, before.worker_W):
-            rates = replace(_begun_anew(rates), worker_W=worker_W)
+        is_as_before &= np.array_equal(worker_W, before.worker_W) and view.plan == before.plan
+        if not is_as_before:
+            rates = replace(_begun_anew(rates), worker_W=worker_W, plan=view.plan)
         rates = self._on_their_scale(rates)
         place_T = np.arange(len(id_T))
         if len(id_T) < len(rates.links.id_E):
@@ -333,12 +335,14 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
         usual_L=usual_L,
         age_L=age_L,
         worker_W=before.worker_W,
+        plan=before.plan,
     )
 
 
 def _begun_anew(rates: Rates) -> Rates:
-    """Where nodes come or go each shares its card with others, and where workers do its processors:
-    no pace of before is usual any more, but for that of links on which there is a verdict."""
+    """Where nodes come or go each shares its card with others, where workers do its processors, and
+    where nodes own other chunks each sends at other times: no pace of before is usual any more, but
+    for that of links on which there is a verdict."""
     return replace(rates, age_L=np.where(_have_verdict(rates), rates.age_L, 0))
 
 

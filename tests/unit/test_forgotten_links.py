@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from policies.fault_detection import Peers
 from policies.signals import Computed, Fleet, StepView, Transfers
@@ -15,11 +18,15 @@ TOO_LITTLE = 20_000
 """Bytes that say nothing of a link's pace."""
 
 
-def looked_at(step: int, num_bytes: int, slowness: float) -> StepView:
-    """Among three nodes: what links 1 - 2 carry, and how many times as long a byte takes there."""
+def looked_at(
+    step: int, num_bytes: int, slowness: float, *, others: float = 1.0, plan: int = 0
+) -> StepView:
+    """Among three nodes: what links 1 - 2 carry, and how many times as long a byte takes there, and
+    from node 0 to the others."""
     is_odd = np.array([0 not in pair for pair in PAIRS])
     bytes_L = np.where(is_odd, num_bytes, 2 << 20)
     noise_L = 1 + 0.02 * np.random.default_rng(step).standard_normal(len(PAIRS))
+    slowness_L = np.where(is_odd, slowness, [others if one == 0 else 1.0 for one, _ in PAIRS])
     waits_L = np.zeros(len(PAIRS))
     return StepView(
         step=step,
@@ -36,12 +43,37 @@ def looked_at(step: int, num_bytes: int, slowness: float) -> StepView:
             receiver_L=np.array([other for _, other in PAIRS]),
             kind_L=np.zeros(len(PAIRS), np.int64),
             bytes_L=bytes_L,
-            took_s_L=bytes_L * 1e-9 * np.where(is_odd, slowness, 1.0) * noise_L,
+            took_s_L=bytes_L * 1e-9 * slowness_L * noise_L,
             send_wait_s_L=waits_L,
             receive_wait_s_L=waits_L,
         ),
         hosts=None,
+        plan=plan,
     )
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_nobody_is_blamed_for_what_a_plan_gives_it_to_do(is_planned: bool) -> None:
+    """Around the link 1 - 2: node 0 owns all chunks, and sends each byte in twice the time."""
+    policy = Peers()
+    memory = policy.begin()
+
+    def after(steps: range, num_bytes: int, others: float, slowness: float, plan: int) -> set[Any]:
+        nonlocal memory
+        found: set[Any] = set()
+        for step in steps:
+            view = looked_at(step, num_bytes, slowness, others=others, plan=plan * is_planned)
+            memory = policy.decide_step(view, memory).memory
+            found |= {one.culprit for one in memory.verdicts}
+        return found
+
+    slow = set(SLOW)
+    assert after(range(40), 2 << 20, 1.0, 1.0, plan=0) == set()
+    assert after(range(40, 60), 2 << 20, 1.0, 8.0, plan=0) == slow
+    planned = after(range(60, 160), TOO_LITTLE, 2.3, 8.0, plan=1)
+    assert (planned == slow) is is_planned
+    undone = after(range(160, 200), 2 << 20, 1.0, 8.0, plan=2)
+    assert (undone == slow) is is_planned
 
 
 def test_a_slow_link_that_carries_too_little_to_be_judged_is_slow_until_it_carries_more() -> None:
