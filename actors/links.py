@@ -304,6 +304,8 @@ class Link:
             except BlockingIOError:
                 if not self._parser.is_between_frames:
                     self._reading.begin(self._clock())
+                # or the kernel does so 40 ms later, which would count as time on the way
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 break
             except OSError as error:
                 raise ChannelClosed(f"node {self.node}: {error}") from error

@@ -21,6 +21,7 @@ from policies.verdicts import Kind, Link, Node, Verdict
 from policies.windows import CLIP, History, lookup, places_by
 
 _SHIFT = 32  # a link's number: its sender above, its receiver below
+_BELOW_TICK_S = 0.002  # what the kernel counts as nothing
 _NUM_FORGOTTEN = 40
 """A link that has carried nothing in so many steps is forgotten, unless there is a verdict on it:
 as traffic is planned around it, it may carry too little to be judged, and is not well for that."""
@@ -31,8 +32,8 @@ class Rates:
     """What is remembered of links, and of nodes as senders and receivers: the mean of their links.
 
     `waits_L2` says how much of its time each end of a link waited, smoothed; `usual_L` how many
-    seconds a byte took each in the healthy past, over `age_L` steps, while there were the workers
-    `worker_W` and traffic followed the same `plan`.
+    seconds a byte took each in the healthy past, over `age_L` steps, while traffic followed the
+    same `plan`; `expected_s_L` how long its last steps would have taken by that, smoothed.
     """
 
     links: History
@@ -42,8 +43,8 @@ class Rates:
     kind_L: Ints
     waits_L2: Floats
     usual_L: Floats
+    expected_s_L: Floats
     age_L: Ints
-    worker_W: Ints
     plan: int = 0
 
 
@@ -56,14 +57,17 @@ class SlowCommunication:
     min_links: int = 2
     few_links: int = 12
     """So many or fewer are compared with their own past: of three nodes one has four of six."""
-    few: Outliers = field(default_factory=lambda: Outliers(min_excess=0.8))
+    few: Outliers = field(default_factory=lambda: Outliers(min_excess=1.2, steps=(10,)))
     """Their own past is another guide than many peers: hosts that are busy otherwise than then send
-    and receive up to some 60 % more slowly (measured, `benchmarks.detection_of_hosts`)."""
-    few_clip: float = 10.0
-    """So much counts of one step, or all that is slow would seem to be slow alike."""
+    and receive up to twice as slowly (measured, `benchmarks.detection_of_hosts`)."""
+    few_clip: float = 100.0
+    """So much counts of one step: what is slow may be very slow, where it was fast before."""
     few_alike: float = 0.4
-    """Of few links those of a slow end are slow alike: none by less than that share of another.
+    """Of few links those of a slow end are late alike: none by less than that share of another.
     Where one is slow alone, its ends wait for it, and their other links are somewhat slower."""
+    few_s: float = 0.02
+    """Few links are compared by what they took and so much more: the kernel counts in ticks of
+    4 ms, and waits for whoever is to read."""
     few_quantile: float = 0.25
     """What became slower for so many of them became so for all."""
     warm_up: int = 10
@@ -86,8 +90,8 @@ class SlowCommunication:
             kind_L=none,
             waits_L2=np.empty((0, 2)),
             usual_L=np.empty(0),
+            expected_s_L=np.empty(0),
             age_L=none,
-            worker_W=none,
         )
 
     def decide(self, view: StepView, before: Rates) -> tuple[list[Verdict], Rates]:
@@ -105,29 +109,29 @@ class SlowCommunication:
             is_sick_E=ends.is_sender_off_L | ends.is_receiver_off_L,
         )
         sender_L, receiver_L = ends.sender_L, ends.receiver_L
-        is_hot_L = cells.is_off_E | (cells.excess_E > outliers.vote)
+        is_hot_L = cells.is_off_E | self._are_hot(rates, cells)
+        late_s_L = np.nan_to_num(cells.excess_E) * (rates.expected_s_L + self.few_s)
         senders, wide_senders_N = self._ends(
             rates.senders,
             ends.sender_place_L,
-            is_hot_L & _are_alike(cells.excess_E, ends.sender_place_L, alike),
+            is_hot_L & _are_alike(late_s_L, ends.sender_place_L, alike),
             ~ends.is_receiver_off_L,
             outliers,
         )
         receivers, wide_receivers_N = self._ends(
             rates.receivers,
             ends.receiver_place_L,
-            is_hot_L & _are_alike(cells.excess_E, ends.receiver_place_L, alike),
+            is_hot_L & _are_alike(late_s_L, ends.receiver_place_L, alike),
             ~ends.is_sender_off_L,
             outliers,
         )
         if self._are_few(rates):
-            senders, receivers = (
-                _unless_weaker(rates.senders, senders, rates.receivers, receivers),
-                _unless_weaker(rates.receivers, receivers, rates.senders, senders),
-            )
+            senders, receivers = _unless_weaker(late_s_L, rates, ends, senders, receivers)
         explained_L = wide_senders_N[ends.sender_place_L] | wide_receivers_N[ends.receiver_place_L]
         ended_L = (rates.senders.is_open_E & ~senders.is_off_E)[ends.sender_place_L]
         ended_L |= (rates.receivers.is_open_E & ~receivers.is_off_E)[ends.receiver_place_L]
+        if self._are_few(rates):
+            explained_L, ended_L = ends.both_ways(explained_L), ends.both_ways(ended_L)
         is_alone_L = cells.is_off_E & ~explained_L & ~ended_L
         found = [
             _of_end(one, rates.senders, Kind.SLOW_SENDER)
@@ -151,33 +155,31 @@ class SlowCommunication:
     # ------------------------------------------------------------------ learning
 
     def _learn(self, transfers: Transfers, before: Rates, view: StepView) -> tuple[Rates, _Ends]:
-        is_told_L = (transfers.bytes_L >= self.min_bytes) & (transfers.took_s_L > 0)
+        is_told_L = transfers.bytes_L >= self.min_bytes
         id_T = (transfers.sender_L << _SHIFT | transfers.receiver_L)[is_told_L]
         order = np.argsort(id_T, kind="stable")  # fast where it is in order
         id_T = id_T[order]
         took_s_T = transfers.took_s_L[is_told_L][order]
+        took_s_T = np.where(took_s_T > 0, took_s_T, _BELOW_TICK_S)
         pace_T = took_s_T / transfers.bytes_L[is_told_L][order]
         kind_T = transfers.kind_L[is_told_L][order]
         waits_T2 = np.stack([transfers.send_wait_s_L, transfers.receive_wait_s_L], axis=1)
         waits_T2 = np.clip(waits_T2[is_told_L][order] / took_s_T[:, None], 0, 1)
         rates = _known(before, id_T, kind_T, view)
-        worker_W = view.fleet.worker_W
-        is_as_before = np.array_equal(rates.links.id_E, before.links.id_E)
-        is_as_before &= np.array_equal(worker_W, before.worker_W) and view.plan == before.plan
-        if not is_as_before:
-            rates = replace(_begun_anew(rates), worker_W=worker_W, plan=view.plan)
+        if view.plan != before.plan or not np.array_equal(rates.links.id_E, before.links.id_E):
+            rates = replace(_begun_anew(rates), plan=view.plan)
         rates = self._on_their_scale(rates)
         place_T = np.arange(len(id_T))
         if len(id_T) < len(rates.links.id_E):
             place_T = np.searchsorted(rates.links.id_E, id_T)
-        pace_L = np.full(len(rates.links.id_E), np.nan)
-        pace_L[place_T] = pace_T
+        pace_L, took_s_L = np.full((2, len(rates.links.id_E)), np.nan)
+        pace_L[place_T], took_s_L[place_T] = pace_T, took_s_T
         ends = _Ends(rates)
         is_sick_L = ends.is_sender_off_L | ends.is_receiver_off_L | rates.links.is_open_E
         excess_L = np.full(len(pace_L), np.nan)
         are_few = self._are_few(rates)
         if are_few:
-            excess_L, rates = self._against_own_past(pace_L, rates)
+            excess_L, rates = self._against_own_past(took_s_L, pace_L, rates)
         for places in places_by(rates.kind_L) if not are_few else ():
             usual = pace_L[sample(healthy_of(places, is_sick_L))]
             usual = usual[~np.isnan(usual)]
@@ -217,10 +219,13 @@ class SlowCommunication:
             receivers=none.of(rates.receivers.id_E),
         )
 
-    def _against_own_past(self, pace_L: Floats, rates: Rates) -> tuple[Floats, Rates]:
+    def _against_own_past(
+        self, took_s_L: Floats, pace_L: Floats, rates: Rates
+    ) -> tuple[Floats, Rates]:
         """How much longer than usual, less what became slower for all; and what is usual now."""
         is_known_L, is_old_L = ~np.isnan(pace_L), rates.age_L >= self.warm_up
-        own_L = np.where(is_known_L & is_old_L, pace_L / rates.usual_L, np.nan)
+        usual_s_L = np.where(is_old_L, took_s_L * rates.usual_L / pace_L, np.nan)
+        own_L = (took_s_L + self.few_s) / (usual_s_L + self.few_s)
         excess_L = np.full(len(pace_L), np.nan)
         if 2 * np.count_nonzero(~np.isnan(own_L)) > np.count_nonzero(is_known_L):
             excess_L = own_L / np.nanquantile(own_L, self.few_quantile) - 1
@@ -228,12 +233,29 @@ class SlowCommunication:
         weight_L = np.fmax(1 / (rates.age_L + 1), self.memory / 10)
         before_L = np.where(rates.age_L > 0, rates.usual_L, 0.0)
         usual_L = np.where(learns_L, before_L + weight_L * (pace_L - before_L), rates.usual_L)
-        return excess_L, replace(rates, usual_L=usual_L, age_L=rates.age_L + learns_L)
+        drift_s_L = self.memory * np.nan_to_num(usual_s_L - rates.expected_s_L)
+        return excess_L, replace(
+            rates,
+            usual_L=usual_L,
+            expected_s_L=rates.expected_s_L + drift_s_L,
+            age_L=rates.age_L + learns_L,
+        )
 
     # ------------------------------------------------------------------ deciding
 
     def _outliers_of(self, rates: Rates) -> Outliers:
         return self.few if self._are_few(rates) else self.outliers
+
+    def _are_hot(self, rates: Rates, cells: Judged) -> Bools:
+        """Links. A few steps of much weigh much in a mean that is hardly clipped: of few links most
+        of the last steps were bad."""
+        vote = self._outliers_of(rates).vote
+        is_hot_L: Bools = cells.excess_E > vote
+        if self._are_few(rates):
+            last_SL = rates.links.last(0, np.arange(len(is_hot_L)))
+            num_L = np.count_nonzero(~np.isnan(last_SL), axis=0)
+            is_hot_L &= 2 * np.count_nonzero(last_SL > vote, axis=0) > num_L
+        return is_hot_L
 
     def _are_few(self, rates: Rates) -> bool:
         return len(rates.links.id_E) <= self.few_links
@@ -278,23 +300,47 @@ class _Ends:
         self.receiver_place_L, _ = lookup(rates.receivers.id_E, self.receiver_L)
         self.is_sender_off_L = rates.senders.is_open_E[self.sender_place_L]
         self.is_receiver_off_L = rates.receivers.is_open_E[self.receiver_place_L]
+        back_L = self.receiver_L << _SHIFT | self.sender_L
+        self._back_place_L, self._has_back_L = lookup(rates.links.id_E, back_L)
+
+    def both_ways(self, is_it_L: Bools) -> Bools:
+        """Links of which that is so, or of those back: there goes what acknowledges."""
+        return is_it_L | (self._has_back_L & is_it_L[self._back_place_L])
 
 
-def _are_alike(excess_L: Floats, place_L: Ints, share: float) -> Bools:
-    """Whether a link is off by that share at least of what the worst one of the same end is."""
+def _are_alike(late_s_L: Floats, place_L: Ints, share: float) -> Bools:
+    """Whether a link is late by that share at least of what the worst one of the same end is."""
     if not share:
-        return np.ones(len(excess_L), np.bool_)
+        return np.ones(len(late_s_L), np.bool_)
     worst_N = np.zeros(int(place_L.max()) + 1)
-    np.fmax.at(worst_N, place_L, excess_L)
-    return ~(excess_L < share * worst_N[place_L])
+    np.fmax.at(worst_N, place_L, late_s_L)
+    return late_s_L >= share * worst_N[place_L]
 
 
-def _unless_weaker(history: History, judged: Judged, other: History, others: Judged) -> Judged:
-    """Without nodes that begin to seem slow in this direction and are slower in the other one: what
+def _unless_weaker(
+    late_s_L: Floats, rates: Rates, ends: _Ends, senders: Judged, receivers: Judged
+) -> tuple[Judged, Judged]:
+    """Without nodes that begin to seem slow in one direction and are later in the other one: what
     acknowledges the one goes the other way."""
-    place_E, is_there_E = lookup(other.id_E, history.id_E)
-    is_weaker_E = is_there_E & (judged.excess_E < others.excess_E[place_E]) & ~history.is_open_E
-    return replace(judged, is_off_E=judged.is_off_E & ~is_weaker_E)
+    of_sender_N = _means(late_s_L, ends.sender_place_L)
+    of_receiver_N = _means(late_s_L, ends.receiver_place_L)
+    sends, is_sender_N = lookup(rates.senders.id_E, rates.receivers.id_E)
+    receives, is_receiver_N = lookup(rates.receivers.id_E, rates.senders.id_E)
+    weak_senders_N = is_receiver_N & (of_sender_N < of_receiver_N[receives])
+    weak_receivers_N = is_sender_N & (of_receiver_N < of_sender_N[sends])
+    return (
+        replace(senders, is_off_E=senders.is_off_E & (rates.senders.is_open_E | ~weak_senders_N)),
+        replace(
+            receivers,
+            is_off_E=receivers.is_off_E & (rates.receivers.is_open_E | ~weak_receivers_N),
+        ),
+    )
+
+
+def _means(value_L: Floats, place_L: Ints) -> Floats:
+    """Of the links of each end."""
+    means_N: Floats = np.bincount(place_L, value_L) / np.bincount(place_L)
+    return means_N
 
 
 def _of_end(found: Finding, history: History, kind: Kind) -> Verdict:
@@ -321,6 +367,8 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
     waits_L2 = np.full((len(id_L), 2), np.nan)
     usual_L, age_L = np.full(len(id_L), np.nan), np.zeros(len(id_L), np.int64)
     usual_L[old], age_L[old] = before.usual_L[from_old], before.age_L[from_old]
+    expected_s_L = np.zeros(len(id_L))
+    expected_s_L[old] = before.expected_s_L[from_old]
     kind_L[old], seen_L[old] = before.kind_L[from_old], before.seen_L[from_old]
     waits_L2[old] = before.waits_L2[from_old]
     kind_L[np.searchsorted(id_L, id_T)] = kind_T
@@ -333,16 +381,16 @@ def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
         kind_L=kind_L,
         waits_L2=waits_L2,
         usual_L=usual_L,
+        expected_s_L=expected_s_L,
         age_L=age_L,
-        worker_W=before.worker_W,
         plan=before.plan,
     )
 
 
 def _begun_anew(rates: Rates) -> Rates:
-    """Where nodes come or go each shares its card with others, where workers do its processors, and
-    where nodes own other chunks each sends at other times: no pace of before is usual any more, but
-    for that of links on which there is a verdict."""
+    """Where nodes come or go each shares its card with others, and where they own other chunks each
+    sends at other times: no pace of before is usual any more, but for that of links on which there
+    is a verdict."""
     return replace(rates, age_L=np.where(_have_verdict(rates), rates.age_L, 0))
 
 
