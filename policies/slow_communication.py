@@ -165,7 +165,7 @@ class SlowCommunication:
         kind_T = transfers.kind_L[is_told_L][order]
         waits_T2 = np.stack([transfers.send_wait_s_L, transfers.receive_wait_s_L], axis=1)
         waits_T2 = np.clip(waits_T2[is_told_L][order] / took_s_T[:, None], 0, 1)
-        rates = _known(before, id_T, kind_T, view)
+        rates = _known(before, id_T, kind_T, view.step, _nodes(view, transfers))
         if view.plan != before.plan or not np.array_equal(rates.links.id_E, before.links.id_E):
             rates = replace(_begun_anew(rates), plan=view.plan)
         rates = self._on_their_scale(rates)
@@ -352,13 +352,21 @@ def ends_of(id_L: Ints) -> tuple[Ints, Ints]:
     return id_L >> _SHIFT, id_L & ((1 << _SHIFT) - 1)
 
 
-def _known(before: Rates, id_T: Ints, kind_T: Ints, view: StepView) -> Rates:
+def _nodes(view: StepView, transfers: Transfers) -> Ints:
+    """Those with workers, and those that have none and take part all the same."""
+    is_used_L = transfers.bytes_L > 0
+    return np.union1d(
+        view.fleet.node_W,
+        np.union1d(transfers.sender_L[is_used_L], transfers.receiver_L[is_used_L]),
+    )
+
+
+def _known(before: Rates, id_T: Ints, kind_T: Ints, step: int, node_N: Ints) -> Rates:
     """With links that are new, without those that have long carried nothing."""
     if np.array_equal(id_T, before.links.id_E) and np.array_equal(kind_T, before.kind_L):
         return before
-    node_N = np.unique(view.fleet.node_W)
     sender_L, receiver_L = ends_of(before.links.id_E)
-    is_kept_L = (view.step - before.seen_L <= _NUM_FORGOTTEN) | _have_verdict(before)
+    is_kept_L = (step - before.seen_L <= _NUM_FORGOTTEN) | _have_verdict(before)
     is_kept_L &= np.isin(sender_L, node_N) & np.isin(receiver_L, node_N)
     id_L = np.union1d(before.links.id_E[is_kept_L], id_T)
     old = np.isin(id_L, before.links.id_E)
