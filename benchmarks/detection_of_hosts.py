@@ -4,7 +4,8 @@
 
 Four hosts, eight workers, as a user has them, but that the hosts share this machine's kernel. In
 each round one job is struck by every kind once, one after the other, in an order, at times and at
-places drawn from the seed, which is printed. What came of each is written down at once: with the
+places drawn from the seed, which is printed; but flapping, for which departures are counted, has a
+job of its own. What came of each is written down at once: with the
 same --seed it goes on where it ended. A round takes minutes, and wants an idle machine: where
 others compute, too, links are slow by themselves, and whoever watches sees them late.
 `benchmarks.detection_of_jobs` strikes workers.
@@ -232,14 +233,15 @@ def play(
 ) -> None:
     """Strike with what a round lacks; another job, which `begin` begins, where one has failed.
 
-    Who flaps does so for an hour, whatever happens to it: that comes last.
+    Who flaps has a job of its own: one that left again and again for other reasons is named before.
     """
-    left = [kind for kind in KINDS if kind.name in only]
-    random.Random(f"{seed} {number}").shuffle(left)
-    left.sort(key=lambda kind: kind.unit == LOSSES)
-    left = [kind for kind in left if (number, kind.name) not in kept]
-    while left:
-        left = _play(begin(), left, number, kept, seed)
+    kinds = [kind for kind in KINDS if kind.name in only]
+    random.Random(f"{seed} {number}").shuffle(kinds)
+    for flaps in False, True:
+        left = [kind for kind in kinds if (kind.unit == LOSSES) is flaps]
+        left = [kind for kind in left if (number, kind.name) not in kept]
+        while left:
+            left = _play(begin(), left, number, kept, seed)
 
 
 def _play(played: Struckable, left: list[Kind], number: int, kept: Kept, seed: int) -> list[Kind]:
