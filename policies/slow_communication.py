@@ -65,7 +65,7 @@ class SlowCommunication:
     few_alike: float = 0.4
     """Of few links those of a slow end are late alike: none by less than that share of another.
     Where one is slow alone, its ends wait for it, and their other links are somewhat slower."""
-    few_s: float = 0.02
+    few_s: float = 0.03
     """Few links are compared by what they took and so much more: the kernel counts in ticks of
     4 ms, and waits for whoever is to read."""
     few_quantile: float = 0.25

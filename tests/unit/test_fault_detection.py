@@ -231,8 +231,8 @@ LINK_FAULTS = [
         {(Kind.SLOW_LINK, Link(2, 3)), (Kind.SLOW_LINK, Link(2, 6))},
         id="two links of one sender",
     ),
-    pytest.param(3, {(1, None): 4.0}, {(Kind.SLOW_SENDER, Node(1))}, id="a sender of three"),
-    pytest.param(3, {(0, 2): 4.0}, {(Kind.SLOW_LINK, Link(0, 2))}, id="a link of three nodes"),
+    pytest.param(3, {(1, None): 6.0}, {(Kind.SLOW_SENDER, Node(1))}, id="a sender of three"),
+    pytest.param(3, {(0, 2): 6.0}, {(Kind.SLOW_LINK, Link(0, 2))}, id="a link of three nodes"),
     pytest.param(8, {}, set(), id="nothing"),
 ]
 
@@ -258,8 +258,8 @@ def test_where_the_matrix_is_hot(
     ("factor", "num_workers", "expected"),
     [
         pytest.param(1.6, 3, set(), id="a little slower than it was"),
-        pytest.param(4.0, 3, {(Kind.SLOW_RECEIVER, Node(0))}, id="four times as slow"),
-        pytest.param(4.0, 6, {(Kind.SLOW_RECEIVER, Node(0))}, id="when workers came"),
+        pytest.param(6.0, 3, {(Kind.SLOW_RECEIVER, Node(0))}, id="six times as slow"),
+        pytest.param(6.0, 6, {(Kind.SLOW_RECEIVER, Node(0))}, id="when workers came"),
     ],
 )
 def test_few_links_are_compared_with_their_own_past(
@@ -318,7 +318,7 @@ def test_of_ends_with_one_peer_the_waits_tell(waits: tuple[float, float], expect
     dice, who = np.random.default_rng(9), fleet([0] * 6, nodes=list(range(6)))
 
     def make(step: int) -> StepView:
-        all_of_them = transfers(6, {(0, 1): 5.0} if step >= 10 else {}, dice=dice, waits=waits)
+        all_of_them = transfers(6, {(0, 1): 8.0} if step >= 10 else {}, dice=dice, waits=waits)
         keep = (all_of_them.sender_L // 2 == all_of_them.receiver_L // 2) & (
             all_of_them.sender_L % 2 == 0
         )
@@ -363,7 +363,7 @@ def test_a_link_that_was_slow_when_another_node_came_is_slow_still() -> None:
 
     def make(step: int) -> StepView:
         num = 3 if step < 60 else 4
-        went = transfers(num, {(0, 2): 4.0} if step >= 30 else {}, dice=dice)
+        went = transfers(num, {(0, 2): 6.0} if step >= 30 else {}, dice=dice)
         members = fleet([0] * num, nodes=list(range(num))) if num == 3 else who
         return step_view(step, members, {}, dice=dice, transfers=went)
 
