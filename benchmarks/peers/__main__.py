@@ -54,7 +54,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=None, help=f"default: {OUT}/SIZE")
     options = parser.parse_args(words)
     options.systems = options.systems and chosen(parser, options, SYSTEMS, "systems")
-    options.scenarios = chosen(parser, options, scenarios.make("small"), "scenarios")
+    options.scenarios = chosen(parser, options, _scenarios(options), "scenarios")
     options.batch = options.batch or BATCH[options.size]
     options.out = (options.out or OUT / options.size).absolute()
     return options
@@ -96,13 +96,22 @@ def run_missing(out: Path, runs: Iterable[tuple[str, Callable[[], Run]]]) -> lis
 
 
 def _runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Run]]]:
-    known = scenarios.make(options.size, storm_s=options.storm_s)
+    known = _scenarios(options)
     for scenario in (known[one] for one in options.scenarios):
         repeats = options.repeats or (1 if options.quick else scenario.repeats)
         for repeat in range(repeats):
             for system in options.systems or _default(scenario):
                 name = f"{scenario.name}-{repeat}-{system}"
                 yield name, partial(one, options, system, scenario, repeat)
+
+
+def _scenarios(options: argparse.Namespace) -> dict[str, scenarios.Scenario]:
+    return scenarios.make(
+        options.size,
+        num_workers=options.workers,
+        cores=len(os.sched_getaffinity(0)),
+        storm_s=options.storm_s,
+    )
 
 
 def _default(scenario: scenarios.Scenario) -> list[str]:

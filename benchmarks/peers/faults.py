@@ -18,8 +18,8 @@ from dataclasses import dataclass
 Workers = Callable[[], Mapping[int, int]]
 """Worker -> pid of those that live now."""
 
-HALF_PERIOD_S = 0.05
-"""A slow worker is frozen and thawed in turn for so long each: it has half of the time."""
+PERIOD_S = 0.1
+"""A slow worker runs for its share of this, then is frozen for the rest."""
 
 
 def send(pid: int, number: signal.Signals) -> bool:
@@ -57,15 +57,16 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slow:
-    """A worker that is frozen half of the time."""
+    """A worker that runs only this share of the time."""
 
     worker: int
+    share: float
 
     def __call__(self, workers: Workers, end: threading.Event) -> None:
         pid = workers()[self.worker]
-        while not end.wait(HALF_PERIOD_S):
+        while not end.wait(self.share * PERIOD_S):
             with frozen(pid):
-                end.wait(HALF_PERIOD_S)
+                end.wait((1 - self.share) * PERIOD_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

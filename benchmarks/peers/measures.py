@@ -35,7 +35,8 @@ class Cost:
     ran: bool
     """Whether it took steps, survived, and was still taking them at the end."""
     step_s: float | None
-    """Mean time of a new step, over the whole phase: what counts is how far it came."""
+    """Mean time of a new step, of those that lie in the phase as a whole: what counts is how far
+    it came."""
     median_s: float | None
     """Median time between two commits in the phase."""
     calm_s: float
@@ -89,7 +90,7 @@ def cost(run: Run, seen: Seen) -> Cost:
         phase=seen.name,
         possible=seen.possible,
         ran=ran,
-        step_s=lasted_s / len(new) if ran and new else None,
+        step_s=(new[-1].time_s - new[0].time_s) / (len(new) - 1) if ran and new[1:] else None,
         median_s=statistics.median(gaps[:-1]) if ran and gaps[:-1] else None,
         calm_s=calm_s,
         next_s=inside[0].time_s - seen.begun_s if ran else None,

@@ -91,9 +91,10 @@ def of_phase(
         if not any(one.possible for one in found):
             return NONE
         measured = [value for value in map(get, found) if value is not None]
-        if len(measured) < len(found):
-            return f"{ENDED} {len(found) - len(measured)} of {len(found)}"
-        return measured
+        if len(measured) == len(found):
+            return measured
+        ended = f"{ENDED} {len(found) - len(measured)} of {len(found)}"
+        return f"{ended}, else {cell(measured)}" if measured else ended
 
     return values
 
@@ -135,6 +136,22 @@ def _gap(title: str, phase: str) -> Row:
     )
 
 
+def _slowed(title: str, phase: str) -> list[Row]:
+    """The lines of workers that are slow."""
+    return [
+        Row(
+            title=f"{title}: step time",
+            unit="s",
+            values=of_phase(phase, lambda one: one.step_s, "steady"),
+        ),
+        Row(
+            title="… / DDP's",
+            unit="x",
+            values=to_ddp(phase, lambda one: one.step_s, phase, "steady"),
+        ),
+    ]
+
+
 def _after_fault(title: str, phase: str) -> list[Row]:
     """The lines of one kind of fault."""
     return [
@@ -174,16 +191,8 @@ ROWS: Sequence[Row] = (
         unit="x",
         values=to_ddp("calm", lambda one: one.median_s, "calm", "steady"),
     ),
-    Row(
-        title="one worker frozen half of the time: step time / DDP's",
-        unit="x",
-        values=to_ddp("slow", lambda one: one.step_s, "slow", "steady"),
-    ),
-    Row(
-        title="a random one frozen for a step, 20 % of the time: step time / DDP's",
-        unit="x",
-        values=to_ddp("random", lambda one: one.step_s, "random", "steady"),
-    ),
+    *_slowed("one worker half as fast", "slow"),
+    *_slowed("a random one frozen for a step, 20 % of the time", "random"),
     *_after_fault("SIGKILL to 1 of 4", "kill"),
     *_after_fault("SIGKILL to 2 of 4", "kill-2"),
     *_after_fault("SIGSTOP to 1 for 30 s", "stop"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from benchmarks.peers import measures, records, report, scenarios, sizes
 from benchmarks.peers.__main__ import parse
 from benchmarks.peers.driver import Run, Seen, read_run
-from benchmarks.peers.faults import Kill
+from benchmarks.peers.faults import Injection, Kill, Slow
 from benchmarks.peers.records import Step, Tail
 from benchmarks.peers.settings import Settings, read_settings
 from benchmarks.peers.systems import SYSTEMS
@@ -105,7 +107,7 @@ def test_steps_that_are_done_again_count_once() -> None:
     found = measures.cost(run([*CALM, *after]), run([]).phases[1])
     assert (found.redone, found.samples_repeated) == (4, 4 * BATCH)
     assert found.goodput == pytest.approx(12 * BATCH / 20)
-    assert found.step_s == pytest.approx(20 / 12)
+    assert found.step_s == pytest.approx(1.0)
 
 
 def test_a_smaller_batch_shows() -> None:
@@ -153,9 +155,29 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", ["small", "10m", "100m"])
 def test_every_scenario_begins_calm(size: str) -> None:
-    for scenario in scenarios.make(size).values():
+    for scenario in scenarios.make(size, num_workers=4, cores=2).values():
         assert scenario.phases[0].name == measures.CALM
         assert scenario.phases[0].fault is None
+
+
+@pytest.mark.parametrize(("cores", "share"), [(2, 0.25), (4, 0.5), (16, 0.5)])
+def test_half_as_fast_is_half_of_the_share_of_the_cores(cores: int, share: float) -> None:
+    phases = scenarios.make("10m", num_workers=4, cores=cores)["steady"].phases
+    assert [one.fault for one in phases if one.name == "slow"] == [Slow(worker=1, share=share)]
+
+
+def test_a_slow_worker_is_frozen_and_thawed_in_turn_and_runs_in_the_end() -> None:
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        stat = Path(f"/proc/{worker.pid}/stat")
+        slow = Injection(Slow(worker=1, share=0.25), lambda: {1: worker.pid})
+        seen, deadline_s = "", time.monotonic() + 30
+        while not re.search("TS+T", seen) and time.monotonic() < deadline_s:
+            seen += "T" if stat.read_text().split()[2] == "T" else "S"
+        slow.finish()
+        last = stat.read_text().split()[2]
+        worker.kill()
+    assert re.search("TS+T", seen)
+    assert last != "T"
 
 
 def test_a_victim_that_is_not_there_is_told() -> None:
@@ -187,10 +209,12 @@ def test_who_ended_says_so_and_wins_nothing() -> None:
 
 def test_the_fault_of_a_run_fills_its_lines() -> None:
     after = [step(number, 14.0 + number - 6) for number in range(6, 22)]
-    runs = report.Runs([run([*CALM, *after], system="ray"), run(CALM, survived=False)])
-    table = report.render(runs)
+    fine, ended = run([*CALM, *after], system="ray"), run(CALM, survived=False, system="ray")
+    table = report.render(report.Runs([fine]))
     assert "| SIGKILL to 1 of 4: gap beyond the median step (s) | 3 |" in table
     assert "| … steps redone | 4 |" in table
+    table = report.render(report.Runs([fine, ended]))
+    assert "| SIGKILL to 1 of 4: gap beyond the median step (s) | ended 1 of 2, else 3 |" in table
 
 
 def shown() -> list[str]:
@@ -202,13 +226,14 @@ def shown() -> list[str]:
 @pytest.mark.parametrize("command", shown())
 def test_what_the_document_tells_to_type_is_taken(command: str) -> None:
     options = parse(shlex.split(command)[1:])
-    assert set(options.scenarios) <= set(scenarios.make(options.size))
+    assert set(options.scenarios) <= set(scenarios.make(options.size, num_workers=4, cores=2))
 
 
 def test_the_document_describes_every_system_and_scenario() -> None:
     text = (ROOT / "docs" / "peers.md").read_text()
     assert [name for name in SYSTEMS if f"| {report.TITLES[name]} |" not in text] == []
-    assert [name for name in scenarios.make("small") if f"| {name} |" not in text] == []
+    known = scenarios.make("small", num_workers=4, cores=2)
+    assert [name for name in known if f"| {name} |" not in text] == []
 
 
 def a_size(system: str, size: str, num: int, step_s: float, repeat: int = 0) -> Run:
