@@ -175,7 +175,7 @@ class WorkerShell:
             model = message.manifest.key.model
             store, compute = self._setup.lanes[model].open_store(), self._models[model]
             slot = Slot(store.path, self._worker, compute.sizes, writable=True)
-            self._slots[model], compute.progress = slot, slot.progress
+            self._slots[model], compute.meter.word = slot, slot.progress
         if isinstance(message, Leases):
             for model, compute in enumerate(self._models):
                 compute.read_ahead([one for one in message.leases if one.key.model == model])
@@ -262,7 +262,7 @@ class WorkerShell:
             self._injector.at("before_compute", step)
             outcome = compute.compute(lease)
             took_s = outcome.end_s - outcome.start_s
-            late_s = self._injector.stretch(step, took_s, compute.progress)
+            late_s = self._injector.stretch(step, took_s, compute.meter.word)
             outcome = replace(outcome, end_s=outcome.end_s + late_s)
             if self._injector.poisons(step):
                 outcome = compute.poisoned(outcome)

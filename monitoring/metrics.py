@@ -132,7 +132,7 @@ OF_A_NODE = (
     Metric(
         "node_worker_progress_total",
         "counter",
-        "What a worker has done, counted within a micro-batch, too: it moves while the worker does",
+        "Micro-batches of a worker that are over, and how much of the one at hand is done",
         ("worker",),
     ),
     Metric(

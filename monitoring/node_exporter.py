@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 
+from elastic.core.protocol.advance import num_done
 from elastic.core.protocol.messages import GpuCount, LinkCount, Pulse
 from monitoring.exporter import Labels, Values, registry_of
 from monitoring.metrics import LABELS, OF_A_NODE
@@ -31,7 +32,7 @@ def values_of_node(pulse: Pulse) -> dict[str, Values]:
     return {
         "node_step": {(): float(pulse.step)},
         "node_workers": {(): float(len(pulse.progress))},
-        "node_worker_progress_total": {(str(one),): float(num) for one, num in progress},
+        "node_worker_progress_total": {(str(one),): num_done(word) for one, word in progress},
         "node_steal_seconds_total": one("steal_s"),
         "node_memory_stall_seconds_total": one("memory_s"),
         "node_disk_stall_seconds_total": one("disk_s"),

@@ -21,6 +21,7 @@ from policies.coding.codes import frc
 SILENCE = 0.5  # micro-batch times without progress, after which nothing is expected any more
 SILENCE_FLOOR_S = 0.03  # a runnable process may wait that long for a core
 MARGIN = 0.5  # of a micro-batch time, by which a duplicate must be expected to win
+MARGIN_SEEN = 0.25  # the same, where it is seen how fast the holder is
 PACE_WINDOW = 9  # samples; the median of them outvotes four bad ones
 LEAST_S = 1e-6  # of a pace: a clock may stand still
 FEW_SAMPLES = 3  # with fewer, the usual pace counts in the place of those missing
@@ -31,7 +32,8 @@ class Queue:
     """What one worker holds: micro-batches in the order in which it computes them.
 
     `since_s` is when it began with the first of them, as far as is known; `silent_s` for how long
-    its progress counter is known not to have moved.
+    its progress counter is known not to have moved; `end_s` when the first will be done, if it goes
+    on as it was seen to.
     """
 
     worker: int
@@ -39,6 +41,7 @@ class Queue:
     since_s: float
     pace_s: float
     silent_s: float = 0.0
+    end_s: float | None = None
 
     @property
     def is_silent(self) -> bool:
@@ -53,7 +56,7 @@ class Queue:
         """
         if self.is_silent:
             return math.inf
-        first = self.since_s + self.pace_s
+        first = self.since_s + self.pace_s if self.end_s is None else self.end_s
         if first < now_s:
             first = now_s + (now_s - first)
         return first + position * self.pace_s
@@ -190,7 +193,8 @@ class Shares:
             reason = f"worker {latest.worker} has made no progress for {latest.silent_s:.3f} s"
         if len(latest.micro_batches) > 1 and gain_s > 0:
             return Take(micro_batch, latest.worker, reason)
-        if gain_s > MARGIN * view.pace_s:
+        margin = MARGIN if latest.end_s is None else MARGIN_SEEN
+        if gain_s > margin * view.pace_s:
             return Duplicate(micro_batch, latest.worker, reason)
         return wait
 

@@ -23,6 +23,7 @@ from elastic.core.device import Device
 from elastic.core.errors import TaskError
 from elastic.core.fixed_point import Exponents
 from elastic.core.mapped import EMA, Control, MappedFile, Sizes, Slot, Version
+from elastic.core.meter import Meter
 from elastic.core.model import (
     ModelSpec,
     Sums,
@@ -90,7 +91,7 @@ def deterministic(threads: int) -> None:
 class MicroBatches:
     """Computes micro-batches of one job in one process.
 
-    `progress` counts what is done; `between`, if set, is called between layers.
+    `meter` tells how far it is; `between`, if set, is called between layers.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class MicroBatches:
             if constant.name not in self._parameters
         }
         polled(self._model, self._poll)
-        self.progress = memoryview(bytearray(8)).cast("Q")
+        self.meter = Meter()
         self.between: Callable[[], None] | None = None
         self._wanted: tuple[int, int | None, int] | None = None
         self._audits = audits_of(job)
@@ -183,7 +184,7 @@ class MicroBatches:
         return self.key_word() == word and any(one != word for one in self._control.done[:num])
 
     def _poll(self) -> None:
-        self.progress[0] += 1
+        self.meter.move()
         if self.between is not None:
             self.between()
         if self._wanted is None:
@@ -227,6 +228,10 @@ class MicroBatches:
         Raises:
             AbandonedError: the step moved on, or another worker was first.
         """
+        with self.meter.micro_batch(lease.combine is Combine.EVALUATE):
+            return self._compute(lease)
+
+    def _compute(self, lease: Lease) -> Outcome:
         (micro_batch,) = lease.micro_batches
         start_s = time.monotonic()
         step = lease.key.step
@@ -242,13 +247,15 @@ class MicroBatches:
         sums = self._differentiate(data, step % 2, step)
         self._poll()
         self._check_constants()
+        maxima_C = self.device.maxima(self._values())
+        self.meter.move()  # on a GPU nearly all of the time has passed only here
         return Outcome(
             micro_batch=micro_batch,
             loss_sum=float(sums.loss.detach()),
             weight=sums.weight,
             samples=digest(indices),
             counters=self._counters_digest(),
-            maxima_C=self.device.maxima(self._values()),
+            maxima_C=maxima_C,
             metrics=sums.in_order(self._spec.metrics),
             start_s=start_s,
             end_s=time.monotonic(),

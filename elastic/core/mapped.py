@@ -245,7 +245,7 @@ class Slot:
     """A worker's sums: two halves of int32, each with raw counters behind, and a progress word.
 
     `coded` is of int64 and lies where both halves do, with counters of its own: what is coded takes
-    the memory of both.
+    the memory of both. `progress`: see `elastic.core.protocol.advance`.
     """
 
     def __init__(self, root: Path, worker: int, sizes: Sizes, *, writable: bool) -> None:

@@ -31,8 +31,8 @@ def nodes() -> Json:
                 custom={"lineInterpolation": "stepAfter"},
             ),
             curves(
-                "Progress of workers",
-                "It moves while a worker does, within a micro-batch, too; 0: it hangs or waits.",
+                "Micro-batches of workers",
+                "A second, of each, the one at hand in part; 0: it hangs or waits.",
                 "ops",
                 Query(rate("node_worker_progress_total", "node, worker"), "{{node}}: {{worker}}"),
             ),

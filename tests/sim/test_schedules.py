@@ -142,7 +142,7 @@ def dismissed_while_holding(seed: int) -> Schedule:
 def dismissal_lost(seed: int) -> Schedule:
     """A lone worker is taken to hang; the aggregator dies between the record and telling it."""
     kill = replace(KILL_AFTER_DROP, point=("SaveMembership", "after"), offset_s=0.1)
-    schedule = directed(seed, replace(STOP_IN_ENCODE, for_s=1.4), SLOW_KILL, kill)
+    schedule = directed(seed, replace(STOP_IN_ENCODE, for_s=0.35), SLOW_KILL, kill)
     return replace(schedule, num_workers=1, num_micro_batches=6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from elastic.core.compute import AbandonedError, MicroBatches, deterministic, mo
 from elastic.core.data.memory import ArrayRows
 from elastic.core.errors import TaskError
 from elastic.core.mapped import EMA, MappedFile
+from elastic.core.meter import Meter
 from elastic.core.model import seed_generators
 from elastic.core.permutation import derive_key
+from elastic.core.protocol.advance import num_done, share_done
 from elastic.core.protocol.messages import Combine, Key, Lease, Membership, Outcome
 from elastic.core.update import Snapshot
 
@@ -453,14 +456,21 @@ def test_giving_up_is_no_exception_that_a_model_may_catch(
 
 def test_progress_moves_while_a_micro_batch_is_computed(make_node: MakeNode) -> None:
     node = make_node()
+    words: list[int] = []
+
+    class Seen(Meter):
+        def move(self) -> None:
+            super().move()
+            words.append(self.word[0])
+
     computer = node.worker()
-    counted = []
+    computer.meter = Seen()
     for micro_batch in range(3):
-        before = computer.progress[0]
         computer.compute(node.lease(micro_batch))
-        counted.append(computer.progress[0] - before)
-    assert counted == [counted[0]] * 3
-    assert counted[0] >= 5 + 6  # five layers, six parameters
+        assert num_done(computer.meter.word[0]) == micro_batch + 1
+    assert all(before < after for before, after in pairwise(words))
+    assert len(words) >= 3 * (5 + 6)  # five layers, six parameters
+    assert 0.9 < share_done(words[-1]) <= 1.0
 
 
 # --- outcomes --------------------------------------------------------------------------------

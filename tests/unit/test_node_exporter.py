@@ -31,7 +31,7 @@ CARDS = (
 PULSE = Pulse(
     1,
     step=42,
-    progress=((3, 90), (4, 80)),
+    progress=((3, 90 << 32), (4, 80 << 32 | 1 << 30)),
     links=LINKS,
     host=HOST,
     cuts=(CutCount(0, 1, 1), CutCount(2, 0)),
@@ -65,7 +65,7 @@ def test_each_metric_of_the_table_has_its_type_labels_and_value() -> None:
         ("step",): 42,
         ("workers",): 2,
         ("worker_progress_total", "3"): 90,
-        ("worker_progress_total", "4"): 80,
+        ("worker_progress_total", "4"): 80.5,
         ("steal_seconds_total",): 1.5,
         ("memory_stall_seconds_total",): 0.25,
         ("disk_stall_seconds_total",): 2.0,

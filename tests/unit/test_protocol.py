@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from elastic.core.errors import ProtocolError
+from elastic.core.protocol import advance
 from elastic.core.protocol import aggregator as agg
 from elastic.core.protocol import coordinator as coord
 from elastic.core.protocol import events as ev
@@ -451,6 +452,52 @@ def test_a_worker_that_is_known_to_have_died_is_told_of_at_once() -> None:
     assert not any(one.report.hung for one in only(ev.Tell, node.do(ev.Disconnected(0))))
     (tell,) = only(ev.Tell, node.do(ev.Disconnected(1, is_dead=True)))
     assert tell.report.hung == ((1, "its process died"),)
+
+
+def test_a_slow_worker_is_helped_as_soon_as_it_is_seen_to_be_slow() -> None:
+    node = Node(2)
+    for peer in node.aggregator._peers.values():
+        peer.samples_s.extend([1.0] * 3)
+    (mine,), (late,) = node.holds(0), node.holds(1)
+    for node.now_s in (0.2, 0.4, 0.6, 0.8):
+        node.do(ev.Tick({1: advance.WHOLE * int(100 * node.now_s / 3) // 100}))  # a third as fast
+    node.ask(0, mine)
+    assert node.holds(0) == [late]
+
+
+def test_one_as_fast_as_others_is_not_helped() -> None:
+    node = Node(2)
+    for peer in node.aggregator._peers.values():
+        peer.samples_s.extend([1.0] * 3)
+    (mine,), _ = node.holds(0), node.holds(1)
+    for node.now_s in (0.2, 0.4, 0.6, 0.8):
+        node.do(ev.Tick({1: advance.WHOLE * int(100 * node.now_s) // 100}))
+    node.ask(0, mine)
+    assert node.holds(0) == []
+
+
+def test_who_was_beaten_after_a_long_time_is_known_to_be_slow() -> None:
+    node = Node(2)
+    peers = node.aggregator._peers
+    peers[1].samples_s.extend([1.0] * 3)
+    (mine,), (late,) = node.holds(0), node.holds(1)
+    lease = peers[1].queue[0]
+    node.ask(0, mine)
+    node.now_s = 9.0
+    node.do(ev.Tick({}))
+    assert node.holds(0) == [late]
+    node.ask(0, late, num_base=1, half=1)
+    node.hear(1, Release((lease,)))
+    assert list(peers[1].samples_s) == [1.0, 1.0, 1.0, 2.0], "it may have stood still"
+
+
+def test_who_was_beaten_soon_may_have_been_as_fast() -> None:
+    node = Node(2)
+    peers = node.aggregator._peers
+    peers[1].samples_s.extend([1.0] * 3)
+    node.now_s = 0.5
+    node.hear(1, Release((peers[1].queue[0],)))
+    assert list(peers[1].samples_s) == [1.0, 1.0, 1.0]
 
 
 def test_a_worker_that_gets_nothing_is_tried_again() -> None:

@@ -117,10 +117,16 @@ def idle(*queues: Queue, pending: tuple[int, ...] = (), pace_s: float = 1.0) -> 
 
 
 def queue(
-    *micro_batches: int, worker: int = 1, since: float = 0.0, pace_s: float = 1.0, silent: float = 0
+    *micro_batches: int,
+    worker: int = 1,
+    since: float = 0.0,
+    pace_s: float = 1.0,
+    silent: float = 0,
+    left: float | None = None,
 ) -> Queue:
-    """`since`: how long ago it began with the first."""
-    return Queue(worker, micro_batches, NOW_S - since, pace_s, silent)
+    """`since`: how long ago it began with the first; `left`: seconds of it that are seen to be."""
+    end_s = None if left is None else NOW_S + left
+    return Queue(worker, micro_batches, NOW_S - since, pace_s, silent, end_s)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +149,9 @@ def queue(
         ),
         pytest.param(idle(queue(1, since=5)), Duplicate, 1, 1, id="a late one is duplicated"),
         pytest.param(
+            idle(queue(1, since=0.9, left=1.3)), Duplicate, 1, 1, id="one that is seen to be slow"
+        ),
+        pytest.param(
             idle(queue(1, 2, silent=60)), Take, 2, 1, id="what a stuck one has not begun is taken"
         ),
     ],
@@ -163,6 +172,7 @@ def test_what_an_idle_worker_does(
         pytest.param(idle(queue()), id="an empty queue"),
         pytest.param(idle(queue(1, since=0.9)), id="it will be done first"),
         pytest.param(idle(queue(1)), id="both would end at once"),
+        pytest.param(idle(queue(1, since=9, left=1.2)), id="late, and seen to be done soon"),
         pytest.param(idle(queue(1, 2, since=0.999), pace_s=50.0), id="we are too slow"),
         pytest.param(idle(queue(1, silent=60), queue(1, worker=2)), id="another computes it too"),
     ],
@@ -186,6 +196,13 @@ def test_one_that_is_late_is_expected_to_need_as_long_again() -> None:
     assert queue(1, 2, since=4.0).expected_end_s(1, NOW_S) == NOW_S + 4.0
 
 
+def test_the_first_one_goes_on_as_it_is_seen_to() -> None:
+    assert queue(1, since=2.0, left=2.0).expected_end_s(0, NOW_S) == NOW_S + 2.0
+    assert queue(1, 2, since=2.0, left=2.0).expected_end_s(1, NOW_S) == NOW_S + 3.0
+    assert queue(1, since=0.25, left=0.25).expected_end_s(0, NOW_S) == NOW_S + 0.25
+    assert queue(1, since=2.0, left=-0.5).expected_end_s(0, NOW_S) == NOW_S + 0.5
+
+
 def test_nothing_is_expected_of_one_that_is_silent() -> None:
     limit_s = SILENCE * 1.0
     assert queue(1, silent=limit_s + 0.01).expected_end_s(0, NOW_S) == math.inf
@@ -204,6 +221,7 @@ def test_nothing_is_expected_of_one_that_is_silent() -> None:
             st.floats(90.0, 100.0),
             st.floats(0.01, 5.0),
             st.floats(0.0, 9.0),
+            st.none() | st.floats(90.0, 110.0),
         ),
         max_size=4,
     ),

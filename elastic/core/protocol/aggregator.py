@@ -32,6 +32,7 @@ import numpy as np
 
 from elastic.core import fixed_point
 from elastic.core.errors import ProtocolError
+from elastic.core.protocol.advance import Advance
 from elastic.core.protocol.auditing import Anew, Auditing, Unsettled, answer_digest
 from elastic.core.protocol.choosing import Choosing
 from elastic.core.protocol.coding import Coding
@@ -130,6 +131,8 @@ from policies.scheduling import (
 
 _LIED = "its answers are not those of others"
 TICK_S = 1.0  # at the latest after so long it looks who makes progress
+LOOKS = 8  # in the time of a micro-batch
+LOOK_FLOOR_S = 0.05
 
 
 class Phase(Enum):
@@ -194,6 +197,7 @@ class _Peer:
     samples_s: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_WINDOW))
     progress: int = -1
     moved_s: float = 0.0  # when it last said something, made progress, or had nothing to do
+    advance: Advance = field(default_factory=Advance)
     is_recalled: bool = False  # it has yet to say that it has seen the end of a round
     ask_s: float = 0.0  # when to look again for something to do, if nothing becomes free before
 
@@ -348,7 +352,9 @@ class Aggregator:
             case Collect(state) if state.step == self.state.step and self._is_whole:
                 return self._collect()
             case Tick(progress):
-                self.next_tick_s = now_s + TICK_S  # only here: no traffic may put it off for ever
+                look_s = max(LOOK_FLOOR_S, self._usual_pace_s() / LOOKS)
+                # only here: no traffic may put it off for ever
+                self.next_tick_s = now_s + min(TICK_S, look_s)
                 return self._watch(progress, now_s)
             case Turn():
                 self._turn = event
@@ -394,6 +400,8 @@ class Aggregator:
                 return self._asked(worker, peer, message, now_s)
             case Release(leases):
                 for lease in leases:
+                    if lease in peer.queue[:1]:
+                        self._beaten(peer, lease, now_s - peer.since_s)
                     self._settle(peer, lease, now_s)
             case Leave():
                 self._wants_leave.add(worker)
@@ -558,15 +566,17 @@ class Aggregator:
         return []
 
     def _watch(self, progress: Mapping[int, int], now_s: float) -> list[Action]:
-        self._watched_s = now_s
+        self._watched_s, usual_s = now_s, self._usual_pace_s()
         views = []
         for worker, peer in self._peers.items():
-            if progress.get(worker, 0) != peer.progress or not peer.is_busy:
-                peer.progress, peer.moved_s = progress.get(worker, 0), now_s
+            word = progress.get(worker, 0)
+            peer.advance.see(word, now_s, pace(peer.samples_s, usual_s))
+            if word != peer.progress or not peer.is_busy:
+                peer.progress, peer.moved_s = word, now_s
             silent_s = now_s - peer.moved_s
             views.append(WorkerProgress(worker, silent_s, peer.is_busy, bool(peer.samples_s)))
         views += self._absent(now_s)
-        for verdict in self._rules.hangs.decide(views, self._usual_pace_s()):
+        for verdict in self._rules.hangs.decide(views, usual_s):
             if verdict.worker in self.membership.leaving and verdict.worker in self._peers:
                 note = Note("worker_hung", verdict.reason, verdict.worker)
                 return [note, HangUp(verdict.worker), *self._lose(verdict.worker)]
@@ -608,7 +618,7 @@ class Aggregator:
 
     def _asked(self, worker: int, peer: _Peer, commit: Commit, now_s: float) -> list[Action]:
         lease = commit.lease
-        begun_s = peer.since_s
+        begun_s, is_first = peer.since_s, lease in peer.queue[:1]
         self._settle(peer, lease, now_s)
         manifest = self._manifests[worker]
         mine = manifest.micro_batches if manifest.key == lease.key else ()
@@ -622,6 +632,8 @@ class Aggregator:
         if refusal:
             if lease.key == self.state.key:
                 self._record(worker, commit, "refused")
+            if is_first:
+                self._beaten(peer, lease, now_s - begun_s)
             return [Send(worker, Refused(lease, refusal))]
         if not all(outcome.finite for outcome in commit.outcomes):
             return self._question(worker, commit)
@@ -803,6 +815,14 @@ class Aggregator:
     def _record(self, worker: int, commit: Commit, outcome: str) -> None:
         for one in commit.outcomes:
             self._work.append((worker, one.micro_batch, one.start_s, one.end_s, outcome))
+
+    def _beaten(self, peer: _Peer, lease: Lease, took_s: float) -> None:
+        """Somebody else was first. Who had been at it for longer than it usually takes is slower,
+        though nobody knows by how much: one that stood still says nothing of its pace."""
+        is_sample = lease.combine is not Combine.EVALUATE and not lease.audits
+        usual_s = pace(peer.samples_s, self._usual_pace_s())
+        if is_sample and peer.samples_s and took_s > usual_s:
+            peer.samples_s.append(min(took_s, 2 * usual_s))
 
     def _settle(self, peer: _Peer, lease: Lease, now_s: float) -> None:
         if lease in peer.queue:
@@ -1242,12 +1262,15 @@ class Aggregator:
 
     def _queue(self, worker: int, usual_s: float, barred: Set[int] = frozenset()) -> Queue:
         peer = self._peers[worker]
+        micro_batches = tuple(one for one in self._wanted(peer.queue) if one not in barred)
+        is_at_it = bool(peer.queue) and peer.queue[0].micro_batches == micro_batches[:1]
         return Queue(
             worker,
-            tuple(one for one in self._wanted(peer.queue) if one not in barred),
+            micro_batches,
             peer.since_s,
             pace(peer.samples_s, usual_s),
             silent_s=self._watched_s - peer.moved_s,
+            end_s=peer.advance.end_s(peer.since_s) if is_at_it else None,
         )
 
     def _lease(

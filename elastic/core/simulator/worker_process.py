@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from elastic.core.protocol import advance
 from elastic.core.protocol import worker as wrk
 from elastic.core.protocol.messages import (
     Combine,
@@ -157,14 +158,17 @@ class WorkerProcess(Process):
         self, lease: Lease, writes: int, start_s: float, layer_s: float, number: int
     ) -> None:
         memory, word = self.machine.memories[lease.key.model], lease.key.word
-        self._slots[lease.key.model].progress += 1
+        slot = self._slots[lease.key.model]
+        slot.progress += advance.WHOLE // LAYERS
         done = any(memory.done[one] == word for one in lease.micro_batches) and not lease.audits
         if memory.key_word != word or done:
+            slot.progress = advance.rounded_up(slot.progress)
             self._end_work(wrk.Abandoned(lease))
         elif number < LAYERS:
             again = partial(self._layer, lease, writes, start_s, layer_s)
             self.after(layer_s, partial(again, number + 1))
         else:
+            slot.progress = advance.rounded_up(slot.progress)
             outcomes = tuple(self._outcome(lease, one, start_s) for one in lease.micro_batches)
             self._gradients = self._gradient(lease, writes)
             self._end_work(wrk.Computed(lease, outcomes))
@@ -232,7 +236,6 @@ class WorkerProcess(Process):
         target.entries = before + self._gradients
         target.coefficients = multiplied
         target.torn = False
-        self._slots[model].progress += 1
         self.machine.memories[model].serial += 1
         told = repr(self._gradients).encode()
         self._end_work(wrk.Encoded(hashlib.blake2b(told, digest_size=16).digest()))
