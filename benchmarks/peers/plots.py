@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def _after_faults(runs: Runs, scenario: str) -> Any:
             for seen in run.phases:
                 if run.scenario == scenario and seen.name == fault:
                     times_s, samples = progress(run, seen)
-                    axes.plot(times_s, samples, **_style(run))
+                    num = sum(one <= AFTER_S for one in times_s)
+                    axes.plot(times_s[:num], samples[:num], **_style(run))
         axes.axvline(0, color="black", lw=0.8, ls=":")
         axes.set_xlim(-BEFORE_S, AFTER_S)
         axes.set_title(title, fontsize=10)
@@ -161,7 +163,7 @@ def _gaps(runs: Runs, scenario: str) -> Any:
 def _bar(axes: Any, x: float, width: float, costs: list[measures.Cost], color: str) -> None:
     gaps_s = sorted(max(FLOOR_S, one.gap_s) for one in costs if one.gap_s is not None)
     if gaps_s:
-        middle = gaps_s[len(gaps_s) // 2]
+        middle = statistics.median(gaps_s)
         axes.bar(x, middle, width * 0.9, color=color)
         axes.scatter([x] * len(gaps_s), gaps_s, s=8, color="black", zorder=3)
         axes.annotate(f"{middle:.2g}", (x, max(gaps_s)), ha="center", va="bottom", fontsize=7)
