@@ -209,7 +209,7 @@ class Lane:
 
     @property
     def progress(self) -> dict[int, int]:
-        """Of each worker with a slot, its word."""
+        """Of each worker with a slot, its progress word."""
         return {worker: slot.progress[0] for worker, slot in self._slots.items()}
 
     def tick(self) -> None:

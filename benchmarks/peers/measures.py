@@ -35,8 +35,7 @@ class Cost:
     ran: bool
     """Whether it took steps, survived, and was still taking them at the end."""
     step_s: float | None
-    """Mean time of a new step, of those that lie in the phase as a whole: what counts is how far
-    it came."""
+    """Mean time of a new step, of those that lie in the phase as a whole."""
     median_s: float | None
     """Median time between two commits in the phase."""
     calm_s: float

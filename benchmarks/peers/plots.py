@@ -161,7 +161,7 @@ def _gaps(runs: Runs, scenario: str) -> Any:
 
 
 def _bar(axes: Any, x: float, width: float, costs: list[measures.Cost], color: str) -> None:
-    gaps_s = sorted(max(FLOOR_S, one.gap_s) for one in costs if one.gap_s is not None)
+    gaps_s = [max(FLOOR_S, one.gap_s) for one in costs if one.gap_s is not None]
     if gaps_s:
         middle = statistics.median(gaps_s)
         axes.bar(x, middle, width * 0.9, color=color)

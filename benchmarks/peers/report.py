@@ -136,19 +136,11 @@ def _gap(title: str, phase: str) -> Row:
     )
 
 
-def _slowed(title: str, phase: str) -> list[Row]:
-    """The lines of workers that are slow."""
+def _step_time(title: str, phase: str, get: Callable[[Cost], float | None]) -> list[Row]:
+    """How long a step takes, and how much longer than DDP's."""
     return [
-        Row(
-            title=f"{title}: step time",
-            unit="s",
-            values=of_phase(phase, lambda one: one.step_s, "steady"),
-        ),
-        Row(
-            title="… / DDP's",
-            unit="x",
-            values=to_ddp(phase, lambda one: one.step_s, phase, "steady"),
-        ),
+        Row(title=title, unit="s", values=of_phase(phase, get, "steady")),
+        Row(title="… / DDP's", unit="x", values=to_ddp(phase, get, phase, "steady")),
     ]
 
 
@@ -181,18 +173,13 @@ def _after_fault(title: str, phase: str) -> list[Row]:
 
 
 ROWS: Sequence[Row] = (
-    Row(
-        title="step time, no fault",
-        unit="s",
-        values=of_phase("calm", lambda one: one.median_s, "steady"),
+    *_step_time("step time, no fault", "calm", lambda one: one.median_s),
+    *_step_time("one worker half as fast: step time", "slow", lambda one: one.step_s),
+    *_step_time(
+        "a random one frozen for a step, 20 % of the time: step time",
+        "random",
+        lambda one: one.step_s,
     ),
-    Row(
-        title="… / DDP's",
-        unit="x",
-        values=to_ddp("calm", lambda one: one.median_s, "calm", "steady"),
-    ),
-    *_slowed("one worker half as fast", "slow"),
-    *_slowed("a random one frozen for a step, 20 % of the time", "random"),
     *_after_fault("SIGKILL to 1 of 4", "kill"),
     *_after_fault("SIGKILL to 2 of 4", "kill-2"),
     *_after_fault("SIGSTOP to 1 for 30 s", "stop"),

@@ -247,15 +247,13 @@ class MicroBatches:
         sums = self._differentiate(data, step % 2, step)
         self._poll()
         self._check_constants()
-        maxima_C = self.device.maxima(self._values())
-        self.meter.move()  # on a GPU nearly all of the time has passed only here
         return Outcome(
             micro_batch=micro_batch,
             loss_sum=float(sums.loss.detach()),
             weight=sums.weight,
             samples=digest(indices),
             counters=self._counters_digest(),
-            maxima_C=maxima_C,
+            maxima_C=self.device.maxima(self._values()),
             metrics=sums.in_order(self._spec.metrics),
             start_s=start_s,
             end_s=time.monotonic(),

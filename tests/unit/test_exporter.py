@@ -221,10 +221,10 @@ def monitor_of(make_job: Callable[..., JobConfig], folder: RunFolder, **keys: An
     return Monitor(setup, now, event, lambda worker: None, pulses)
 
 
-def await_file(path: Path, *, exists: bool) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     begun_s = time.monotonic()
-    while path.exists() is not exists:
-        assert time.monotonic() - begun_s < DEADLINE_S, path
+    while not condition():
+        assert time.monotonic() - begun_s < DEADLINE_S
         time.sleep(0.01)
 
 
@@ -234,7 +234,7 @@ def test_it_listens_where_the_run_folder_says_until_it_is_stopped(
     folder = fake.folder
     monitor = monitor_of(make_job, folder)
     monitor.start()
-    await_file(folder.prometheus_json, exists=True)
+    wait_until(folder.prometheus_json.exists)
     (found,) = json.loads(folder.prometheus_json.read_text())
     assert found["labels"] == {"job": "t", "run": folder.path.name}
     (target,) = found["targets"]
@@ -247,7 +247,7 @@ def test_it_listens_where_the_run_folder_says_until_it_is_stopped(
         families = {one.name: one for one in parsed(answer.read().decode())}
     assert value(families, "steps", "_total") == 120
     monitor.stop()
-    await_file(folder.prometheus_json, exists=False)
+    wait_until(lambda: not folder.prometheus_json.exists())
 
 
 def test_a_port_that_is_taken_is_told_and_the_job_goes_on(
@@ -259,7 +259,7 @@ def test_a_port_that_is_taken_is_told_and_the_job_goes_on(
         port = taken.getsockname()[1]
         monitor = monitor_of(make_job, folder, port=port)
         monitor.start()
-        await_file(folder.events_jsonl, exists=True)
+        wait_until(folder.read_events)
     monitor.stop()
     (event,) = folder.read_events()
     assert event["kind"] == "monitoring_failed"

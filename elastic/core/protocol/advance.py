@@ -1,4 +1,4 @@
-"""How far workers are with their micro-batches, as the words say that they raise meanwhile.
+"""How far workers are with their micro-batches, by the progress words that they raise meanwhile.
 
 The upper half of a word counts micro-batches that are over, done or given up; the lower half is how
 much of the one at hand is done: WHOLE is all of it, and there is room for as much again, so that
@@ -41,12 +41,12 @@ class Advance:
         self._looked_s = -1.0
         self._first = self._last = (0.0, -1.0)
 
-    def see(self, word: int, now_s: float, pace_s: float) -> None:
-        """Look at the word of a worker whose micro-batches usually take `pace_s`."""
+    def see(self, word: int, now_s: float, usual_s: float) -> None:
+        """Look at the word of a worker, where a micro-batch usually takes `usual_s`."""
         number, share = word // ROOM, share_done(word)
         if share == 0 and number == self._number + 1:
             number, share = self._number, 1.0  # computed: what is left is to add it and to ask
-        is_late = now_s - self._looked_s > MOST_BETWEEN * pace_s
+        is_late = now_s - self._looked_s > MOST_BETWEEN * usual_s
         moved = number != self._number or share != self._last[0]
         self._looked_s = now_s
         if number != self._number or share == self._first[0] or (moved and is_late):

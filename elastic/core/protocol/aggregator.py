@@ -352,9 +352,6 @@ class Aggregator:
             case Collect(state) if state.step == self.state.step and self._is_whole:
                 return self._collect()
             case Tick(progress):
-                look_s = max(LOOK_FLOOR_S, self._usual_pace_s() / LOOKS)
-                # only here: no traffic may put it off for ever
-                self.next_tick_s = now_s + min(TICK_S, look_s)
                 return self._watch(progress, now_s)
             case Turn():
                 self._turn = event
@@ -567,10 +564,12 @@ class Aggregator:
 
     def _watch(self, progress: Mapping[int, int], now_s: float) -> list[Action]:
         self._watched_s, usual_s = now_s, self._usual_pace_s()
+        look_s = max(LOOK_FLOOR_S, usual_s / LOOKS)
+        self.next_tick_s = now_s + min(TICK_S, look_s)  # only here: no traffic puts it off
         views = []
         for worker, peer in self._peers.items():
             word = progress.get(worker, 0)
-            peer.advance.see(word, now_s, pace(peer.samples_s, usual_s))
+            peer.advance.see(word, now_s, usual_s)
             if word != peer.progress or not peer.is_busy:
                 peer.progress, peer.moved_s = word, now_s
             silent_s = now_s - peer.moved_s

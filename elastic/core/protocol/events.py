@@ -89,7 +89,7 @@ class Collect:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. `progress` is each worker's word (`advance`), as far as it can be read."""
+    """Time passed. `progress`: the progress word (`advance`) of each worker that is seen."""
 
     progress: Mapping[int, int] = field(default_factory=dict)
 

@@ -421,9 +421,9 @@ class GpuCount(NamedTuple):
 class Pulse:
     """What the counters of a node say now. Nothing that the protocol decides depends on it.
 
-    `progress`: of each worker here, its word, which moves within a micro-batch, too. `holding`
-    is said by the lead only: who holds work, on whatever node, and whether it has completed any.
-    `cuts`: of the nodes to which the link was given up here.
+    `progress`: of each worker here, its progress word, which moves within a micro-batch, too.
+    `holding` is said by the lead only: who holds work, on whatever node, and whether it has
+    completed any. `cuts`: of the nodes to which the link was given up here.
     """
 
     node: int
