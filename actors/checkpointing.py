@@ -90,7 +90,7 @@ class Checkpointer:
         view = SavingView(time.monotonic(), state.step, self._tried, self._failures_s)
         if isinstance(self._saving.decide(view), Save):
             self._tried = state.step
-            self._writing = self._background.submit(self._try, self._take(state), state, "")
+            self._writing = self._background.submit(self._try_behind, self._take(state), state)
 
     def stop(self) -> None:
         """Begin no more behind training: `finish` comes."""
@@ -123,9 +123,12 @@ class Checkpointer:
                         return ""
         return problem
 
+    def _try_behind(self, snapshot: Snapshot, state: State) -> str:
+        set_nice(NICE_BEHIND)
+        return self._try(snapshot, state, "")
+
     def _try(self, snapshot: Snapshot, state: State, which: str) -> str:
         """Copy, then write. Returns what prevented it, or nothing."""
-        set_nice(NICE_BEHIND)
         try:
             path = self._write(snapshot, state)
         except StorageError as error:

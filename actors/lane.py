@@ -20,7 +20,7 @@ from actors.collecting import Receiver, Sender
 from actors.neighbours import Neighbours, Parts
 from actors.recording import EventLog, Notebook, Recorder, by_name
 from actors.rounds import Rounds
-from actors.setup import JobSetup
+from actors.setup import NICE_STEP, JobSetup, set_nice
 from elastic.core.compute import audits_of, make_sizes, model_tensors
 from elastic.core.config import Stragglers
 from elastic.core.errors import DecodingError
@@ -428,6 +428,9 @@ class Lane:
 
     def _finish(self, checkpoints: Checkpointer, finish: events.Finish) -> None:
         """The last checkpoint and the result. Doing it twice does no harm."""
+        # at a low priority it would seldom run, and hold Python's lock meanwhile: nobody would be
+        # answered, and this node be taken to be lost
+        set_nice(NICE_STEP)
         state, failure = self.protocol.state, finish.failure
         unwritten = checkpoints.finish(state) if finish.is_whole else ""
         if unwritten:

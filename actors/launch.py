@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,9 @@ class Host:
         self._error: BaseException | None = None
         self._probe: Future[Probe] = Future()
         self._worker: WorkerShell | None = None
+        self._signals, signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # no handler of Python's is called: the main thread waits in Ray's core for ever
+        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
         self._thread = threading.Thread(
             target=self._run, args=(setup, role, number), name=role, daemon=True
         )
@@ -84,7 +88,7 @@ class Host:
             if role == "worker":
                 from actors.worker import WorkerShell
 
-                self._worker = WorkerShell(setup, number, self._probe.set_result)
+                self._worker = WorkerShell(setup, number, self._signals, self._probe.set_result)
                 self._result = self._worker.run()
             else:
                 if setup.has_nodes:

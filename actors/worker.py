@@ -6,9 +6,11 @@ so that a worker that starts does not slow down those that compute.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -46,12 +48,22 @@ class WorkerShell:
     """Runs one worker until it is dismissed or its job is gone."""
 
     def __init__(
-        self, setup: JobSetup, worker: int, probed: Callable[[Probe], None] = lambda _: None
+        self,
+        setup: JobSetup,
+        worker: int,
+        signals: int,
+        probed: Callable[[Probe], None] = lambda _: None,
     ) -> None:
-        """`probed` is told what was measured before it connects, if `workers.preflight` is set."""
+        """
+        Args:
+            signals: a file descriptor from which the numbers of signals are read.
+            probed: told what was measured before it connects, if `workers.preflight` is set.
+        """
         self._setup = setup
         self._worker = worker
+        self._signals = signals
         self._probed = probed
+        self._leaves = False
         self._slots: dict[int, Slot] = {}
         self._channel: Channel | None = None
         self._pending: protocol.Compute | protocol.Encode | None = None
@@ -144,6 +156,8 @@ class WorkerShell:
             self._channel = connect(path)
             if self._channel is not None:
                 self._handle(Connected())
+                if self._leaves:
+                    self._ask_to_leave()
                 return True
             time.sleep(_RETRY_S)
         return False
@@ -158,7 +172,10 @@ class WorkerShell:
         if wait:
             self._computed.device.wait()
             self._send_held()
-            select.select([self._channel], [], [], _IDLE_S)
+            select.select([self._channel.fileno(), self._signals], [], [], _IDLE_S)
+        if signal.SIGTERM in self._received_signals() and not self._leaves:
+            self._leaves = True
+            self._ask_to_leave()
         try:
             while self._channel is not None and (message := self._channel.receive()) is not None:
                 self._receive(message)
@@ -204,6 +221,17 @@ class WorkerShell:
         if self._held is not None and self._computed.device.arrived():
             message, self._held = self._held, None
             self._send(message)
+
+    def _received_signals(self) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._signals, select.PIPE_BUF)
+        return b""
+
+    def _ask_to_leave(self) -> None:
+        """Its machine is taken away soon: finish what it holds, then go."""
+        from elastic.core.protocol.messages import Leave
+
+        self._send(Leave("SIGTERM"))
 
     def _send(self, message: Message) -> None:
         from elastic.core.errors import ChannelClosed

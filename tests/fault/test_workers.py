@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import find_processes, find_store
+from elastic.core.runs import RunFolder
 from elastic.core.status import Status
 from elastic.handle import connect
 from tests.integration.support import (
@@ -38,6 +42,30 @@ def test_a_job_without_any_worker_waits_for_one(undisturbed: Outcome, tmp_path: 
     lost = [event for event in result.events if event["kind"] == "worker_lost"]
     assert [event["worker"] for event in lost] == [0, 1]
     assert "no progress for" in lost[1]["reason"]
+
+
+def test_a_worker_that_is_told_to_end_finishes_what_it_holds(
+    undisturbed: Outcome, tmp_path: Path
+) -> None:
+    """By SIGTERM, which a machine that is taken away sends to its processes."""
+    slow = {"do": "slow", "at": {"step": 0}, "target": "any", "sleep_s": 0.2, "probability": 1.0}
+    faults = write_faults(tmp_path / "faults.yaml", [slow])
+    job = make_job("told", workers=2, spare=1, steps=40)
+
+    def tell(status: Status) -> None:
+        store = find_store(job.name)
+        assert store is not None
+        os.kill(find_processes(store).workers[0], signal.SIGTERM)
+
+    result = run_job(job, run_dir=tmp_path / "run", faults=faults, on_status=Once(5, tell))
+    assert outcome(result) == undisturbed
+    assert [one["kind"] for one in result.events if one["worker"] == 0][-2:] == [
+        "worker_leaving",
+        "worker_left",
+    ]
+    assert result.path is not None
+    work = [work for one in RunFolder(result.path).read_metrics() for work in one["work"]]
+    assert {one[4] for one in work if one[0] == 0} == {"granted"}
 
 
 def test_an_aggregator_that_hangs_while_the_coordinator_is_away_is_replaced(

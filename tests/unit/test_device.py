@@ -157,7 +157,7 @@ class Lagging(Accelerator):
 @pytest.fixture
 def shell() -> Any:
     """A worker's shell whose channel keeps what is sent."""
-    shell: Any = WorkerShell(SimpleNamespace(), 0)  # type: ignore[arg-type]
+    shell: Any = WorkerShell(SimpleNamespace(), 0, 0)  # type: ignore[arg-type]
     shell.sent = []
     shell._channel = SimpleNamespace(send=shell.sent.append)
     words = {"key_word": lambda: 1, "round_word": lambda: 0}

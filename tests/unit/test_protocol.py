@@ -412,6 +412,18 @@ def test_the_wish_to_leave_is_told() -> None:
     assert tell.report.wants_leave == (1,)
 
 
+def test_a_spare_may_leave_at_once() -> None:
+    node = Node(1)
+    node.hear(5, Hello(5, 5))
+    assert answer(node.hear(5, Leave("asked to")), 5) == Dismiss("left as planned")
+
+
+def test_no_wish_to_leave_counts_once_all_stop() -> None:
+    node = Node(2)
+    node.hear(None, Stop("asked to"))
+    assert only(ev.Tell, node.hear(1, Leave("asked to"))) == []
+
+
 def test_who_is_no_member_any_more_is_dismissed_and_its_work_is_free() -> None:
     node = Node(2)
     held = node.holds(1)
@@ -971,6 +983,21 @@ def test_a_wish_to_leave_is_granted_and_a_substitute_started() -> None:
     actions = world.decide()
     assert (world.members, world.coordinator.membership.leaving) == ((1,), (0,))
     assert only(coord.StartWorker, actions) == [coord.StartWorker(2)]
+    assert "worker_leaving" in kinds(actions)
+
+
+def test_the_last_worker_leaves_once_another_one_is_there() -> None:
+    world = World(1)
+    world.decide()
+    world.connect(0)
+    world.decide()
+    assert world.report is not None
+    world.report = replace(world.report, wants_leave=(0,))
+    world.decide()
+    assert world.members == (0,)
+    world.connect(0, 1)
+    world.decide()
+    assert (world.members, world.coordinator.membership.leaving) == ((1,), (0,))
 
 
 def test_a_restarted_coordinator_takes_up_the_membership_and_uses_no_number_twice() -> None:

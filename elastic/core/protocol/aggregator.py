@@ -400,8 +400,12 @@ class Aggregator:
                     if lease in peer.queue[:1]:
                         self._beaten(peer, lease, now_s - peer.since_s)
                     self._settle(peer, lease, now_s)
-            case Leave():
-                self._wants_leave.add(worker)
+            case Leave() if worker in self.membership.members:
+                if not self._stop_reason:  # else all leave after this step
+                    self._wants_leave.add(worker)
+            case Leave() if worker not in self.membership.leaving:
+                self._lose(worker)
+                return [Send(worker, Dismiss("left as planned")), HangUp(worker)]
         return []
 
     # ------------------------------------------------------------ membership

@@ -372,12 +372,9 @@ class Coordinator:
             one for one in report.lost if view.processes.get(one) is not Life.ALIVE
         }
         members = [one for one in now.members if one not in dead]
-        leaving = [one for one in now.leaving if one not in dead]
-        going = {one for one in members if view.home(one) in now.departing}
-        for worker in (*report.wants_leave, *sorted(going)):
-            if worker in members:
-                members.remove(worker)
-                leaving.append(worker)
+        going = [one for one in sorted(members) if view.home(one) in now.departing]
+        members = [one for one in members if one not in going]
+        leaving = [*(one for one in now.leaving if one not in dead), *going]
         spare = [
             worker
             for worker in report.connected
@@ -385,6 +382,11 @@ class Coordinator:
             if view.home(worker) in self._staying
         ]
         fit = [worker for worker in spare if worker not in view.unfit]
+        for worker in report.wants_leave:
+            if worker in members and (fit or len(members) > 1):  # the last one waits for another
+                members.remove(worker)
+                leaving.append(worker)
+                actions.append(Note("worker_leaving", "its process was told to end", worker))
         num_lacking = max(0, self.limits.min_workers - len(members) - len(fit))
         spare = fit + [worker for worker in spare if worker in view.unfit][:num_lacking]
         is_new = report.step == self.limits.first_step and not now.members
