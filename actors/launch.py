@@ -75,9 +75,7 @@ class Host:
         self._error: BaseException | None = None
         self._probe: Future[Probe] = Future()
         self._worker: WorkerShell | None = None
-        self._signals, signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # no handler of Python's is called: the main thread waits in Ray's core for ever
-        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
+        self._signals = _signals() if role == "worker" else -1
         self._thread = threading.Thread(
             target=self._run, args=(setup, role, number), name=role, daemon=True
         )
@@ -144,6 +142,15 @@ class Host:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def _signals() -> int:
+    """A file from which the numbers of the signals to this process are read: none of Python's
+    handlers says so in time, for the main thread is in Ray's core for seconds."""
+    signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # Ray's ends the process, whatever it holds
+    return signals
 
 
 class RayProcesses:
