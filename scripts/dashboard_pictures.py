@@ -86,7 +86,7 @@ def written(value: float, unit: str) -> str:
     if unit == "percentunit":
         return f"{100 * value:.1f} %"
     if unit == "s":
-        return f"{1000 * value:.0f} ms" if abs(value) < 1 else f"{value:.1f} s"
+        return f"{1000 * value:.3g} ms" if abs(value) < 1 else f"{value:.1f} s"
     if unit == "Bps":
         return f"{value / 1e6:.2f} MB/s"
     if unit == "ops":
