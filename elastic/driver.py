@@ -296,13 +296,15 @@ def _of_all(setup: JobSetup, begin: Callable[[JobSetup], JobSetup]) -> JobSetup:
 
 
 def _from_checkpoint(setup: JobSetup) -> JobSetup:
-    """Go on from the newest good checkpoint; from the beginning if there is none yet.
+    """Go on from the newest good checkpoint; from the beginning if none was written yet.
 
     Raises:
-        ConfigError: it was written under other settings, or has more steps than the job.
+        ConfigError: it was written under other settings, or has more steps than the job; or all
+            are gone.
     """
     where = checkpoint.checkpoints_of(setup.run.path, setup.job.checkpoint.storage)
     if checkpoint.latest_checkpoint(where) is None:
+        _check_none_was_written(setup.run, where)
         return _begun(setup)
     found = checkpoint.find_checkpoint(where)
     check_resume(found.meta["job"], setup.job)
@@ -315,6 +317,16 @@ def _from_checkpoint(setup: JobSetup) -> JobSetup:
         damaged=tuple(found.damaged),
         initial=Initial(**initial) if initial else None,
     )
+
+
+def _check_none_was_written(run: RunFolder, where: str) -> None:
+    """Refuse to begin anew where checkpoints are out of reach: its records would be lost, too."""
+    written = [one["reason"] for one in run.read_events() if one["kind"] == "checkpoint_written"]
+    if written:
+        raise ConfigError(
+            f"{run.path}: a checkpoint was written ({written[-1]}), and {where} holds none now;"
+            f" bring it back, or begin anew by: elastic train {run.job_json}"
+        )
 
 
 def _begun(setup: JobSetup) -> JobSetup:

@@ -107,6 +107,15 @@ def test_resume_refuses_what_changes_the_computation(key: str, run_dir: Path) ->
     assert RunFolder(run_dir).job_json.read_bytes() == before
 
 
+def test_resume_refuses_to_begin_anew_where_the_checkpoints_are_gone(run_dir: Path) -> None:
+    folder = RunFolder(run_dir)
+    shutil.rmtree(folder.checkpoints)
+    before = folder.metrics_jsonl.read_bytes()
+    with pytest.raises(ConfigError, match=f"holds none now.*elastic train {folder.job_json}"):
+        run_job(slow_job(), run_dir=run_dir, resume=True)
+    assert folder.metrics_jsonl.read_bytes() == before
+
+
 _DRIVER = """
 import sys
 from pathlib import Path
