@@ -22,9 +22,10 @@ NUM_STEPS = 400
 bed = hosts_up("grow", 3)
 
 
-def job_on(least: int, most: int, name: str) -> JobConfig:
+def job_on(least: int, most: int, name: str, storage: Path | None = None) -> JobConfig:
     nodes = {"min": least, "max": most}
-    return make_job(name, workers=3, steps=NUM_STEPS, nodes=nodes, checkpoint={"every": 0})
+    checkpoint = {"every": 0, "storage": storage and str(storage)}
+    return make_job(name, workers=3, steps=NUM_STEPS, nodes=nodes, checkpoint=checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,13 @@ def test_nodes_are_scaled_while_a_job_runs(bed: Testbed, calm: str) -> None:
     assert not {"node_lost", "worker_lost"} & {one["kind"] for one in run.events}
 
 
-def test_a_resumed_job_waits_for_the_hosts_that_it_needs(bed: Testbed, calm: str) -> None:
-    job = HostJob(bed, job_on(2, 3, "resumed"))
+def test_a_resumed_job_waits_for_the_hosts_that_it_needs(
+    bed: Testbed, calm: str, tmp_path: Path
+) -> None:
+    job = HostJob(bed, job_on(2, 3, "resumed", storage=tmp_path / "checkpoints"))
     job.settle()
-    assert job.stop().result["outcome"] == "stopped"
+    stopped = job.stop().result
+    assert stopped["outcome"] == "stopped"
     others = [host for host in bed.hosts if host.name != HEAD]
     for host in others:
         host.kill()
@@ -71,14 +75,16 @@ def test_a_resumed_job_waits_for_the_hosts_that_it_needs(bed: Testbed, calm: str
     with log.open("w") as file, _resumed(bed, job.run.path, file) as driver:
         waits = wait_until(lambda: seen(job, "waiting_for_nodes"), "it waits", timeout_s=60)
         assert waits[0]["reason"].startswith("1 of 2 nodes (nodes.min) are there")
-        begun = len(job.run.read_metrics())
+        assert len(job.run.read_metrics()) == stopped["steps"]
         bed.start(others[0])
         assert driver.wait(timeout=200) == 0, log.read_text()
     heal(bed)
-    assert begun < NUM_STEPS
     result = job.run.read_json(job.run.result_json)
     assert (result["outcome"], result["params_sha256"]) == ("finished", calm)
-    assert not seen(job, "node_joining"), "both have read the checkpoint"
+    told = [one["kind"] for one in job.run.read_events()]
+    since = told[told.index("job_resumed") :]
+    came = [one for one in since if one in {"node_joining", "node_joined"}]
+    assert came[0] == "node_joined", "both have read the checkpoint"
 
 
 def _resumed(bed: Testbed, path: Path, log: Any) -> subprocess.Popen[bytes]:
