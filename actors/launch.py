@@ -75,7 +75,7 @@ class Host:
         self._error: BaseException | None = None
         self._probe: Future[Probe] = Future()
         self._worker: WorkerShell | None = None
-        self._signals = _signals() if role == "worker" else -1
+        self._signals = _received_signals() if role == "worker" else -1
         self._thread = threading.Thread(
             target=self._run, args=(setup, role, number), name=role, daemon=True
         )
@@ -144,7 +144,7 @@ class Host:
         return self._result
 
 
-def _signals() -> int:
+def _received_signals() -> int:
     """A file from which the numbers of the signals to this process are read: none of Python's
     handlers says so in time, for the main thread is in Ray's core for seconds."""
     signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

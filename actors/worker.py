@@ -45,7 +45,12 @@ _IDLE_S = 0.5
 
 
 class WorkerShell:
-    """Runs one worker until it is dismissed or its job is gone."""
+    """Runs one worker until it is dismissed or its job is gone.
+
+    Args:
+        signals: a file descriptor from which the numbers of signals are read.
+        probed: told what was measured before it connects, if `workers.preflight` is set.
+    """
 
     def __init__(
         self,
@@ -54,11 +59,6 @@ class WorkerShell:
         signals: int,
         probed: Callable[[Probe], None] = lambda _: None,
     ) -> None:
-        """
-        Args:
-            signals: a file descriptor from which the numbers of signals are read.
-            probed: told what was measured before it connects, if `workers.preflight` is set.
-        """
         self._setup = setup
         self._worker = worker
         self._signals = signals
@@ -173,7 +173,7 @@ class WorkerShell:
             self._computed.device.wait()
             self._send_held()
             select.select([self._channel.fileno(), self._signals], [], [], _IDLE_S)
-        if signal.SIGTERM in self._received_signals() and not self._leaves:
+        if signal.SIGTERM in self._read_signals() and not self._leaves:
             self._leaves = True
             self._ask_to_leave()
         try:
@@ -222,7 +222,7 @@ class WorkerShell:
             message, self._held = self._held, None
             self._send(message)
 
-    def _received_signals(self) -> bytes:
+    def _read_signals(self) -> bytes:
         with contextlib.suppress(BlockingIOError):
             return os.read(self._signals, select.PIPE_BUF)
         return b""

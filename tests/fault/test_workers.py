@@ -112,12 +112,8 @@ def test_workers_that_die_at_each_start_are_given_up(tmp_path: Path) -> None:
         checkpoint={"every": 0},
     )
 
-    def given_up(status: Status) -> None:
-        if any(event["kind"] == "worker_given_up" for event in status.events):
-            stop(status)
-
-    stop = Once(0, lambda status: connect(status.run_dir).stop())
-    result = run_job(job, run_dir=tmp_path / "run", on_status=given_up)
+    stop = Once(0, lambda status: connect(status.run_dir).stop(), event="worker_given_up")
+    result = run_job(job, run_dir=tmp_path / "run", on_status=stop)
     (event,) = [one for one in result.events if one["kind"] == "worker_given_up"]
     assert "elastic scale" in event["reason"]
     assert result.metrics["outcome"] == "stopped"

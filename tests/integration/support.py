@@ -104,15 +104,18 @@ def check_faults_fired(result: Result, faults: Sequence[Fault]) -> None:
 
 
 class Once:
-    """For `on_status`: calls `act` once, as soon as `step` steps are committed."""
+    """For `on_status`: calls `act` once, as soon as `step` steps are committed and an event of the
+    kind `event`, if one is named, is told."""
 
-    def __init__(self, step: int, act: Callable[[Status], None]) -> None:
+    def __init__(self, step: int, act: Callable[[Status], None], *, event: str = "") -> None:
         self.step = step
         self._act = act
+        self._event = event
         self.done = False
 
     def __call__(self, status: Status) -> None:
-        if status.step >= self.step and not self.done:
+        told = not self._event or any(one["kind"] == self._event for one in status.events)
+        if told and status.step >= self.step and not self.done:
             self.done = True
             self._act(status)
 

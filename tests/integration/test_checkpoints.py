@@ -114,29 +114,20 @@ def both(*calls: Callable[[Status], None]) -> Callable[[Status], None]:
     return call
 
 
-def told(kind: str, act: Callable[[Status], None]) -> Callable[[Status], None]:
-    """Calls `act` once, as soon as an event of that kind is told."""
-    once = Once(0, act)
-
-    def call(status: Status) -> None:
-        if any(event["kind"] == kind for event in status.events):
-            once(status)
-
-    return call
-
-
 def test_training_goes_on_while_the_disk_refuses(
     undisturbed: Outcome, slowly: tuple[Fault, ...], tmp_path: Path
 ) -> None:
     disk = Disk(tmp_path / "disk")
     job = slow_job("refused", storage=str(disk.folder))
-    refuse = told("checkpoint_written", disk.refuse)
-    recover = told("checkpoint_failed", disk.recover)
+    refuse = Once(0, disk.refuse, event="checkpoint_written")
+    recover = Once(0, disk.recover, event="checkpoint_failed")
     result = run_job(job, run_dir=tmp_path / "run", faults=slowly, on_status=both(refuse, recover))
+    assert refuse.done
+    assert recover.done
     assert outcome(result) == undisturbed
-    written = [one for one in kinds(result) if one.startswith("checkpoint_")]
-    assert written[0] == written[-1] == "checkpoint_written"
-    assert "checkpoint_failed" in written
+    told = [one for one in kinds(result) if one.startswith("checkpoint_")]
+    assert told[0] == told[-1] == "checkpoint_written"
+    assert "checkpoint_failed" in told
     assert result.metrics["last_checkpoint_failure"] == ""
     assert str(latest_checkpoint(disk.folder)).endswith(f"step-{NUM_STEPS:08d}")
 

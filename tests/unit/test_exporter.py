@@ -28,6 +28,7 @@ from monitoring.metrics import NUM_LINKS, NUM_SLOWEST, OF_A_JOB, num_series
 from monitoring.tally import Now, Tally
 from tests.fake_run import FAULTS, FakeRun
 from tests.fake_steps import event, healthy, step_line
+from tests.integration.support import wait_until
 
 DEADLINE_S = 20.0
 
@@ -221,20 +222,13 @@ def monitor_of(make_job: Callable[..., JobConfig], folder: RunFolder, **keys: An
     return Monitor(setup, now, event, lambda worker: None, pulses)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    begun_s = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun_s < DEADLINE_S
-        time.sleep(0.01)
-
-
 def test_it_listens_where_the_run_folder_says_until_it_is_stopped(
     make_job: Callable[..., JobConfig], fake: FakeRun
 ) -> None:
     folder = fake.folder
     monitor = monitor_of(make_job, folder)
     monitor.start()
-    wait_until(folder.prometheus_json.exists)
+    wait_until(folder.prometheus_json.exists, "it listens", timeout_s=DEADLINE_S)
     (found,) = json.loads(folder.prometheus_json.read_text())
     assert found["labels"] == {"job": "t", "run": folder.path.name}
     (target,) = found["targets"]
@@ -247,7 +241,7 @@ def test_it_listens_where_the_run_folder_says_until_it_is_stopped(
         families = {one.name: one for one in parsed(answer.read().decode())}
     assert value(families, "steps", "_total") == 120
     monitor.stop()
-    wait_until(lambda: not folder.prometheus_json.exists())
+    wait_until(lambda: not folder.prometheus_json.exists(), "it ends", timeout_s=DEADLINE_S)
 
 
 def test_a_port_that_is_taken_is_told_and_the_job_goes_on(
@@ -259,7 +253,7 @@ def test_a_port_that_is_taken_is_told_and_the_job_goes_on(
         port = taken.getsockname()[1]
         monitor = monitor_of(make_job, folder, port=port)
         monitor.start()
-        wait_until(folder.read_events)
+        wait_until(folder.read_events, "it tells", timeout_s=DEADLINE_S)
     monitor.stop()
     (event,) = folder.read_events()
     assert event["kind"] == "monitoring_failed"
