@@ -400,7 +400,8 @@ class AggregatorShell:
         cuts = () if self._neighbours is None else self._neighbours.cuts
         host, holding = self._host.read(), self._turns.holding
         gpus = () if self._gpus is None else self._gpus.newest
-        return Pulse(node, step, progress, holding, links, host, cuts, gpus)
+        copies = self._lanes[0].copies  # a job of several nodes trains one model
+        return Pulse(node, step, progress, holding, links, host, cuts, gpus, copies)
 
     def _close(self, channel: Channel) -> None:
         known, is_dead = channel in self._senders, channel.fileno() >= 0 and channel.is_dying

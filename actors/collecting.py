@@ -53,7 +53,7 @@ class Sender:
         index = copy.step % 2
         snapshot = Snapshot(self._sizes, index, self._versions[index], mine, self._wake)
         assert not snapshot.missing, f"chunks {sorted(snapshot.missing)[:8]} are not kept here"
-        self._updater.snapshots.append(snapshot)
+        self._updater.held.append(snapshot)
         job = self._thread.submit(snapshot.copy)
         job.add_done_callback(lambda _: self._wake())
         self._copying[copy.node] = number, copy, snapshot, job, link
@@ -73,7 +73,7 @@ class Sender:
 
     def _end(self, node: int) -> None:
         if node in self._copying:
-            self._updater.snapshots.remove(self._copying.pop(node)[2])
+            self._updater.held.remove(self._copying.pop(node)[2])
 
     def close(self) -> None:
         """Wait until nothing is copied any more."""

@@ -249,7 +249,7 @@ class CoordinatorShell:
             self._undone.popleft()
 
     def _view(self, lives: Mapping[int, Life]) -> View:
-        former = self._protocol.membership.former
+        former = {*self._protocol.membership.former, *self._monitor.outvoted}
         aggregators = {node: 0 for node in self._processes.nodes() if node not in former}
         homes = self._processes.homes("aggregator")
         for number, ended in self._processes.known("aggregator").items():

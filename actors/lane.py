@@ -37,6 +37,7 @@ from elastic.core.model import ModelSpec
 from elastic.core.protocol import aggregator as protocol
 from elastic.core.protocol import events, node
 from elastic.core.protocol.messages import (
+    CopiesDigest,
     Manifest,
     Membership,
     State,
@@ -46,7 +47,7 @@ from elastic.core.protocol.messages import (
     unpack_outcome,
 )
 from elastic.core.task import Task
-from elastic.core.update import Plan, Snapshot, Updater
+from elastic.core.update import Digests, Plan, Snapshot, Updater
 from policies.choosing import Chosen
 from policies.coding.simulation import Coded
 from policies.dropping import DropCompute, Dropped, ErasureHead
@@ -92,6 +93,10 @@ class Lane:
             path = store.path / "constants"
             self._constants = MappedFile(path, self.sizes.constants_bytes, writable=False)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._comparing = ThreadPoolExecutor(1, thread_name_prefix="compare")
+        self._digesting: Future[None] | None = None
+        self.copies: CopiesDigest | None = None
+        """Of what this node keeps, for the others that do, too: the newest."""
         self._updater = Updater(
             self.spec,
             self._versions,
@@ -132,6 +137,7 @@ class Lane:
     def close(self) -> None:
         """Wait until no thread writes any more."""
         self._updater.close()
+        self._comparing.shutdown()
 
     # --------------------------------------------------------------- beginning
 
@@ -225,6 +231,9 @@ class Lane:
         """Take what threads have done."""
         self._complete_snapshots()
         self.flush()
+        if self._digesting is not None and self._digesting.done():
+            self._digesting.result()
+            self._digesting = None
         if self._finishing is not None and self._finishing.done():
             self._finishing.result()
             self._finishing = None
@@ -366,7 +375,23 @@ class Lane:
             self._around.at("after_flip", state.step - 1)
             if self._checkpoints is not None:
                 self._checkpoints.turn(state)
+            self._compare(state)
         self._around.at("step_start", state.step)
+
+    def _compare(self, state: State) -> None:
+        """Have what is kept here digested, where it is time: the coordinator compares."""
+        monitoring = self._setup.job.monitoring
+        every = monitoring.compare_every if monitoring.detect else 0
+        if not self._setup.has_nodes or not every or state.step % every or self._digesting:
+            return
+        digests = Digests(self.spec.layout, state.step % 2, self._versions[state.step % 2])
+        self._updater.held.append(digests)
+
+        def digest() -> None:
+            self.copies = CopiesDigest(state.step, digests.read())
+            self._updater.held.remove(digests)
+
+        self._digesting = self._comparing.submit(digest)
 
     # ------------------------------------------ leading: checkpoints and result
 
@@ -402,7 +427,7 @@ class Lane:
         """On any thread. What is not kept here comes from other nodes."""
         index, wake = state.step % 2, self.neighbours.wake if self.neighbours else None
         snapshot = Snapshot(self.sizes, index, self._versions[index], moved=wake)
-        self._updater.snapshots.append(snapshot)
+        self._updater.held.append(snapshot)
         if snapshot.missing:
             assert self.neighbours is not None, "a node that is alone keeps everything"
             self._incomplete.append((state, snapshot))
@@ -423,8 +448,8 @@ class Lane:
         self._collecting = None
 
     def _release_snapshot(self, snapshot: Snapshot) -> None:
-        if snapshot in self._updater.snapshots:
-            self._updater.snapshots.remove(snapshot)
+        if snapshot in self._updater.held:
+            self._updater.held.remove(snapshot)
 
     def _finish(self, checkpoints: Checkpointer, finish: events.Finish) -> None:
         """The last checkpoint and the result. Doing it twice does no harm."""

@@ -81,6 +81,9 @@ class Monitor:
         """Nodes on which nothing is to be started. Replaced, never changed, like what follows."""
         self.drained: Mapping[int, str] = {}
         """Nodes that are to go, and why."""
+        self.outvoted: frozenset[int] = frozenset()
+        """Nodes whose state is wrong: they are to be left behind, whatever `monitoring.steering`
+        is."""
         self._steering = Steering(
             mode=job.monitoring.steering,
             min_workers=job.workers.min,
@@ -230,9 +233,11 @@ class Monitor:
             if self._detector is None or self._tally.is_over:
                 return  # the end of a job is the last that is told of it
             found = self._detector.verdicts(time.time(), now.status.num_nodes)
+            outvoted = self._detector.outvoted
             node_of = {one: now.node_of.get(one, 0) for one in self._tally.members}
         self._machine_of = now.machine_of
         self._tell(found)
+        self.outvoted = outvoted
         self._steer(found, node_of, [now.node_of.get(one, 0) for one in now.spares])
 
     def _tell(self, found: list[Verdict]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from elastic.core.protocol.messages import Pulse
 from monitoring.account import BEGINS, GONE, Done, done_of
+from monitoring.copies import Copies
 from monitoring.counters import Counters, LinkTotal
 from monitoring.cuts import Cuts
 from monitoring.metrics import NUM_LINKS
@@ -57,6 +58,7 @@ class Detector:
         self._num_plans = 0
         self._counters = Counters()
         self._cuts = Cuts()
+        self._copies = Copies()
         self._looked_s = 0.0
 
     def add(self, what: What, line: Line, node_of: Mapping[int, int]) -> None:
@@ -72,6 +74,7 @@ class Detector:
         """Take in what a node counts. `heard_s`: by the clock of `verdicts`."""
         self._counters.take(pulse)
         self._cuts.take(pulse, heard_s)
+        self._copies.take(pulse, heard_s)
 
     def links(self) -> list[LinkTotal]:
         """What went over links, as far as they have series of their own. Asked by any thread."""
@@ -98,6 +101,11 @@ class Detector:
         culprits = (one.culprit for one in self._memory.verdicts if one.kind is Kind.HANG_OUTSIDE)
         return frozenset(one.number for one in culprits if isinstance(one, Worker))
 
+    @property
+    def outvoted(self) -> frozenset[int]:
+        """Nodes whose copies of what others keep, too, are not to be used any more."""
+        return self._copies.outvoted
+
     def verdicts(self, now_s: float, num_nodes: int) -> list[Verdict]:
         """What holds now. A hang is told of at least once, however soon it was over. What went
         over links is not looked at while a node joins: so nothing holds that was said of it."""
@@ -106,6 +114,7 @@ class Detector:
             one for one in self._memory.verdicts if not (is_blind and one.kind in _OF_LINKS)
         ]
         found = [*of_peers, *self._told.values(), *self._cuts.verdicts(now_s)]
+        found += self._copies.verdicts(now_s)
         found = list({one.name: one for one in found}.values())
         for worker in self._over:
             self._told.pop(worker, None)

@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -170,29 +170,48 @@ class Audits:
         return math.ceil(math.log(missed) / (per_step * math.log1p(-chance)))
 
 
-def odd_replicas(digests: Mapping[int, bytes], chunk: int, step: int) -> list[Verdict]:
-    """Which nodes hold another copy of a chunk than most do: to be restored from those.
+class _Odd(NamedTuple):
+    """`votes` of other keepers agree with each other, and not with it; 0: nobody knows."""
 
-    Where as many hold one as another, all of them are named, with half the confidence.
+    votes: int
+    chunk: int
+
+
+def odd_keepers(digests: Mapping[int, Mapping[int, int]], step: int) -> list[Verdict]:
+    """Which nodes keep another state of a chunk than most of its keepers, at the same step.
+
+    Where as many have one as another, nobody knows who is right: all of them are named, with half
+    the confidence.
+
+    Args:
+        digests: of each node, by chunk.
     """
-    counts = Counter(digests.values())
-    if len(counts) < 2:
-        return []
-    (most, votes), (_, others) = counts.most_common(2)
-    is_tie = votes == others
-    odd = [node for node, digest in sorted(digests.items()) if is_tie or digest != most]
-    which = "nobody knows which is right" if is_tie else f"{votes} others agree"
-    return [
-        Verdict(
-            kind=Kind.SILENT_CORRUPTION,
-            culprit=Node(node),
-            since_step=step,
-            confidence=0.5 if is_tie else 1 - 0.5 ** (2 * votes),
-            reason=f"node {node} holds another copy of chunk {chunk} at step {step}: {which}",
-            evidence={"votes": counts[digests[node]], "copies": len(digests)},
-        )
-        for node in odd
-    ]
+    odd: dict[int, list[_Odd]] = {}
+    for chunk in sorted({chunk for own in digests.values() for chunk in own}):
+        copies = {node: own[chunk] for node, own in sorted(digests.items()) if chunk in own}
+        counts = Counter(copies.values())
+        if len(counts) < 2:
+            continue
+        (most, votes), (_, others) = counts.most_common(2)
+        is_tie = votes == others
+        for node, digest in copies.items():
+            if is_tie or digest != most:
+                odd.setdefault(node, []).append(_Odd(0 if is_tie else votes, chunk))
+    return [_odd_keeper(node, found, step) for node, found in sorted(odd.items())]
+
+
+def _odd_keeper(node: int, found: Sequence[_Odd], step: int) -> Verdict:
+    votes, chunk = max(found, key=lambda one: one.votes)
+    which = f"{votes} others agree" if votes else "nobody knows which is right"
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return Verdict(
+        kind=Kind.SILENT_CORRUPTION,
+        culprit=Node(node),
+        since_step=step,
+        confidence=1 - 0.5 ** (2 * votes) if votes else 0.5,
+        reason=f"node {node} keeps another state of chunk {chunk}{more} at step {step}: {which}",
+        evidence={"votes": votes, "chunks": len(found)},
+    )
 
 
 def _random(

@@ -325,6 +325,10 @@ class Monitoring(_Section):
     a node that is at fault nothing is started, and if that does not help, it is let go."""
     share_per_hour: float = Field(default=0.1, gt=0, le=1)
     """At most this share of the workers is taken away by that within an hour; at least one."""
+    compare_every: int = Field(default=50, ge=0)
+    """Of a job of several nodes: every so many steps those that keep the state of the same part of
+    the model compare it, if `detect` is set; 0: never. Whoever differs from two or more that agree
+    is left behind, and comes back with what they have."""
 
     port: int | None = Field(default=0, ge=0, le=65535)
     """Where the metrics of the job can be read, on the host of its driver. 0: any free port, which

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import torch
 
 from elastic.core.errors import StorageError
 from elastic.core.fixed_point import add_slots, decode, decode_slots
-from elastic.core.layout import BUFFERS, Chunk
+from elastic.core.layout import BUFFERS, Chunk, Layout
 from elastic.core.mapped import Sizes, Slot, Version, bytes_of
 from elastic.core.model import ModelSpec
 from elastic.core.optim import ChunkUpdater
@@ -57,7 +58,56 @@ class Plan:
         return slot.coded_counters if self.coefficients else slot.counters[half]
 
 
-class Snapshot:
+class Held:
+    """Chunks of a version that are read behind training, and by whom they are changed waits."""
+
+    def __init__(self, version: int, chunks: Iterable[int]) -> None:
+        self.version = version
+        self._left = set(chunks)
+        self._changed = threading.Condition()
+
+    def holds(self, chunk: int) -> bool:
+        """Whether the chunk is still to be read."""
+        return chunk in self._left
+
+    def wait_for(self, chunk: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: chunk not in self._left)
+
+    def _was_read(self, chunk: int) -> None:
+        with self._changed:
+            self._left.discard(chunk)
+            self._changed.notify_all()
+
+
+class Digests(Held):
+    """Digests of what a node keeps in one version: all keepers of a chunk have the same."""
+
+    def __init__(self, layout: Layout, version: int, source: Version) -> None:
+        self._chunks = [layout.chunks[index] for index in sorted(source.kept_chunks)]
+        self._source = source
+        super().__init__(version, (chunk.index for chunk in self._chunks))
+
+    def read(self) -> tuple[tuple[int, int], ...]:
+        """Of each chunk its index, and the CRC-32 of its values and its state. On a thread of its
+        own."""
+        return tuple((chunk.index, self._of(chunk)) for chunk in self._chunks)
+
+    def _of(self, chunk: Chunk) -> int:
+        source, part = self._source, slice(chunk.start, chunk.stop)
+        tensors = [source.values[part]]
+        if chunk.group != BUFFERS:
+            own = slice(chunk.index, chunk.index + 1)
+            tensors += [state[part] for state in source.states.values()]
+            tensors += [scalars[own] for scalars in source.scalars.values()]
+        digest = 0
+        for tensor in tensors:
+            digest = zlib.crc32(bytes_of(tensor), digest)
+        self._was_read(chunk.index)
+        return digest
+
+
+class Snapshot(Held):
     """A copy of one version, made behind training, chunk by chunk, into a buffer of its own.
 
     The next update of a chunk of that version waits for that chunk's copy; nothing else does.
@@ -76,7 +126,6 @@ class Snapshot:
         share: Sequence[int] | None = None,
         moved: Callable[[], None] | None = None,
     ) -> None:
-        self.version = version
         self.values = torch.empty_like(source.values)
         self.counters = source.counters.clone()
         self.states = {key: torch.empty_like(state) for key, state in source.states.items()}
@@ -85,12 +134,11 @@ class Snapshot:
         self._chunks = chunks if share is None else [chunks[index] for index in share]
         self._has_values = share is None
         self._source, self._kept, self._moved = source, kept, moved
-        self._left = {chunk.index for chunk in self._chunks}
+        super().__init__(version, (chunk.index for chunk in self._chunks))
         self.missing = {
             one.index for one in self._chunks if one.index not in kept and one.group != BUFFERS
         }
         self._problem = ""
-        self._changed = threading.Condition()
 
     def copy(self) -> None:
         """Copy everything. On a thread of its own."""
@@ -101,19 +149,9 @@ class Snapshot:
             if chunk.index in self._kept and chunk.group != BUFFERS:
                 for key, state in self.states.items():
                     state[part] = self._source.states[key][part]
-            with self._changed:
-                self._left.discard(chunk.index)
-                self._changed.notify_all()
+            self._was_read(chunk.index)
             if self._moved is not None:
                 self._moved()
-
-    def holds(self, chunk: int) -> bool:
-        """Whether the chunk is still to be copied."""
-        return chunk in self._left
-
-    def wait_for(self, chunk: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: chunk not in self._left)
 
     def received(self, chunk: int) -> None:
         """The state of a missing chunk is in its place."""
@@ -169,7 +207,7 @@ class Updater:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="update")
         self._num_threads = num_threads
         self._scratch = [torch.zeros(largest, dtype=torch.int32) for _ in range(num_threads)]
-        self.snapshots: list[Snapshot] = []
+        self.held: list[Held] = []
 
     def close(self) -> None:
         """Wait until no thread writes any more."""
@@ -301,8 +339,8 @@ class Updater:
         version.kept[list(kept)] = 1
 
     def is_held(self, version: int, chunk: int) -> bool:
-        """Whether a snapshot is still to copy that chunk before it may be overwritten."""
-        return any(one.version == version and one.holds(chunk) for one in tuple(self.snapshots))
+        """Whether somebody is still to read that chunk before it may be overwritten."""
+        return any(one.version == version and one.holds(chunk) for one in tuple(self.held))
 
     def _each(
         self,
@@ -326,9 +364,9 @@ class Updater:
             other.result()
 
     def _wait(self, plan: Plan, chunk: Chunk) -> None:
-        for snapshot in tuple(self.snapshots):  # another thread takes complete ones away
-            if snapshot.version == 1 - plan.source:
-                snapshot.wait_for(chunk.index)
+        for held in tuple(self.held):  # another thread takes complete ones away
+            if held.version == 1 - plan.source:
+                held.wait_for(chunk.index)
 
 
 def snapshot_state(snapshot: Snapshot) -> Mapping[str, torch.Tensor]:

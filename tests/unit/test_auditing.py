@@ -15,7 +15,7 @@ from policies.auditing import (
     Decision,
     Lie,
     Undecided,
-    odd_replicas,
+    odd_keepers,
 )
 from policies.verdicts import Kind, Node, Worker
 
@@ -131,12 +131,29 @@ def test_a_lie_is_a_verdict() -> None:
 @pytest.mark.parametrize(
     ("digests", "odd"),
     [
-        pytest.param({0: RIGHT, 1: RIGHT, 2: RIGHT}, [], id="all alike"),
-        pytest.param({0: RIGHT, 1: WRONG, 2: RIGHT}, [1], id="one is odd"),
-        pytest.param({0: RIGHT, 1: WRONG}, [0, 1], id="two of two: nobody knows"),
+        pytest.param({0: {5: 1}, 1: {5: 1}, 2: {5: 1}}, {}, id="all alike"),
+        pytest.param({0: {5: 1}, 1: {5: 2}, 2: {5: 1}}, {1: 2}, id="one is odd"),
+        pytest.param({0: {5: 1}, 1: {5: 2}}, {0: 0, 1: 0}, id="two of two: nobody knows"),
+        pytest.param({0: {5: 1}, 1: {5: 2}, 2: {5: 3}}, {0: 0, 1: 0, 2: 0}, id="no two agree"),
+        pytest.param({0: {5: 1}, 1: {6: 2}, 2: {7: 3}}, {}, id="nothing is kept twice"),
+        pytest.param(
+            {0: {5: 1, 6: 1}, 1: {5: 2, 6: 2}, 2: {5: 1}}, {0: 0, 1: 2}, id="one more than a tie"
+        ),
     ],
 )
-def test_odd_replicas(digests: dict[int, bytes], odd: list[int]) -> None:
-    verdicts = odd_replicas(digests, chunk=5, step=9)
-    assert [one.culprit for one in verdicts] == [Node(node) for node in odd]
-    assert all((one.confidence == 0.5) == (len(odd) == 2) for one in verdicts)
+def test_who_keeps_another_state_than_most(
+    digests: dict[int, dict[int, int]], odd: dict[int, int]
+) -> None:
+    verdicts = odd_keepers(digests, step=9)
+    assert {one.culprit: one.evidence["votes"] for one in verdicts} == {
+        Node(node): votes for node, votes in odd.items()
+    }
+    assert all((one.confidence == 0.5) == (not one.evidence["votes"]) for one in verdicts)
+
+
+def test_an_odd_keeper_is_told_of_once_for_all_its_chunks() -> None:
+    right, wrong = {4: 1, 5: 1, 6: 1}, {4: 1, 5: 2, 6: 2}
+    (verdict,) = odd_keepers({0: right, 1: right, 7: wrong}, step=50)
+    assert verdict.reason == (
+        "node 7 keeps another state of chunk 5 and 1 more at step 50: 2 others agree"
+    )

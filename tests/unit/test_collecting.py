@@ -118,13 +118,13 @@ def test_a_snapshot_becomes_whole_with_what_others_keep(world: World) -> None:
     world.sender.begin(1, world.copy(1), world.to_0)
     world.run(lambda: not snapshot.missing)
     world.expect(snapshot)
-    assert world.updater.snapshots == [], "nobody waits for it any more"
+    assert world.updater.held == [], "nobody waits for it any more"
 
 
 def test_training_goes_on_once_the_senders_copy_is_made(world: World) -> None:
     snapshot = world.collect(1)
     world.sender.begin(1, world.copy(1), world.to_0)
-    (sent,) = world.updater.snapshots
+    (sent,) = world.updater.held
     for chunk in world.chunks:
         sent.wait_for(chunk.index)
     before = {key: tensor.clone() for key, tensor in world.theirs.states.items()}
@@ -140,7 +140,7 @@ def test_who_has_no_share_sends_nothing(world: World) -> None:
     world.sender.begin(1, Copy(1, 0, STEP, (0,) * len(world.chunks)), world.to_0)
     world.sender.begin(2, world.copy(2), None)
     world.sender.turn({0: world.to_0})
-    assert world.updater.snapshots == []
+    assert world.updater.held == []
     assert not world.to_0.has_unsent
 
 
@@ -148,7 +148,7 @@ def test_what_was_begun_over_another_link_is_not_sent(world: World) -> None:
     world.sender.begin(1, world.copy(1), world.to_0)
     world.sender._thread.submit(int).result()
     world.sender.turn({0: world.from_1})
-    assert world.updater.snapshots == []
+    assert world.updater.held == []
     assert not world.to_0.has_unsent
 
 

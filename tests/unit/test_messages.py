@@ -17,6 +17,7 @@ from elastic.core.protocol.messages import (
     Admit,
     Combine,
     Commit,
+    CopiesDigest,
     CutCount,
     Dismiss,
     GpuCount,
@@ -140,6 +141,8 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         st.none() | st.builds(HostCount, SECONDS, SECONDS, SECONDS, SECONDS, IDS),
         st.lists(st.builds(CutCount, IDS, IDS, IDS), max_size=3).map(tuple),
         st.lists(CARDS, max_size=3).map(tuple),
+        st.none()
+        | st.builds(CopiesDigest, IDS, st.lists(st.tuples(IDS, IDS), max_size=3).map(tuple)),
     ),
 }
 

@@ -383,7 +383,7 @@ def test_parameters_wait_until_a_snapshot_has_copied_what_they_replace(
     version = zero.next_version
     version.values.fill_(7)
     snapshot = Snapshot(zero.node.sizes, 1, version)
-    zero.updater.snapshots.append(snapshot)
+    zero.updater.held.append(snapshot)
     expected = world.step_alone()
     weight = sum(m.compute(part) for m, part in zip(world.members, share(2), strict=True))
     keepers = ((1,),) * len(zero.chunks)

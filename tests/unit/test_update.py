@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from elastic.core.layout import BUFFERS
-from elastic.core.mapped import EMA
-from elastic.core.update import Plan, Snapshot, Updater, snapshot_state
+from elastic.core.mapped import EMA, bytes_of
+from elastic.core.update import Digests, Plan, Snapshot, Updater, snapshot_state
 
 MakeNode = Callable[..., Any]
 NUM = 4  # micro-batches
@@ -424,7 +424,7 @@ def test_a_chunk_is_updated_once_it_is_copied(make_node: MakeNode, tiny_task: An
     trainer.step()
     expected = [one.clone() for one in everything(node.versions[1])]
     snapshot = Snapshot(node.sizes, 1, node.versions[1])
-    trainer.updater.snapshots.append(snapshot)
+    trainer.updater.held.append(snapshot)
     copying = SteppedCopy(snapshot)
     trainer.step()  # writes version 0: waits for nothing
     copying.allow(2)
@@ -457,13 +457,68 @@ def test_a_chunk_is_updated_once_it_is_copied(make_node: MakeNode, tiny_task: An
     assert not torch.equal(node.versions[1].values, snapshot.values)
 
 
+@pytest.fixture
+def stepped(make_node: MakeNode) -> Iterator[Trainer]:
+    """After a step; it has buffers, and a state with scalars."""
+    trainer = Trainer(make_node())
+    trainer.step()
+    yield trainer
+    trainer.updater.close()
+
+
+def digests_of(trainer: Trainer) -> dict[int, int]:
+    node = trainer.node
+    return dict(Digests(node.spec.layout, 1, node.versions[1]).read())
+
+
+def test_digests_tell_any_bit_of_what_is_kept(stepped: Trainer) -> None:
+    node, before = stepped.node, digests_of(stepped)
+    chunks, version = node.spec.layout.chunks, node.versions[1]
+    assert set(before) == {chunk.index for chunk in chunks}
+    assert digests_of(stepped) == before
+    trained = next(one for one in reversed(chunks) if one.group != BUFFERS)
+    places = [(version.values, chunk, chunk.stop - 1) for chunk in chunks]
+    places += [(state, trained, trained.start) for state in version.states.values()]
+    places += [(scalar, trained, trained.index) for scalar in version.scalars.values()]
+    assert len(places) > len(chunks) + 2
+    for tensor, chunk, at in places:
+        raw = bytes_of(tensor)
+        first = at * tensor.element_size()
+        raw[first] ^= 1
+        now = digests_of(stepped)
+        assert {one for one in now if now[one] != before[one]} == {chunk.index}
+        raw[first] ^= 1
+
+
+def test_a_chunk_that_is_not_kept_has_no_digest(stepped: Trainer) -> None:
+    before = digests_of(stepped)
+    stepped.node.versions[1].kept[0] = 0
+    del before[0]
+    assert digests_of(stepped) == before
+
+
+def test_a_chunk_is_updated_once_it_is_digested(stepped: Trainer) -> None:
+    before, node = digests_of(stepped), stepped.node
+    digests = Digests(node.spec.layout, 1, node.versions[1])
+    stepped.updater.held.append(digests)
+    stepped.step()  # writes version 0: waits for nothing
+    update = threading.Thread(target=stepped.step)
+    update.start()
+    update.join(0.1)
+    assert update.is_alive()
+    assert dict(digests.read()) == before
+    update.join(30)
+    assert not update.is_alive()
+    assert digests_of(stepped) != before
+
+
 def test_buffers_are_in_a_snapshot_too(make_node: MakeNode) -> None:
     node = make_node()
     trainer = Trainer(node, num_threads=2)
     trainer.step()
     expected = [one.clone() for one in everything(node.versions[1])]
     snapshot = Snapshot(node.sizes, 1, node.versions[1])
-    trainer.updater.snapshots.append(snapshot)
+    trainer.updater.held.append(snapshot)
     copying = SteppedCopy(snapshot)
     trainer.step()
     trainer.gather()
@@ -489,7 +544,7 @@ def test_a_snapshot_changes_no_result(make_node: MakeNode, tiny_task: Any) -> No
     trainer = Trainer(node, num_threads=2)
     for step in range(4):
         snapshot = Snapshot(node.sizes, step % 2, node.versions[step % 2])
-        trainer.updater.snapshots.append(snapshot)
+        trainer.updater.held.append(snapshot)
         copying = threading.Thread(target=snapshot.copy)
         copying.start()
         trainer.step()

@@ -417,13 +417,20 @@ class GpuCount(NamedTuple):
     faults: int = 0
 
 
+class CopiesDigest(NamedTuple):
+    """What a node keeps in the version of `step`: the digest of each chunk."""
+
+    step: int
+    digests: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """What the counters of a node say now. Nothing that the protocol decides depends on it.
 
     `progress`: of each worker here, its progress word, which moves within a micro-batch, too.
     `holding` is said by the lead only: who holds work, on whatever node, and whether it has
-    completed any. `cuts`: of the nodes to which the link was given up here.
+    completed any. `cuts`: of the nodes to which the link was given up here. `copies`: the newest.
     """
 
     node: int
@@ -434,6 +441,7 @@ class Pulse:
     host: HostCount | None = None
     cuts: tuple[CutCount, ...] = ()
     gpus: tuple[GpuCount, ...] = ()
+    copies: CopiesDigest | None = None
 
 
 Message = (
@@ -559,8 +567,8 @@ def encode_message(message: Message) -> bytes:
             return bytes([_RELEASE]) + b"".join(map(_pack_lease, leases))
         case Revoke(lease):
             return bytes([_REVOKE]) + _pack_lease(lease)
-        case Pulse(node, step, progress, holding, links, host, cuts, gpus):
-            told = json.dumps((node, step, progress, holding, links, host, cuts, gpus))
+        case Pulse(node, step, progress, holding, links, host, cuts, gpus, copies):
+            told = json.dumps((node, step, progress, holding, links, host, cuts, gpus, copies))
             return bytes([_PULSE]) + told.encode()
         case _:
             body = {"kind": type(message).__name__, **asdict(message)}
@@ -619,6 +627,7 @@ def _pulse(
     host: Any,
     cuts: list[Any],
     gpus: list[Any],
+    copies: Any,
 ) -> Pulse:
     return Pulse(
         node,
@@ -629,7 +638,12 @@ def _pulse(
         None if host is None else HostCount(*host),
         tuple(CutCount(*one) for one in cuts),
         tuple(GpuCount(*one) for one in gpus),
+        None if copies is None else _copies(*copies),
     )
+
+
+def _copies(step: int, digests: list[Any]) -> CopiesDigest:
+    return CopiesDigest(step, tuple((chunk, digest) for chunk, digest in digests))
 
 
 def _from_json(body: dict[str, Any]) -> Message:
