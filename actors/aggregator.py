@@ -25,7 +25,7 @@ from actors.lane import Around, Lane
 from actors.neighbours import Neighbours, inherit
 from actors.preparing import prepare_store
 from actors.recording import EventLog, Notebook, Scribe
-from actors.setup import NICE_STEP, JobSetup, load_tasks, set_nice
+from actors.setup import JobSetup, hurry, load_tasks
 from actors.several import Part, Results, Scribes
 from elastic.core.compute import deterministic
 from elastic.core.errors import ChannelClosed, ConfigError
@@ -165,7 +165,7 @@ class AggregatorShell:
     # ----------------------------------------------------------------- acting
 
     def _act(self) -> str:
-        set_nice(NICE_STEP)
+        hurry()
         self._control.active_pid[0] = os.getpid()
         path, scribe = self._store.path / "journal", self._scribes or Scribe(self._run)
         self._journal = self._event.journal = Journal(path, scribe, beat=self._beat)

@@ -27,7 +27,7 @@ from actors.preemption import NodeWatch
 from actors.preflight import Preflight
 from actors.processes import Processes
 from actors.pulses import Pulses
-from actors.setup import NICE_STEP, JobSetup, set_nice
+from actors.setup import JobSetup, hurry
 from elastic.core.errors import (
     ClusterError,
     ElasticError,
@@ -83,6 +83,7 @@ class CoordinatorShell:
             min_nodes=job.nodes.min,
             max_nodes=job.nodes.max,
             first_step=setup.first_step,
+            replicas=job.replicas,
         )
         self._protocol = Coordinator(limits, job.workers.start, insist(self._is_first))
         self._undone: deque[Action] = deque()
@@ -197,7 +198,7 @@ class CoordinatorShell:
     # ------------------------------------------------------------------- loop
 
     def _loop(self) -> None:
-        set_nice(NICE_STEP)
+        hurry()
         try:
             while self._phase not in ("done", "failed"):
                 self._turn()

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from actors.setup import (
     NICE_BEHIND,
-    NICE_STEP,
     JobSetup,
     datasets_of,
+    hurry,
     importing,
     load_tasks,
     nice_to_load,
@@ -79,7 +79,7 @@ class WorkerShell:
         loader.join()
         if loader.error is not None:
             raise loader.error
-        set_nice(NICE_STEP)
+        hurry()
         if self._setup.job.workers.preflight is not None and not self._exit:
             self._probed(self.measure())
         while not self._exit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ class Memory:
             file.write(struct.pack("<f", 1e6))
             file.flush()
 
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
 
 def corruptions(events: list[dict[str, Any]]) -> list[str]:
     reasons = [one["reason"] for one in events if one["kind"] == "verdict"]
@@ -63,13 +68,13 @@ def test_a_node_whose_state_went_wrong_comes_back_with_that_of_the_others(bed: T
     job.settle()
     begin_s = time.time()
     (store,) = bed.host("h3").root.glob(f"dev/shm/elastic-*/{config.name}.*")
-    memory = Memory(store, config)
+    with closing(Memory(store, config)) as memory:
 
-    def told() -> list[str]:
-        memory.spoil()
-        return corruptions(job.run.read_events())
+        def told() -> list[str]:
+            memory.spoil()
+            return corruptions(job.run.read_events())
 
-    (reason,) = wait_until(told, "the node is named", timeout_s=60)
+        (reason,) = wait_until(told, "the node is named", timeout_s=60)
     assert reason.endswith(": 2 others agree")
     job.await_event("node_joined", job.await_event("node_lost", begin_s))
     run = job.end()

@@ -30,6 +30,10 @@ class World:
         self.held: frozenset[int] = frozenset()
         self.silent: set[int] = set()
         """Nodes whose aggregators still start."""
+        self.unheard: set[int] = set()
+        """Nodes that the coordinator does not hear."""
+        self.gone: dict[int, tuple[int, ...]] = {}
+        """Whom a node has not heard for too long."""
         self.nodes = set(nodes)
         self.homes: dict[int, int] = {}
         self.lives: dict[int, coord.Life] = {}
@@ -42,16 +46,24 @@ class World:
         living = tuple(one for one, life in self.lives.items() if life is coord.Life.ALIVE)
         ready = () if self.is_slow else now.joining
         report = Report(
-            self.step, now, connected=living, node=lead, ready=ready, free=now.departing
+            self.step,
+            now,
+            connected=living,
+            node=lead,
+            ready=ready,
+            free=now.departing,
+            gone=self.gone.get(lead, ()),
         )
         others = {
-            node: Report(self.step, now, connected=(), node=node, leads=False)
-            for node in self.nodes - {lead} - self.silent
+            node: Report(
+                self.step, now, connected=(), node=node, leads=False, gone=self.gone.get(node, ())
+            )
+            for node in self.nodes - {lead} - self.silent - self.unheard
         }
         present = self.nodes - set(self.coordinator.membership.former)
         view = coord.View(
             self.now_s,
-            report if lead in self.nodes else None,
+            report if lead in self.nodes - self.unheard else None,
             dict(self.lives),
             dict.fromkeys(sorted(present), 2),
             others=others,
@@ -120,6 +132,53 @@ def test_once_begun_a_job_goes_on_with_fewer_nodes_than_it_began_with() -> None:
     world.settle()
     assert len(world.told.members) == 2
     assert "waiting_for_nodes" not in world.kinds()
+
+
+def one_hears_nobody(**limits: Any) -> tuple[World, dict[int, tuple[int, ...]]]:
+    """Of three nodes the coordinator hears one, which has heard nothing of the others."""
+    world = World(0, 1, 2, workers=3, replicas=2, patience_s=10.0, **limits)
+    world.settle()
+    world.step = 5
+    world.unheard = {0, 2}
+    world.gone = {1: (0, 2)}
+    return world, world.gone
+
+
+def test_nodes_that_are_silent_are_waited_for_where_state_would_be_gone_with_them() -> None:
+    world, gone = one_hears_nobody()
+    world.settle()
+    assert world.told.nodes == (0, 1, 2)
+    gone.clear()
+    world.unheard = set()
+    world.now_s = 20.0
+    world.settle()
+    assert world.told.nodes == (0, 1, 2)
+    assert "node_lost" not in world.kinds()
+
+
+def test_who_is_silent_for_long_is_left_behind_whatever_it_keeps() -> None:
+    world, _ = one_hears_nobody()
+    world.decide()
+    world.now_s = 9.9
+    world.decide()
+    assert world.told.nodes == (0, 1, 2)
+    world.now_s = 10.0
+    world.decide()
+    assert world.told.nodes == (1,)
+
+
+def test_one_that_is_silent_is_left_behind_at_once_and_the_next_is_waited_for() -> None:
+    world, gone = one_hears_nobody()
+    world.unheard, gone[1] = {2}, (2,)
+    world.decide()
+    assert world.told.nodes == (0, 1)
+    world.unheard, gone[1] = {0}, (0,)
+    world.now_s = 9.0
+    world.decide()
+    assert world.told.nodes == (0, 1), "of some chunks the only copy may be there"
+    world.nodes.remove(0)
+    world.decide()
+    assert world.told.nodes == (1,), "it is dead: nobody comes back"
 
 
 def test_without_any_host_a_job_waits_for_the_first() -> None:

@@ -100,7 +100,9 @@ class Limits:
     aggregator says nothing for `silence_s` another one is started: it waits while the first
     prepares, and ends it if it hangs. A node that has been joining for `join_s` is told of: nobody
     waits for it, but somebody may wonder. Where members change a spare is started a step later, or
-    `settle_s`: a start takes from the cores that the step needs whose work is done again.
+    `settle_s`: a start takes from the cores that the step needs whose work is done again. Where
+    `replicas` nodes or more are lost within `patience_s` state would be gone with them: those that
+    are only silent are waited for, as long.
     """
 
     min_workers: int
@@ -115,6 +117,8 @@ class Limits:
     silence_s: float = 10.0
     join_s: float = 30.0
     settle_s: float = 2.0
+    replicas: int = sys.maxsize
+    patience_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -143,6 +147,8 @@ class Coordinator:
     _joining_s: dict[int, float] = field(default_factory=dict)
     _settled: int = 0
     _changed: tuple[int, float] = -1, 0.0
+    _losses_s: list[float] = field(default_factory=list)
+    _silent_s: dict[int, float] = field(default_factory=dict)
     _given_up: str = ""
     _empty: bool = False
     _num_noted: int | None = None
@@ -266,7 +272,7 @@ class Coordinator:
     def _settle_nodes(self, view: View, actions: list[Action]) -> None:
         """Which nodes take part from now on. A new one receives the parameters before it does."""
         now = self._membership
-        lost = _lost_nodes(view, now.nodes)
+        lost = self._given_up_of(view, _lost_nodes(view, now.nodes))
         kept = [one for one in now.nodes if one not in lost]
         if not kept:
             return  # nothing is left that could go on
@@ -293,6 +299,7 @@ class Coordinator:
         if after == (now.nodes, now.joining, now.departing):
             return
         gone = [one for one in now.joining if one not in view.aggregators]
+        self._losses_s += [view.now_s] * len(lost)
         for node in (*lost, *gone):
             reason = f"node {node}: the others go on without it"
             actions.append(Note("node_lost", reason, node=node))
@@ -314,6 +321,17 @@ class Coordinator:
                 leaving=tuple(one for one in now.leaving if view.home(one) not in ended),
             )
         )
+
+    def _given_up_of(self, view: View, lost: list[int]) -> list[int]:
+        """Those that are not waited for: they are dead, or enough copies of all state are left."""
+        now_s, limits = view.now_s, self.limits
+        self._losses_s = [one for one in self._losses_s if now_s - one < limits.patience_s]
+        silent = [one for one in lost if one in view.aggregators]
+        self._silent_s = {one: self._silent_s.get(one, now_s) for one in silent}
+        if len(self._losses_s) + len(lost) < limits.replicas:
+            return lost
+        waits = {one for one, at_s in self._silent_s.items() if now_s - at_s < limits.patience_s}
+        return [one for one in lost if one not in waits]
 
     def _free(self, view: View) -> list[int]:
         """Departing nodes that nothing counts on any more, nor can."""

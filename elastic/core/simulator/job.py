@@ -47,6 +47,7 @@ M = TypeVar("M", bound=Message | NodeMessage)
 MAX_EVENTS = 50_000  # and for each step as many as none needed that was right
 MAX_EVENTS_OF_A_STEP = 1_000
 START_S = 30.0  # longer than any start here
+PATIENCE_S = 3.0  # longer than a silence that ends
 PERSON_S = 5.0  # after so long without anybody who can go on somebody scales
 JOIN_S = 3.0  # a node that all can reach is a member after so long of steps and no fault
 
@@ -100,6 +101,8 @@ class Job:
             standby=schedule.standby,
             restarts=BackOff(limit=7),
             start_s=START_S,
+            replicas=self.rules.replicas,
+            patience_s=PATIENCE_S,
         )
         self.workers: dict[int, WorkerProcess] = {}
         self.aggregators: list[AggregatorProcess] = []
