@@ -10,11 +10,11 @@ import contextlib
 import ctypes
 import logging
 import os
-import select
 import selectors
 import socket
 import time
 from functools import partial
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from actors.channel import Channel, accept, listen
@@ -512,6 +512,6 @@ def _wait_for_death(pid: int, timeout_s: float) -> None:
         time.sleep(0.001)  # the kernel is about to give its lock back
         return
     try:
-        select.select([descriptor], [], [], timeout_s)
+        wait([descriptor], timeout_s)
     finally:
         os.close(descriptor)

@@ -5,12 +5,12 @@ Only carries: what a report means is the protocol's business.
 
 from __future__ import annotations
 
-import select
 import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
@@ -75,7 +75,7 @@ class OneContact:
             self.send(0, _GREETING)
         if self._channel is None:
             return []
-        select.select([self._channel], [], [], wait_s)
+        wait([self._channel], wait_s)
         return self._read(self._channel)
 
     def _read(self, channel: Channel) -> list[Scale]:

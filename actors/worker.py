@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING
 
 from actors.setup import (
@@ -172,7 +173,7 @@ class WorkerShell:
         if wait:
             self._computed.device.wait()
             self._send_held()
-            select.select([self._channel.fileno(), self._signals], [], [], _IDLE_S)
+            wait_for([self._channel, self._signals], _IDLE_S)
         if signal.SIGTERM in self._read_signals() and not self._leaves:
             self._leaves = True
             self._ask_to_leave()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +128,8 @@ class MicroBatches:
             for constant in spec.constants
             if constant.name not in self._parameters
         }
-        polled(self._model, self._poll)
+        this = proxy(self)  # the garbage collector does not see into hooks of gradients
+        polled(self._model, lambda: this._poll())
         self.meter = Meter()
         self.between: Callable[[], None] | None = None
         self._wanted: tuple[int, int | None, int] | None = None

@@ -17,10 +17,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import shutil
 import signal
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(f"/dev/shm/elastic-{os.getuid()}")  # users of one machine do not share it
@@ -142,7 +142,7 @@ def kill_and_wait(pid: int, timeout_s: float) -> bool:
         return True
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        return bool(select.select([descriptor], [], [], timeout_s)[0])
+        return bool(wait([descriptor], timeout_s))
     except ProcessLookupError:
         return True
     finally:

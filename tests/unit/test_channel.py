@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def pair(path: Path) -> Iterator[tuple[Channel, Channel]]:
 
 def ready(channel: Channel) -> Message | None:
     """The next message, waited for."""
-    assert select.select([channel], [], [], 10)[0], "nothing arrives"
+    assert wait([channel], 10), "nothing arrives"
     return channel.receive()
 
 
@@ -216,9 +216,9 @@ def test_a_process_that_was_killed_and_has_not_run_since_is_dying(path: Path) ->
             listen(path) as listener,
             subprocess.Popen([sys.executable, "-c", _BUSY_PEER, path]) as process,
         ):
-            assert select.select([listener], [], [], 30)[0], "it comes"
+            assert wait([listener], 30), "it comes"
             channel = accept(listener)
-            assert select.select([channel], [], [], 30)[0], "it is busy"
+            assert wait([channel], 30), "it is busy"
             assert not channel.is_dying
             process.kill()
             assert channel.is_dying
@@ -233,14 +233,14 @@ def test_a_process_that_dies_shows_it_before_its_end_of_file(path: Path) -> None
         listen(path) as listener,
         subprocess.Popen([sys.executable, "-c", _PEER, path], stdin=subprocess.PIPE) as process,
     ):
-        assert select.select([listener], [], [], 30)[0], "it comes"
+        assert wait([listener], 30), "it comes"
         channel = accept(listener)
-        assert select.select([channel], [], [], 30)[0], "it says something"
+        assert wait([channel], 30), "it says something"
         for is_death in (False, True):
             death = channel.open_death()
             if death is None:
                 pytest.skip("Linux 6.9 tells of threads")
-            assert select.select([death], [], [], 0)[0] == []
+            assert wait([death], 0) == []
             assert not channel.is_dying
             if is_death:
                 process.kill()
@@ -248,7 +248,7 @@ def test_a_process_that_dies_shows_it_before_its_end_of_file(path: Path) -> None
                 assert process.stdin is not None
                 process.stdin.write(b"\n")
                 process.stdin.flush()
-            assert select.select([death], [], [], 30)[0], "a thread has ended"
+            assert wait([death], 30), "a thread has ended"
             assert channel.is_dying is is_death
             os.close(death)
         process.wait()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +73,28 @@ def test_the_aggregator_is_greeted_and_its_newest_report_counts(
     one.send(1, Stop("to nobody"))
     assert channel.receive() == Admit(Membership(generation=4))
     assert channel.receive() is None
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """This process has so many that what it opens next is beyond what `select` can wait for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    with ExitStack() as opened:
+        for _ in range(1024):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_may_have_many_files_open(
+    many_files: None, one: OneContact, listener: socket.socket
+) -> None:
+    assert one.turn(0.0) == []
+    with closing(accept(listener)) as channel:
+        assert channel.fileno() > 1024
+        channel.send(Scale(2))
+        assert one.turn(10.0) == [Scale(2)]
 
 
 @pytest.mark.parametrize("notices_by", ["reading", "sending"])

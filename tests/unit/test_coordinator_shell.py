@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import cast
 
@@ -131,7 +131,7 @@ class World:
         """Read until the coordinator asks to stop in that way."""
         begun_s = time.monotonic()
         while time.monotonic() - begun_s < DEADLINE_S:
-            select.select([self.channel], [], [], 1.0)
+            wait([self.channel], 1.0)
             while (message := self.channel.receive()) is not None:
                 if isinstance(message, Stop) and message.at_once == at_once:
                     return message
@@ -143,7 +143,7 @@ class World:
         begun_s = time.monotonic()
         while self.shell.status().phase != "done":
             assert time.monotonic() - begun_s < DEADLINE_S
-            select.select([], [], [], 0.005)
+            wait([], 0.005)
         return self.shell.failure()
 
 
@@ -159,7 +159,7 @@ def world(tmp_path: Path, make_job: Callable[..., JobConfig]) -> Iterator[World]
     store.create()
     listener = listen(store.path / "socket")
     shell.start()
-    select.select([listener], [], [], DEADLINE_S)
+    wait([listener], DEADLINE_S)
     channel = accept(listener)
     channel.send(Report(3, Membership(), connected=()))
     world = World(shell, watch, run, channel)
@@ -199,7 +199,7 @@ def test_what_may_come_or_cannot_be_heard_is_told_once(world: World) -> None:
     world.watch.broken = {"aws": "no route"}
     begun_s = time.monotonic()
     while len(world.kinds()) < 2 and time.monotonic() - begun_s < DEADLINE_S:
-        select.select([], [], [], 0.005)
+        wait([], 0.005)
     assert world.finish(4) is None
     assert sorted(world.kinds()) == ["preemption_possible", "preemption_unwatched"]
 
@@ -213,7 +213,7 @@ def test_who_is_slow_is_told_with_a_verdict_that_others_can_read(world: World) -
     begun_s = time.monotonic()
     while not (told := [one for one in run.read_events() if one["kind"] == "verdict"]):
         assert time.monotonic() - begun_s < DEADLINE_S
-        select.select([], [], [], 0.005)
+        wait([], 0.005)
     assert told[0]["worker"] == 2
     assert told[0]["verdict"]["culprit"] == "worker 2"
     assert world.finish(4) is None
