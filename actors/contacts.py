@@ -75,7 +75,7 @@ class OneContact:
             self.send(0, _GREETING)
         if self._channel is None:
             return []
-        wait([self._channel], wait_s)
+        wait([self._channel.fileno()], wait_s)
         return self._read(self._channel)
 
     def _read(self, channel: Channel) -> list[Scale]:

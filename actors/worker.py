@@ -173,7 +173,7 @@ class WorkerShell:
         if wait:
             self._computed.device.wait()
             self._send_held()
-            wait_for([self._channel, self._signals], _IDLE_S)
+            wait_for([self._channel.fileno(), self._signals], _IDLE_S)
         if signal.SIGTERM in self._read_signals() and not self._leaves:
             self._leaves = True
             self._ask_to_leave()
