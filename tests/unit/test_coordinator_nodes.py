@@ -262,7 +262,7 @@ def test_a_new_node_gets_its_share_of_the_workers() -> None:
 
 def host_comes(*, workers: int = 4, is_slow: bool = True, spare: int = 0) -> World:
     """To a job that trains on one; it does not get there if it is slow."""
-    world = World(0, workers=workers, spare=spare, settle_s=0.0)
+    world = World(0, workers=workers, spare=spare)
     world.settle()
     world.step, world.is_slow = 5, is_slow
     world.nodes.add(1)

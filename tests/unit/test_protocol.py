@@ -774,10 +774,6 @@ class World:
         assert self.report is not None
         self.report = replace(self.report, connected=workers)
 
-    def commit(self) -> None:
-        assert self.report is not None
-        self.report = replace(self.report, step=self.report.step + 1)
-
     @property
     def members(self) -> tuple[int, ...]:
         return self.coordinator.membership.members
@@ -844,33 +840,13 @@ def test_a_spare_is_started_once_those_that_are_needed_run() -> None:
     world.decide()
     assert not only(coord.StartWorker, world.decide())
     world.connect(0, 1)
-    world.decide()
-    world.commit()
     assert only(coord.StartWorker, world.decide()) == [coord.StartWorker(2)]
     world.connect(0, 1, 2)
     world.decide()
     assert world.members == (0, 1)
-
-
-@pytest.mark.parametrize("waits", ["until it is committed", "for a time"])
-def test_a_spare_is_not_started_beside_the_step_in_which_another_took_over(waits: str) -> None:
-    world = World(spare=1, settle_s=2.0)
-    world.decide()
-    world.connect(0, 1)
-    world.decide()
-    world.commit()
-    world.decide()
-    world.connect(0, 1, 2)
     world.processes[0] = DEAD
-    assert not only(coord.StartWorker, world.decide())
+    world.decide()
     assert world.members == (1, 2)
-    world.now_s = 1.9
-    assert not only(coord.StartWorker, world.decide())
-    if waits == "for a time":
-        world.now_s = 2.0
-    else:
-        world.commit()
-    assert only(coord.StartWorker, world.decide()) == [coord.StartWorker(3)]
 
 
 def test_the_dead_are_buried_once_and_replaced_under_new_numbers() -> None:

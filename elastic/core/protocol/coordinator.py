@@ -99,10 +99,8 @@ class Limits:
     `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
     aggregator says nothing for `silence_s` another one is started: it waits while the first
     prepares, and ends it if it hangs. A node that has been joining for `join_s` is told of: nobody
-    waits for it, but somebody may wonder. Where members change a spare is started a step later, or
-    `settle_s`: a start takes from the cores that the step needs whose work is done again. Where
-    `replicas` nodes or more are lost within `patience_s` state would be gone with them: those that
-    are only silent are waited for, as long.
+    waits for it, but somebody may wonder. Where `replicas` nodes or more are lost within `patience_s`
+    state would be gone with them: those that are only silent are waited for, as long.
     """
 
     min_workers: int
@@ -116,7 +114,6 @@ class Limits:
     start_s: float = 600.0
     silence_s: float = 10.0
     join_s: float = 30.0
-    settle_s: float = 2.0
     replicas: int = sys.maxsize
     patience_s: float = 10.0
 
@@ -146,7 +143,6 @@ class Coordinator:
     _waits: dict[int, tuple[bool, float]] = field(default_factory=dict)
     _joining_s: dict[int, float] = field(default_factory=dict)
     _settled: int = 0
-    _changed: tuple[int, float] = -1, 0.0
     _losses_s: list[float] = field(default_factory=list)
     _silent_s: dict[int, float] = field(default_factory=dict)
     _given_up: str = ""
@@ -238,11 +234,8 @@ class Coordinator:
         self._let_surplus_go(actions)
         self._note_late(view, actions)
         if report is not None:
-            members = self._membership.members
             self._settle_members(view, report, actions)
             now = self._membership
-            if now.members != members:
-                self._changed = report.step, view.now_s
             if (now.target, now.target_nodes) != (self.target, self.target_nodes):
                 self._change(now)
         starts = self._start_what_is_missing(view)
@@ -533,7 +526,7 @@ class Coordinator:
         missing = min(self.target + self.limits.spare, self.limits.max_workers + 1) - len(living)
         if missing > 0:
             starting = any(view.processes[worker] is Life.STARTING for worker in living)
-            if len(living) >= self.target and (starting or self._is_changing(view)):
+            if starting and len(living) >= self.target:
                 return []  # spares start one at a time, behind those that are needed
             loads, places = self._loads(view, living), []
             for _ in range(max(1, self.target - len(living))):
@@ -551,12 +544,6 @@ class Coordinator:
             del takers[node]
         spare = Counter(view.home(one) for one in living if one not in now.members)
         return sorted((takers - spare - coming).elements())
-
-    def _is_changing(self, view: View) -> bool:
-        """Whether the step is under way in which the members changed, and not for long yet."""
-        step, at_s = self._changed
-        is_recent = view.now_s - at_s < self.limits.settle_s
-        return is_recent and view.report is not None and view.report.step == step
 
     def _loads(self, view: View, living: Iterable[int]) -> Counter[int]:
         """How many workers live on each node that takes part, and will."""
