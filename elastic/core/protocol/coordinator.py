@@ -99,8 +99,8 @@ class Limits:
     `start_s` is long enough for any start: a worker that needs longer is taken to hang. Where an
     aggregator says nothing for `silence_s` another one is started: it waits while the first
     prepares, and ends it if it hangs. A node that has been joining for `join_s` is told of: nobody
-    waits for it, but somebody may wonder. Where `replicas` nodes or more are lost within `patience_s`
-    state would be gone with them: those that are only silent are waited for, as long.
+    waits for it, but somebody may wonder. Where `replicas` nodes or more are lost within
+    `patience_s` state would be gone with them: those that are only silent are waited for, as long.
     """
 
     min_workers: int
